@@ -1,0 +1,163 @@
+"""Calling the user's function on rows: shapes, dtypes, per-sample arguments, and what it says when it cannot."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from picardsolve.state import Layout
+
+
+@dataclass
+class RowFunction:
+    """A drift, diffusion or model of many states as a function of flat rows.
+
+    Args:
+        name: the argument's name in messages.
+        function: ``function(t, y, *args)``, or ``function(y, t, **args)`` with ``time_last``.
+        layout: of one sample's state.
+        args: positional arguments (a mapping: keyword arguments); tensors hold one entry per sample if batched.
+        vectorized: False lifts the function of one state by ``torch.func.vmap``.
+        time_last: whether the function is a network in the samplers' order, with t of shape ``(rows,)``.
+        trailing: dimensions of the output beyond the state's.
+        max_batch: rows a call may hold; more are cut into chunks.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    layout: Layout
+    args: Sequence[Any] | Mapping[str, Any] = ()
+    vectorized: bool = True
+    time_last: bool = False
+    trailing: int = 0
+    max_batch: int | None = None
+    calls: int = 0
+    evaluations: int = 0
+    _probe: "tuple[Tensor, Tensor, Tensor, Tensor] | None" = field(default=None, repr=False)
+    _checked: bool = False
+
+    def __call__(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+        """Evaluate rows.
+
+        Args:
+            t: ``(R,)`` times.
+            x: ``(R, D)`` states.
+            sample: ``(R,)``, which sample a row belongs to.
+
+        Returns:
+            ``(R, D)``, or ``(R, D * m)`` with a trailing dimension m.
+        """
+        if self.vectorized and not self.time_last and not self._checked and len(t) > self.layout.batch:
+            return self._call_checking_rows(t, x, sample)
+        return self._in_chunks(t, x, sample)
+
+    def _call_checking_rows(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+        """Once, carry an earlier row in another batch: a function that mixes rows gives it away, for one evaluation."""
+        if self._probe is None:
+            out = self._in_chunks(t, x, sample)
+            self._probe = (t[:1], x[:1], sample[:1], out[:1])
+            return out
+        self._checked = True
+        *probe, expected = self._probe
+        joined = [torch.cat([rows, first]) for rows, first in zip((t, x, sample), probe, strict=True)]
+        out = self._in_chunks(*joined)
+        slack = torch.finfo(self.layout.dtype).eps ** 0.5
+        if not torch.allclose(out[-1:], expected, slack, slack * float(expected.abs().max()), equal_nan=True):
+            raise ValueError(
+                f"{self.name}: its value at one state changes with the other states it is called with; make every "
+                "row of y independent, or pass vectorized=False to have it lifted from one state to many."
+            )
+        return out[:-1]
+
+    def remember(self, t: Tensor, x: Tensor, sample: Tensor, out: Tensor) -> None:
+        """Keep the first row that was evaluated alone, to be compared when it is evaluated in company."""
+        if self._probe is None:
+            self._probe = (t[:1], x[:1], sample[:1], out[:1])
+
+    def _in_chunks(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+        size = self.max_batch or len(t)
+        if len(t) <= size:
+            return self._call(t, x, sample)
+        chunks = zip(t.split(size), x.split(size), sample.split(size), strict=True)
+        return torch.cat([self._call(*chunk) for chunk in chunks])
+
+    def _call(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+        rows = len(t)
+        self.calls += 1
+        self.evaluations += rows
+        args = self._gather(sample)
+        y = self.layout.unpack(x)
+        try:
+            out = self._apply(t, y, args)
+        except Exception as error:
+            hint = self._hint(rows)
+            if hint is None:
+                raise
+            raise ValueError(f"{self.name}: {hint} It raised {type(error).__name__}: {error}") from error
+        return self._flat(out, rows)
+
+    def _apply(self, t: Tensor, y: Any, args: Any) -> Any:
+        if self.time_last:
+            out = self.function(y, t, **args)
+            return getattr(out, "sample", out)
+        if not self.vectorized:
+            dims = (0, 0, *(0 if self._per_sample(arg) else None for arg in args))
+            return torch.func.vmap(self.function, dims)(t, y, *args)
+        deepest = max(len(shape) for shape in self.layout.shapes)
+        return self.function(t.reshape(-1, *[1] * deepest), y, *args)
+
+    def _hint(self, rows: int) -> str | None:
+        if self.time_last:
+            return None
+        if not self.vectorized:
+            return (
+                "could not be lifted by torch.func.vmap (no `if` on values, .item(), or writes into new tensors); "
+                "write it for many states at once and pass vectorized=True."
+            )
+        if rows > self.layout.batch:
+            return (
+                f"failed when called with {rows} states at once; make it accept y of shape (rows, *state) and t of "
+                "shape (rows, 1, ...), or pass vectorized=False."
+            )
+        return None
+
+    def _per_sample(self, arg: Any) -> bool:
+        return self.layout.batched and isinstance(arg, Tensor) and arg.dim() > 0
+
+    def _gather(self, sample: Tensor) -> Any:
+        if not self.args or not self.layout.batched:
+            return self.args
+        everyone = len(sample) == self.layout.batch and bool((sample == torch.arange(len(sample))).all())
+        return pytree.tree_map(
+            lambda arg: arg.index_select(0, sample.to(arg.device)) if self._per_sample(arg) and not everyone else arg,
+            self.args,
+        )
+
+    def _flat(self, out: Any, rows: int) -> Tensor:
+        leaves = pytree.tree_leaves(out)
+        expected = [(rows, *shape) for shape in self.layout.shapes]
+        shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
+        fits = [shape[: len(shape) - self.trailing] for shape in shapes] == expected
+        if not fits or len({shape[len(shape) - self.trailing :] for shape in shapes}) > 1:
+            tail = ", m" * self.trailing
+            wanted = ", ".join(f"({', '.join(map(str, shape))}{tail})" for shape in expected)
+            raise ValueError(
+                f"{self.name}: expected to return shape {wanted} for {rows} states at once, got "
+                f"{', '.join(map(str, shapes)) or type(out).__name__}; return one value per state, or pass "
+                "vectorized=False if it is written for a single state."
+            )
+        for leaf in leaves:
+            if leaf.device != self.layout.device:
+                raise ValueError(
+                    f"{self.name}: expected to return a tensor on {self.layout.device}, got {leaf.device}."
+                )
+            if leaf.dtype != self.layout.dtype:
+                raise TypeError(
+                    f"{self.name}: expected to return {self.layout.dtype}, the dtype of y0, got {leaf.dtype}; convert "
+                    "y0 or the result."
+                )
+        flat = [leaf.reshape(rows, -1, *leaf.shape[leaf.dim() - self.trailing :]) for leaf in leaves]
+        return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).reshape(rows, -1).to(self.layout.compute_dtype)

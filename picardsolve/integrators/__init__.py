@@ -1,0 +1,23 @@
+"""What makes a chain of steps: each integrator says its order and what terms it takes."""
+
+from picardsolve.integrators.base import Chain, Integrator, Problem, Rows, Steps
+from picardsolve.integrators.diffusion import DDIM, DDPM
+from picardsolve.integrators.dpm_solver import DPMSolver
+from picardsolve.integrators.runge_kutta import RK4, Euler, Heun
+
+EulerMaruyama = Euler  # the name that SDE users look for: Euler on an SDE
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "RK4",
+    "Chain",
+    "DPMSolver",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "Integrator",
+    "Problem",
+    "Rows",
+    "Steps",
+]

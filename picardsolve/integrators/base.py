@@ -1,0 +1,159 @@
+"""The two interfaces of this layer: what a user picks, and the chain of steps that it makes of a term and a grid."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from picardsolve.brownian import BrownianPath
+from picardsolve.state import Layout
+from picardsolve.terms import Term
+
+Hold = Literal["output", "sample"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One solve, validated: everything a chain is made of."""
+
+    term: Term
+    layout: Layout
+    ts: Tensor
+    args: Any
+    brownian: BrownianPath
+    max_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The states of one round: row r is one sample at one step.
+
+    Attributes:
+        step: ``(R,)`` int64 on the CPU.
+        sample: ``(R,)`` int64 on the CPU.
+        state: ``(R, D)``.
+    """
+
+    step: Tensor
+    sample: Tensor
+    state: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of every sample: at step ``(B,)``, of ``state`` ``(B, D)``, with ``output`` ``(B, K)``."""
+
+    step: Tensor
+    state: Tensor
+    output: Tensor
+
+
+class Steps(ABC):
+    """The steps of one window, the outputs of this round's drift calls held fixed.
+
+    ``W`` steps of ``B`` samples; sample s stands at step ``n[j, s]`` in position j.
+    """
+
+    @abstractmethod
+    def images(self) -> Tensor:
+        """``Phi_n(X_n)``, shape ``(W, B, D)``."""
+
+    @abstractmethod
+    def frozen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Step from ``x[0]`` through the window with the outputs held fixed.
+
+        Args:
+            x: the old states, ``(W + 1, B, D)``.
+
+        Returns:
+            The new states, their changes, and the residuals ``Phi_n(X_n) - X_{n+1}`` or None, each ``(W, B, D)``.
+        """
+
+    @abstractmethod
+    def noise_scale(self) -> Tensor | None:
+        """``(W, B)``: standard deviation of the noise of the step that leaves each new state; None where none."""
+
+
+class Chain(ABC):
+    """``x[n + 1] = Phi_n(x[n])`` for n = 0 ... ``length`` - 1: one integrator on one term and grid.
+
+    Attributes:
+        length: number of steps N.
+        rounds: drift calls that follow each other in one evaluation of a step (its stages).
+        memory: how many earlier outputs a step reads (0 for one-step methods).
+        noise_size: numbers of Brownian motion per sample and step (0 for ODEs).
+    """
+
+    length: int
+    rounds: int = 1
+    memory: int = 0
+    noise_size: int = 0
+
+    @abstractmethod
+    def evaluate(self, rows: Rows) -> Tensor:
+        """The drift's outputs at rows, ``(R, K)``: the only place that costs anything."""
+
+    @abstractmethod
+    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+        """The steps of a window.
+
+        Args:
+            n: ``(W, B)`` int64 on the CPU.
+            x: ``(W, B, D)`` states.
+            outputs: ``(memory + W, B, K)``: of the steps before the window, then of the window.
+            noise: ``(W, B, noise_size)`` increments, or None.
+        """
+
+    @abstractmethod
+    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: "Evaluated", noise: Tensor | None) -> Tensor:
+        """Go on from a state with one evaluation held fixed: the guess of the states ahead, for no drift call.
+
+        Args:
+            n: ``(L, B)`` the steps to take.
+            hold: "output" holds the drift or the predicted noise, "sample" the predicted clean sample.
+            start: ``(B, D)`` the state that the first step leaves from.
+            source: what is held.
+            noise: ``(L, B, noise_size)`` or None.
+
+        Returns:
+            The states after each step, ``(L, B, D)``.
+        """
+
+    @abstractmethod
+    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+        """Brownian increments of steps ``n`` of samples ``sample``, both ``(R,)``: ``(R, noise_size)``."""
+
+    @abstractmethod
+    def counts(self) -> tuple[int, int]:
+        """Drift calls and evaluations so far."""
+
+
+class Integrator(ABC):
+    """What turns a term and a grid into a chain.
+
+    Attributes:
+        order: order of convergence on ODEs.
+    """
+
+    order: int
+
+    @abstractmethod
+    def chain(self, problem: Problem) -> Chain:
+        """Build the chain.
+
+        Raises:
+            TypeError: this integrator does not take the term.
+        """
+
+
+def per_step(table: Tensor, n: Tensor, like: Tensor) -> Tensor:
+    """Entries ``(W, B, 1)`` of a float64 table ``(N,)`` in the dtype and on the device of the states."""
+    return table[n][..., None].to(like.device, like.dtype)
+
+
+def refuse(integrator: Integrator, term: Term, takes: str, instead: str) -> TypeError:
+    """The error of an integrator that is given a term it cannot solve."""
+    return TypeError(
+        f"integrator: {type(integrator).__name__} takes {takes}, got {type(term).__name__}; pass {instead}."
+    )

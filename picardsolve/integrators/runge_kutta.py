@@ -1,0 +1,205 @@
+"""Explicit Runge-Kutta methods: Euler (on an SDE: Euler-Maruyama), Heun, RK4. A stage is a round."""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from picardsolve.drift import RowFunction
+from picardsolve.integrators.base import (
+    Chain,
+    Evaluated,
+    Hold,
+    Integrator,
+    Problem,
+    Rows,
+    Steps,
+    per_step,
+    refuse,
+)
+from picardsolve.recurrence import linear_sweep, recurrence
+from picardsolve.terms import ODE, SDE
+
+# Butcher tableaus: rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
+_HEUN = (((1.0,),), (1 / 2, 1 / 2))
+_CLASSIC = (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+_THREE_EIGHTHS = (((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+_EULER = ((), (1.0,))
+
+
+@dataclass(frozen=True)
+class Euler(Integrator):
+    """Explicit Euler on an `ODE`; Euler-Maruyama on an Ito `SDE` (strong order 1/2, 1 for additive noise)."""
+
+    order = 1
+
+    def chain(self, problem: Problem) -> Chain:
+        """Build the chain of an `ODE` or an Ito `SDE`."""
+        if isinstance(problem.term, ODE):
+            return RungeKuttaChain(problem, _EULER)
+        if not isinstance(problem.term, SDE):
+            raise refuse(self, problem.term, "an ODE or an SDE", "DDIM(), DDPM() or DPMSolver() for a Denoiser")
+        if problem.term.interpretation != "ito":
+            raise TypeError(
+                "integrator: Euler converges to the Ito solution, got a stratonovich SDE; add the correction "
+                "to the drift and pass interpretation='ito'."
+            )
+        return EulerMaruyamaChain(problem)
+
+
+@dataclass(frozen=True)
+class Heun(Integrator):
+    """Heun's second-order method on an `ODE`: two stages, so two rounds a window."""
+
+    order = 2
+
+    def chain(self, problem: Problem) -> Chain:
+        """Build the chain of an `ODE`."""
+        return _runge_kutta(self, problem, _HEUN)
+
+
+@dataclass(frozen=True)
+class RK4(Integrator):
+    """The fourth-order method on an `ODE`: four stages, so four rounds a window.
+
+    Args:
+        rule: "classic", or "3/8", which torchdiffeq calls "rk4".
+    """
+
+    rule: Literal["classic", "3/8"] = "classic"
+    order = 4
+
+    def chain(self, problem: Problem) -> Chain:
+        """Build the chain of an `ODE`."""
+        return _runge_kutta(self, problem, _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS)
+
+
+def _runge_kutta(integrator: Integrator, problem: Problem, tableau: tuple) -> Chain:
+    if not isinstance(problem.term, ODE):
+        instead = "Euler() for an SDE" if isinstance(problem.term, SDE) else "DDIM() or DPMSolver() for a Denoiser"
+        raise refuse(integrator, problem.term, "an ODE", instead)
+    return RungeKuttaChain(problem, tableau)
+
+
+class RungeKuttaChain(Chain):
+    """``Phi_n(x) = x + h_n sum_i b_i k_i``; the output of a step is its slope ``sum_i b_i k_i``."""
+
+    def __init__(self, problem: Problem, tableau: tuple):
+        term = cast(ODE, problem.term)
+        self.length = len(problem.ts) - 1
+        self.rounds = len(tableau[1])
+        self._a, self._b = tableau
+        self._t, self._h = problem.ts[:-1], problem.ts.diff()
+        self._drift = RowFunction(
+            "drift", term.drift, problem.layout, problem.args, term.vectorized, max_batch=problem.max_batch
+        )
+
+    def evaluate(self, rows: Rows) -> Tensor:
+        """The slopes, ``(R, D)``."""
+        t, h = self._t[rows.step], self._h[rows.step]
+        column = h[:, None].to(rows.state)
+        slopes = [self._call(t, rows.state, rows)]
+        for a in self._a:
+            y = rows.state + column * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
+            slopes.append(self._call(t + sum(a) * h, y, rows))
+        if len(slopes) == 1:
+            return slopes[0]
+        return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
+
+    def _call(self, t: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        return self._drift(t.to(y.device, y.dtype), y, rows.sample)
+
+    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+        """The steps of a window."""
+        return _Additive(torch.addcmul(x, outputs, per_step(self._h, n, x)), None)
+
+    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+        """Steps along a fixed slope."""
+        return recurrence(None, per_step(self._h, n, start) * source.output, start)
+
+    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+        """None: an ODE has no noise."""
+        return torch.zeros(len(n), 0)
+
+    def counts(self) -> tuple[int, int]:
+        """Drift calls and evaluations so far."""
+        return self._drift.calls, self._drift.evaluations
+
+
+class EulerMaruyamaChain(Chain):
+    """``Phi_n(x) = x + h f + g dW`` (Kloeden & Platen 1992, eq. 10.2.4); the output of a step is f and g."""
+
+    def __init__(self, problem: Problem):
+        term = cast(SDE, problem.term)
+        self.length = len(problem.ts) - 1
+        self._noise, self._brownian, self._ts = term.noise, problem.brownian, problem.ts
+        self._t, self._h = problem.ts[:-1], problem.ts.diff()
+        self._size, general = problem.layout.size, term.noise == "general"
+        functions = (("drift", term.drift, 0), ("diffusion", term.diffusion, int(general)))
+        self._drift, self._diffusion = (
+            RowFunction(name, f, problem.layout, problem.args, term.vectorized, False, trailing, problem.max_batch)
+            for name, f, trailing in functions
+        )
+        if bool((self._h < 0).any()):
+            raise ValueError("ts: expected increasing times for an SDE; write the reverse-time equation forward.")
+
+    @property
+    def noise_size(self) -> int:
+        """Brownian motions of a sample; for general noise known once the diffusion has been called."""
+        return {"additive": self._size, "diagonal": self._size, "scalar": 1}.get(self._noise, self._motions)
+
+    _motions: int = 0
+
+    def evaluate(self, rows: Rows) -> Tensor:
+        """``f`` and ``g`` side by side, ``(R, D + D m)``."""
+        t = self._t[rows.step].to(rows.state.device, rows.state.dtype)
+        f, g = (function(t, rows.state, rows.sample) for function in (self._drift, self._diffusion))
+        self._motions = g.shape[1] // self._size
+        return torch.cat([f, g], 1)
+
+    def _noise_term(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        g = outputs[..., self._size :]
+        if self._noise != "general":
+            return g * noise
+        return (g.reshape(*g.shape[:-1], self._size, -1) @ noise[..., None])[..., 0]
+
+    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+        """The steps of a window."""
+        assert noise is not None
+        h = per_step(self._h, n, x)
+        images = torch.addcmul(x, outputs[..., : self._size], h) + self._noise_term(outputs, noise)
+        power = torch.linalg.vector_norm(outputs[..., self._size :], dim=-1) * self._size**-0.5
+        return _Additive(images, power * h[..., 0].sqrt())
+
+    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+        """Steps with fixed drift and diffusion, and their own known noise."""
+        assert noise is not None
+        drift = per_step(self._h, n, start) * source.output[..., : self._size]
+        held = source.output.expand(len(n), *source.output.shape)
+        return recurrence(None, drift + self._noise_term(held, noise), start)
+
+    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+        """``W(ts[n + 1]) - W(ts[n])``."""
+        return self._brownian.increments(self._ts[n], self._ts[n + 1], sample, self.noise_size)
+
+    def counts(self) -> tuple[int, int]:
+        """Calls of drift and diffusion together count once: they share a round and a state."""
+        return self._drift.calls, self._drift.evaluations
+
+
+@dataclass(frozen=True)
+class _Additive(Steps):
+    """Steps that add something held fixed: a change of the state passes unchanged."""
+
+    image: Tensor
+    noise: Tensor | None
+
+    def images(self) -> Tensor:
+        return self.image
+
+    def frozen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return linear_sweep(self.image, None, x)
+
+    def noise_scale(self) -> Tensor | None:
+        return self.noise

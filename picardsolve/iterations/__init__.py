@@ -1,0 +1,8 @@
+"""Iterations: one file for each choice of ``delta``."""
+
+from picardsolve.iterations.base import Iteration
+from picardsolve.iterations.exponential import Exponential
+from picardsolve.iterations.jacobi import Jacobi
+from picardsolve.iterations.picard import Picard
+
+__all__ = ["Exponential", "Iteration", "Jacobi", "Picard"]

@@ -1,0 +1,22 @@
+"""What is shown while a solve runs."""
+
+from tqdm.auto import tqdm
+
+
+class Progress:
+    """A bar of the steps that have converged, with the rounds so far; silent unless shown."""
+
+    def __init__(self, steps: int, shown: bool):
+        self._bar = tqdm(total=steps, unit="step", disable=not shown)
+
+    def update(self, converged: int, rounds: int) -> None:
+        """Show that ``converged`` steps are done after ``rounds`` rounds."""
+        if not self._bar.disable:
+            self._bar.set_postfix(rounds=rounds, refresh=False)
+            self._bar.update(converged - self._bar.n)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

@@ -1,0 +1,133 @@
+"""What comes back from a solve."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Result(Enum):
+    """How a solve ended; the value is the sentence to read."""
+
+    converged = "Every state is the sequential solution's, to the tolerance that was asked for."
+    nonfinite = (
+        "A step of the sequential solver itself is not finite: take smaller steps near that time, start from another "
+        "y0, or use more precision; a parallel solver cannot mend it."
+    )
+    max_rounds = "The limit of rounds was reached first: raise max_rounds, loosen the tolerance or narrow the window."
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a solve cost.
+
+    Attributes:
+        steps: steps N of the grid.
+        rounds: batched drift calls that follow each other; a Runge-Kutta stage is one, so is the guess's own.
+        evaluations: drifts at one state of one sample, all counted.
+        calls: calls of the user's function; more than rounds where ``max_batch`` cut them.
+        max_width: most steps of one sample in a round.
+    """
+
+    steps: int
+    rounds: int
+    evaluations: int
+    calls: int
+    max_width: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did, on the CPU.
+
+    Attributes:
+        begin: ``(B,)`` the step each sample's window stood at.
+        stride: ``(B,)`` the steps it accepted.
+        width: ``(B,)`` the steps it held.
+        increments: ``(W, B)`` root mean square change of the states after each step.
+        residuals: ``(W, B)`` root mean square of ``Phi_n(X[n]) - X[n+1]``, or None where not computed.
+    """
+
+    begin: Tensor
+    stride: Tensor
+    width: Tensor
+    increments: Tensor
+    residuals: Tensor | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The states at the times ``ts``, and how they came about.
+
+    Attributes:
+        ts: ``(T,)`` float64: the grid, or its last time with ``save="last"``.
+        ys: ``(T, *y0.shape)``, or the same structure of tensors as y0; NaN where a solve stopped before.
+        result: how it ended.
+        stats: what it cost.
+        history: one record per round; empty for a sequential solve.
+    """
+
+    ts: Tensor
+    ys: Any
+    result: Result
+    stats: Stats
+    history: list[Round] = field(default_factory=list, repr=False)
+
+    def plot(self, sample: int = 0) -> "Figure":
+        """Draw the residual of every step in every round, with the window sliding through it.
+
+        Args:
+            sample: which sample of the batch.
+
+        Raises:
+            ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
+            ValueError: a sequential solution has no rounds to draw.
+        """
+        if not self.history:
+            raise ValueError("plot: this solution was computed step by step, it has no rounds to draw; use solve().")
+        try:
+            from matplotlib import pyplot as plt
+            from matplotlib.colors import LogNorm
+        except ImportError as error:
+            raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
+        field_ = torch.full((len(self.history), self.stats.steps), torch.nan)
+        begins, ends = [], []
+        for k, record in enumerate(self.history):
+            begin, width = int(record.begin[sample]), int(record.width[sample])
+            norms = record.increments if record.residuals is None else record.residuals
+            field_[k, begin : begin + width] = norms[:width, sample]
+            begins.append(begin)
+            ends.append(begin + width)
+        positive = field_[field_ > 0]
+        low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1e-16, 1.0)
+        figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+        norm = LogNorm(max(low, high * 1e-9), high)
+        image = axes.pcolormesh(field_.clamp(min=high * 1e-9).numpy(), norm=norm, cmap="viridis", rasterized=True)
+        rounds = [k + 0.5 for k in range(len(begins))]
+        axes.step(begins, rounds, where="mid", color="black", linewidth=1.2, label="accepted so far")
+        axes.plot(ends, rounds, color="black", linewidth=0.8, linestyle=":", label="end of the window")
+        axes.set(xlabel="step", ylabel="round", ylim=(len(begins), 0), xlim=(0, self.stats.steps))
+        axes.set_title(f"{self.stats.steps} steps in {self.stats.rounds} rounds")
+        axes.legend(loc="lower left", fontsize="small")
+        known = all(record.residuals is not None for record in self.history)
+        figure.colorbar(image, label="residual" if known else "change in the round")
+        return figure
+
+
+class SolveError(RuntimeError):
+    """A solve that could not be finished; nothing computed is lost.
+
+    Attributes:
+        solution: the states so far, NaN after them.
+        step: the step that failed, where one did.
+        time: its time.
+    """
+
+    def __init__(self, message: str, solution: Solution, step: int | None = None, time: float | None = None):
+        super().__init__(message)
+        self.solution, self.step, self.time = solution, step, time

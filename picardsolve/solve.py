@@ -1,0 +1,317 @@
+"""The public calls: check what was given, choose the parts, run, return a `Solution`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from picardsolve import grids
+from picardsolve import sequential as reference
+from picardsolve.brownian import BrownianPath
+from picardsolve.guesses import Guess, check_guess, default_guess
+from picardsolve.integrators import RK4, Chain, Euler, Heun, Integrator, Problem
+from picardsolve.iterations import Iteration, Picard
+from picardsolve.progress import Progress
+from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.state import Layout
+from picardsolve.terms import ODE, SDE, Denoiser, Term
+from picardsolve.tolerances import Tolerance
+from picardsolve.window import Settings, Window
+
+Save = Literal["all", "last"]
+
+
+def solve(
+    term: Term,
+    y0: Any,
+    ts: Tensor | Sequence[float],
+    *,
+    integrator: Integrator,
+    iteration: Iteration | None = None,
+    guess: Guess | None = None,
+    window: int = 32,
+    tol: float | Tensor | None = None,
+    rtol: float | Tensor | None = None,
+    atol: float | Tensor | None = None,
+    brownian: BrownianPath | None = None,
+    args: Sequence[Any] = (),
+    cond: Mapping[str, Any] | None = None,
+    batch_dims: int | None = None,
+    max_batch: int | None = None,
+    max_rounds: int | None = None,
+    save: Save = "all",
+    progress: bool = False,
+    throw: bool = True,
+) -> Solution:
+    """Solve a term on a grid, a window of steps at a time, to the sequential integrator's answer.
+
+    Args:
+        term: an `ODE`, `SDE` or `Denoiser`.
+        y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
+        ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
+        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `DDIM`, `DDPM`, `DPMSolver`.
+        iteration: how a window answers to a round; `Picard` by default.
+        guess: what states entering the window start from; the last evaluation held fixed by default.
+        window: steps solved at once, at least 1 (which is the sequential solver).
+        tol: tolerance relative to the step's own scale: the noise of the step for a `Denoiser` and an `SDE`,
+            ``1 + |y|`` for an `ODE`. 0 gives the sequential answer to the last bits. A tensor ``(B,)``: per sample.
+        rtol: instead of ``tol``: allowed change in a round relative to ``|y|``. Default 1e-5 where tol is not given.
+        atol: with ``rtol``: allowed absolute change. Default 1e-7 where tol is not given. A `Denoiser` without any
+            tolerance uses ``tol=0.05``.
+        brownian: the noise; ``BrownianPath(seed=0)`` by default.
+        args: passed on to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
+        cond: passed on to a `Denoiser`'s model by name; tensors hold an entry per sample.
+        batch_dims: 1: ``y0[i]`` are independent samples, each with its own window, tolerance and end. 0: ``y0`` is one
+            system. Always 1 for a `Denoiser`, 0 by default elsewhere.
+        max_batch: most rows a drift call may hold; larger rounds are cut into chunks.
+        max_rounds: stop after so many rounds.
+        save: "all" keeps the state at every time, "last" only at the last: memory of one window.
+        progress: show a bar of converged steps and rounds.
+        throw: False returns a failed solve's partial solution instead of raising.
+
+    Returns:
+        A `Solution`.
+
+    Raises:
+        TypeError: an argument has the wrong type, or the integrator does not take the term.
+        ValueError: an argument has a wrong value or shape, or the drift does not keep its contract.
+        SolveError: a sequential step is not finite, or ``max_rounds`` was reached; it carries the partial solution.
+    """
+    problem, y = _problem(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
+    _check_positive_integer("window", window)
+    _check_optional_positive_integer("max_rounds", max_rounds)
+    _check_choice("save", save, ("all", "last"))
+    if guess is not None:
+        _check_type("guess", guess, Guess, "picardsolve.Copy() or FrozenOutput()")
+        check_guess(guess, term)
+    if iteration is not None:
+        _check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
+    tolerance = _tolerance(term, problem.layout, tol, rtol, atol)
+    chain = integrator.chain(problem)
+    settings = Settings(
+        window, iteration or Picard(), guess or default_guess(term, chain.noise_size > 0), tolerance, lockstep=False
+    )
+    loop = Window(chain, y, settings, _path(chain, y) if save == "all" else None)
+    with Progress(chain.length, progress) as bar:
+        while not loop.done and (max_rounds is None or len(loop.history) * chain.rounds < max_rounds):
+            loop.tell(chain.evaluate(loop.ask()))
+            bar.update(int(loop.begin.min()), len(loop.history) * chain.rounds)
+    calls, evaluations = chain.counts()
+    width = max(int(record.width.max()) for record in loop.history)
+    stats = Stats(chain.length, len(loop.history) * chain.rounds, evaluations, calls, width)
+    result = Result.nonfinite if bool(loop.failed.any()) else Result.converged if loop.done else Result.max_rounds
+    path = loop.path if loop.path is not None else _ends(loop.x[0], loop.begin == chain.length)
+    return _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw)
+
+
+def sequential(
+    term: Term,
+    y0: Any,
+    ts: Tensor | Sequence[float],
+    *,
+    integrator: Integrator,
+    brownian: BrownianPath | None = None,
+    args: Sequence[Any] = (),
+    cond: Mapping[str, Any] | None = None,
+    batch_dims: int | None = None,
+    max_batch: int | None = None,
+    save: Save = "all",
+    progress: bool = False,
+    throw: bool = True,
+) -> Solution:
+    """Solve a term step by step with the same integrator: the reference of every parallel solve.
+
+    Arguments, result and errors are those of `solve`.
+    """
+    problem, y = _problem(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
+    _check_choice("save", save, ("all", "last"))
+    chain = integrator.chain(problem)
+    path = _path(chain, y) if save == "all" else None
+    with Progress(chain.length, progress) as bar:
+        last, done = reference.run(chain, y, path, bar)
+    failed = done < chain.length
+    calls, evaluations = chain.counts()
+    stats = Stats(chain.length, int(done.max().clamp(1)) * chain.rounds, evaluations, calls, 1)
+    if path is None:
+        path = _ends(last, ~failed)
+    else:
+        beyond = torch.arange(chain.length + 1)[:, None] > done
+        path = path.masked_fill(beyond[..., None].to(path.device), torch.nan)
+    result = Result.nonfinite if bool(failed.any()) else Result.converged
+    return _finish(problem, path, result, stats, [], done, failed, throw)
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Solve ``dy/dt = func(t, y)`` with torchdiffeq's argument order; returns the states at ``t``, time first.
+
+    Args:
+        func: ``func(t, y)`` of one state and a 0-d time; lifted to many times by ``torch.func.vmap`` unless
+            ``options={"vectorized": True}``.
+        y0: tensor, or tuple of tensors.
+        t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``.
+        rtol: relative tolerance of the iteration against the sequential fixed-grid solver.
+        atol: absolute tolerance likewise.
+        method: "euler", "heun2" or "rk4" (the 3/8 rule, as in torchdiffeq): fixed grids.
+        options: ``vectorized``; ``step_size``: longest step, every interval of ``t`` is cut into equal steps no longer
+            (default: the intervals themselves); ``window``, ``iteration``, ``guess``, ``max_batch``, ``progress``.
+
+    Raises:
+        ValueError: an unknown method or option, or what `solve` raises.
+    """
+    methods = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
+    if method not in methods:
+        raise ValueError(f"method: expected one of {', '.join(map(repr, methods))} (fixed grids), got {method!r}.")
+    given = dict(options or {})
+    vectorized, step_size = given.pop("vectorized", False), given.pop("step_size", None)
+    unknown = set(given) - {"window", "iteration", "guess", "max_batch", "progress"}
+    if unknown:
+        raise ValueError(f"options: got unknown {', '.join(map(repr, sorted(unknown)))}; see odeint's docstring.")
+    grid = grids.given(t)
+    fine, index = _refined(grid, step_size)
+    y0 = tuple(y0) if isinstance(y0, list) else y0
+    solution = solve(ODE(func, vectorized), y0, fine, integrator=methods[method], rtol=rtol, atol=atol, **given)
+    return tuple(y[index] for y in solution.ys) if isinstance(y0, tuple) else solution.ys[index]
+
+
+def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
+    """A grid with every interval cut into equal steps of at most ``step_size``, and where the old times stand in it."""
+    if step_size is None:
+        return grid, torch.arange(len(grid))
+    if not step_size > 0:
+        raise ValueError(f"options['step_size']: expected a positive number, got {step_size!r}.")
+    counts = torch.ceil(grid.diff().abs() / step_size - 1e-9).long().clamp(min=1)
+    pieces = [
+        torch.linspace(a, b, n + 1, dtype=grid.dtype)[1:]
+        for a, b, n in zip(grid[:-1].tolist(), grid[1:].tolist(), counts.tolist(), strict=True)
+    ]
+    return torch.cat([grid[:1], *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def _problem(
+    term: Term,
+    y0: Any,
+    ts: Tensor | Sequence[float],
+    integrator: Integrator,
+    brownian: BrownianPath | None,
+    args: Sequence[Any],
+    cond: Mapping[str, Any] | None,
+    batch_dims: int | None,
+    max_batch: int | None,
+) -> tuple[Problem, Tensor]:
+    if not isinstance(term, ODE | SDE | Denoiser):
+        raise TypeError(f"term: expected an ODE, SDE or Denoiser, got {type(term).__name__}; pass ps.ODE(f).")
+    _check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
+    if brownian is not None:
+        _check_type("brownian", brownian, BrownianPath, "picardsolve.BrownianPath(seed=0)")
+    _check_optional_positive_integer("max_batch", max_batch)
+    if isinstance(term, Denoiser):
+        if args or batch_dims == 0:
+            raise ValueError("args, batch_dims: a Denoiser takes cond={...} by name and its y0 is always a batch.")
+        batch_dims = 1
+    elif cond is not None:
+        raise ValueError("cond: only a Denoiser's model takes arguments by name; pass args=(...).")
+    layout = Layout.of(y0, batch_dims or 0)
+    given = cond if isinstance(term, Denoiser) else tuple(args)
+    for name, value in _named(given):
+        if layout.batched and isinstance(value, Tensor) and value.dim() and len(value) != layout.batch:
+            raise ValueError(f"{name}: expected a leading dimension of {layout.batch} samples, got {len(value)}.")
+    problem = Problem(term, layout, grids.given(ts), given, brownian or BrownianPath(seed=0), max_batch)
+    return problem, layout.pack(y0)
+
+
+def _named(given: Any) -> list[tuple[str, Any]]:
+    if isinstance(given, Mapping):
+        return [(f"cond[{key!r}]", value) for key, value in given.items()]
+    return [(f"args[{i}]", value) for i, value in enumerate(given or ())]
+
+
+def _tolerance(
+    term: Term,
+    layout: Layout,
+    tol: float | Tensor | None,
+    rtol: float | Tensor | None,
+    atol: float | Tensor | None,
+) -> Tolerance:
+    for name, value in (("tol", tol), ("rtol", rtol), ("atol", atol)):
+        if value is None:
+            continue
+        values = torch.as_tensor(value)
+        if values.dim() and tuple(values.shape) != (layout.batch,):
+            raise ValueError(f"{name}: expected a number or shape ({layout.batch},), got {tuple(values.shape)}.")
+        if not bool((values >= 0).all()):
+            raise ValueError(f"{name}: expected values >= 0, got {value!r}; 0 asks for the sequential answer itself.")
+    if tol is not None and (rtol is not None or atol is not None):
+        raise ValueError("tol: stands alone; pass either tol, or rtol and atol.")
+    if tol is None and rtol is None and atol is None and isinstance(term, Denoiser):
+        tol = 0.05
+    on = {"device": layout.device, "dtype": layout.compute_dtype}
+
+    def moved(value: float | Tensor) -> float | Tensor:
+        return value.to(**on) if isinstance(value, Tensor) and value.dim() else float(value)
+
+    if tol is None:
+        return Tolerance(atol=moved(1e-7 if atol is None else atol), rtol=moved(1e-5 if rtol is None else rtol))
+    if isinstance(term, ODE):
+        return Tolerance(atol=moved(tol), rtol=moved(tol))
+    return Tolerance(noise=moved(tol))
+
+
+def _path(chain: Chain, y: Tensor) -> Tensor:
+    return y.new_full((chain.length + 1, *y.shape), torch.nan)
+
+
+def _ends(last: Tensor, reached: Tensor) -> Tensor:
+    return last.masked_fill(~reached[:, None].to(last.device), torch.nan)[None]
+
+
+def _finish(
+    problem: Problem,
+    path: Tensor,
+    result: Result,
+    stats: Stats,
+    history: list,
+    done: Tensor,
+    failed: Tensor,
+    throw: bool,
+) -> Solution:
+    solution = Solution(problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history)
+    if result is Result.converged or not throw:
+        return solution
+    if result is Result.max_rounds:
+        raise SolveError(f"{int(done.min())} of {stats.steps} steps converged. {result.value}", solution)
+    sample = int(failed.long().argmax())
+    step = int(done[sample])
+    time = float(problem.ts[step])
+    which = f" of sample {sample}" if problem.layout.batched else ""
+    raise SolveError(f"Step {step}{which} at t = {time:g} is not finite. {result.value}", solution, step, time)
+
+
+def _check_positive_integer(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
+
+
+def _check_optional_positive_integer(name: str, value: object) -> None:
+    if value is not None:
+        _check_positive_integer(name, value)
+
+
+def _check_type(name: str, value: object, kind: type, instead: str) -> None:
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {kind.__name__}, got {given}; pass {instead}.")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")

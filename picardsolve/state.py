@@ -1,0 +1,93 @@
+"""How a user's state becomes rows of one flat vector, and back."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of one sample's state: a tensor, or a tuple, list or dict of tensors.
+
+    Attributes:
+        batch: number of independent samples B (1 when ``batch_dims`` was 0).
+        batched: whether the user's state has a leading dimension B.
+        shapes: per leaf, its shape without that dimension.
+        dtype: what the user gave; rows are kept in it, half precision in float32.
+    """
+
+    batch: int
+    batched: bool
+    shapes: tuple[torch.Size, ...]
+    structure: pytree.TreeSpec
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(y0: Any, batch_dims: int) -> "Layout":
+        """Read the layout off an initial state, refusing what cannot be solved.
+
+        Raises:
+            TypeError: a leaf is not a floating-point tensor, or dtypes or devices differ.
+            ValueError: ``batch_dims`` is not 0 or 1, a dimension is missing or empty, or a value is not finite.
+        """
+        if batch_dims not in (0, 1):
+            raise ValueError(f"batch_dims: expected 0 (y0 is one system) or 1 (y0[i] are samples), got {batch_dims!r}.")
+        leaves, structure = pytree.tree_flatten(y0)
+        if not leaves:
+            raise TypeError("y0: expected a tensor, or a tuple, list or dict of tensors, got none.")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"y0: expected tensors, got {type(leaf).__name__}; pass torch.as_tensor(...).")
+            if not leaf.dtype.is_floating_point:
+                raise TypeError(f"y0: expected a real floating dtype, got {leaf.dtype}; pass y0.double().")
+            if leaf.dtype != leaves[0].dtype or leaf.device != leaves[0].device:
+                raise TypeError("y0: expected all tensors of one dtype on one device; convert them with .to(...).")
+            if leaf.dim() < batch_dims or leaf.numel() == 0:
+                raise ValueError(f"y0: expected non-empty samples, got shape {tuple(leaf.shape)}.")
+            if not bool(torch.isfinite(leaf).all()):
+                raise ValueError("y0: expected finite values, got NaN or infinity; check what computed it.")
+        batch = {leaf.shape[0] for leaf in leaves} if batch_dims else {1}
+        if len(batch) > 1:
+            raise ValueError(f"y0: expected one leading batch dimension in every tensor, got {sorted(batch)}.")
+        return Layout(
+            batch=batch.pop(),
+            batched=bool(batch_dims),
+            shapes=tuple(leaf.shape[batch_dims:] for leaf in leaves),
+            structure=structure,
+            dtype=leaves[0].dtype,
+            device=leaves[0].device,
+        )
+
+    @property
+    def size(self) -> int:
+        """Numbers in one sample's state."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What rows are kept and summed in: at least float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def pack(self, y: Any, rows: int | None = None) -> Tensor:
+        """Rows ``(rows, size)`` of a state with leading dimension ``rows`` (of an initial state when None)."""
+        leaves = pytree.tree_leaves(y)
+        flat = [leaf.reshape(self.batch if rows is None else rows, -1) for leaf in leaves]
+        return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).to(self.compute_dtype)
+
+    def unpack(self, rows: Tensor) -> Any:
+        """The user's structure, leaves ``(*rows.shape[:-1], *shape)`` in the user's dtype."""
+        rows, lead = rows.to(self.dtype), rows.shape[:-1]
+        if len(self.shapes) == 1:
+            return pytree.tree_unflatten([rows.reshape(*lead, *self.shapes[0])], self.structure)
+        parts = rows.split([math.prod(shape) for shape in self.shapes], -1)
+        leaves = [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+    def unpack_path(self, path: Tensor) -> Any:
+        """The user's structure of a path ``(times, B, size)``: time first, then the shape of ``y0``."""
+        return self.unpack(path if self.batched else path[:, 0])

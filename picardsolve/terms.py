@@ -1,0 +1,106 @@
+"""What is solved: an ODE, an SDE, or a denoiser (a trained network with its noise schedule)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor
+
+from picardsolve.schedules import Schedule
+
+Noise = Literal["additive", "diagonal", "scalar", "general"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
+
+
+@dataclass(frozen=True)
+class ODE:
+    """``dy/dt = drift(t, y)``.
+
+    Args:
+        drift: called as ``drift(t, y, *args)``. With ``vectorized`` it gets many states at once: ``y`` of shape
+            ``(rows, *state)``, ``t`` of shape ``(rows, 1, ..., 1)`` ready to broadcast against it, and returns the
+            shape of ``y``. ``state`` is ``y0.shape``, without its first dimension when ``batch_dims=1``.
+        vectorized: False lifts a plain ``drift(t, y)`` of one state and a 0-d ``t`` by ``torch.func.vmap``.
+    """
+
+    drift: Callable[..., Any]
+    vectorized: bool = True
+
+    def __post_init__(self):
+        _check_callable("drift", self.drift)
+
+
+@dataclass(frozen=True)
+class SDE:
+    """``dY = drift(t, Y) dt + diffusion(t, Y) dW``.
+
+    Args:
+        drift: as for `ODE`.
+        diffusion: called like ``drift``. For ``noise`` "additive" (must not depend on the state) and "diagonal" it
+            returns the shape of ``y`` and each element has its own Brownian motion; "scalar": the shape of ``y``, one
+            Brownian motion for the state; "general": ``(rows, *state, m)``, m Brownian motions.
+        noise: one of "additive", "diagonal", "scalar", "general".
+        interpretation: "ito", or "stratonovich" (refused by integrators that solve only Ito equations).
+        vectorized: as for `ODE`, for both functions.
+    """
+
+    drift: Callable[..., Any]
+    diffusion: Callable[..., Any]
+    noise: Noise = "diagonal"
+    interpretation: Literal["ito", "stratonovich"] = "ito"
+    vectorized: bool = True
+
+    def __post_init__(self):
+        _check_callable("drift", self.drift)
+        _check_callable("diffusion", self.diffusion)
+        _check_choice("noise", self.noise, get_args(Noise))
+        _check_choice("interpretation", self.interpretation, ("ito", "stratonovich"))
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A diffusion or flow model: a network that predicts noise, sample or velocity from a noisy sample.
+
+    Args:
+        model: called the way samplers call theirs, ``model(x, t, **cond)``: ``x`` is ``(rows, ...)``, ``t`` is
+            ``(rows,)``; returns the shape of ``x``.
+        schedule: what ``t`` means.
+        prediction: what the network returns: "epsilon" (the noise), "sample" (x_0), "v_prediction"
+            (``alpha noise - sigma x_0``, Salimans & Ho 2022) or "flow" (``noise - x_0``).
+    """
+
+    model: Callable[..., Any]
+    schedule: Schedule
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self):
+        _check_callable("model", self.model)
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(
+                f"schedule: expected a picardsolve.schedules.Schedule such as VP(alpha_bar), got {self.schedule!r}."
+            )
+        _check_choice("prediction", self.prediction, get_args(Prediction))
+
+    def sample_map(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients ``(c, d)`` with ``x_0 = c x + d output`` at noise level ``(alpha, sigma)``."""
+        if self.prediction == "epsilon":
+            return 1 / alpha, -sigma / alpha
+        if self.prediction == "sample":
+            return alpha * 0, alpha * 0 + 1
+        if self.prediction == "v_prediction":
+            norm = alpha**2 + sigma**2
+            return alpha / norm, -sigma / norm
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+Term: TypeAlias = ODE | SDE | Denoiser
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")

@@ -1,0 +1,53 @@
+"""When a state has stopped moving."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A state counts as converged when its change in a round is within tolerance, in root mean square over the state.
+
+    Each field is a number, or a tensor of shape ``(B,)`` with one value per sample.
+
+    Args:
+        atol: absolute tolerance.
+        rtol: tolerance relative to the size of each element of the state.
+        noise: tolerance relative to the noise that the step itself adds (Shih et al. 2023, section 3.2).
+    """
+
+    atol: float | Tensor = 0.0
+    rtol: float | Tensor = 0.0
+    noise: float | Tensor = 0.0
+
+    def within(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compare changes with what is allowed.
+
+        Args:
+            change: ``(W, B, D)``.
+            y: the states that changed, ``(W, B, D)``.
+            noise: standard deviation of the step's noise, ``(W, B)``, or None where there is none.
+
+        Returns:
+            ``(W, B)`` booleans, and the root mean square of each change, ``(W, B)``.
+        """
+        scale = y.shape[-1] ** -0.5
+        size = torch.linalg.vector_norm(change, dim=-1) * scale
+        if _is_zero(self.rtol):
+            allowed = torch.as_tensor(self.atol, dtype=size.dtype, device=size.device)
+            return size <= (allowed if noise is None else allowed + self.noise * noise), size
+        weights = y.abs().mul_(_column(self.rtol)).add_(_column(self.atol))
+        if noise is not None and not _is_zero(self.noise):
+            weights += (self.noise * noise)[..., None]
+        weights.clamp_(min=torch.finfo(y.dtype).tiny)
+        return torch.linalg.vector_norm(change / weights, dim=-1) * scale <= 1, size
+
+
+def _is_zero(value: float | Tensor) -> bool:
+    return not isinstance(value, Tensor) and value == 0
+
+
+def _column(value: float | Tensor) -> float | Tensor:
+    return value[:, None] if isinstance(value, Tensor) else value
