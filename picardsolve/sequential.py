@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import Chain, Rows
+from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.progress import Progress
 
 
-def run(chain: Chain, y0: Tensor, path: Tensor | None, progress: Progress) -> tuple[Tensor, Tensor]:
+def run(chain: DriftChain, y0: Tensor, path: Tensor | None, progress: Progress) -> tuple[Tensor, Tensor]:
     """Step a chain from ``y0`` (B, D) to its end.
 
     Args:

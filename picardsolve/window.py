@@ -103,6 +103,14 @@ class Window:
         self._accept(y, stride)
         self._slide(x, y, out, stride, last)
 
+    def narrow(self, width: int) -> None:
+        """Announce that only the first ``width`` steps of what was asked for will be told."""
+        self._mask = self._mask[:width]
+
+    def correct(self, states: Tensor) -> None:
+        """Put the states that were really evaluated, ``(W, B, D)``, in the place of those that were asked for."""
+        self.x = torch.cat([states, self.x[len(states) :]])
+
     def restart(self, step: int, y: Tensor) -> None:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin.fill_(step)

@@ -76,7 +76,7 @@ class Steps(ABC):
 
 
 class Chain(ABC):
-    """``x[n + 1] = Phi_n(x[n])`` for n = 0 ... ``length`` - 1: one integrator on one term and grid.
+    """``x[n + 1] = Phi_n(x[n])`` for n = 0 ... ``length`` - 1: what the window iterates.
 
     Attributes:
         length: number of steps N.
@@ -89,10 +89,6 @@ class Chain(ABC):
     rounds: int = 1
     memory: int = 0
     noise_size: int = 0
-
-    @abstractmethod
-    def evaluate(self, rows: Rows) -> Tensor:
-        """The drift's outputs at rows, ``(R, K)``: the only place that costs anything."""
 
     @abstractmethod
     def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
@@ -124,6 +120,14 @@ class Chain(ABC):
     def increments(self, n: Tensor, sample: Tensor) -> Tensor:
         """Brownian increments of steps ``n`` of samples ``sample``, both ``(R,)``: ``(R, noise_size)``."""
 
+
+class DriftChain(Chain):
+    """A chain that calls the user's drift itself."""
+
+    @abstractmethod
+    def evaluate(self, rows: Rows) -> Tensor:
+        """The drift's outputs at rows, ``(R, K)``: the only place that costs anything."""
+
     @abstractmethod
     def counts(self) -> tuple[int, int]:
         """Drift calls and evaluations so far."""
@@ -139,7 +143,7 @@ class Integrator(ABC):
     order: int
 
     @abstractmethod
-    def chain(self, problem: Problem) -> Chain:
+    def chain(self, problem: Problem) -> DriftChain:
         """Build the chain.
 
         Raises:

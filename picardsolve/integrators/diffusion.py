@@ -8,7 +8,7 @@ from torch import Tensor
 
 from picardsolve.drift import RowFunction
 from picardsolve.integrators.base import (
-    Chain,
+    DriftChain,
     Evaluated,
     Hold,
     Integrator,
@@ -61,7 +61,7 @@ class DDIM(Integrator):
         if not self.eta >= 0:
             raise ValueError(f"eta: expected a number >= 0, got {self.eta!r}.")
 
-    def chain(self, problem: Problem) -> Chain:
+    def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of a `Denoiser`."""
         levels = noise_levels(self, problem)
         s = self.eta * levels.posterior_std()
@@ -75,7 +75,7 @@ class DDPM(Integrator):
 
     order = 1
 
-    def chain(self, problem: Problem) -> Chain:
+    def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of a `Denoiser`."""
         return DDIM(eta=1.0).chain(problem)
 
@@ -94,7 +94,7 @@ def noise_levels(integrator: Integrator, problem: Problem) -> Levels:
     return Levels(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
 
 
-class DiffusionChain(Chain):
+class DiffusionChain(DriftChain):
     """The chain of a linear multistep sampler; the output of a step is the predicted sample ``D``."""
 
     def __init__(self, problem: Problem, levels: Levels, coefficients: Coefficients):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import Chain, Integrator, Problem
+from picardsolve.integrators.base import DriftChain, Integrator, Problem
 from picardsolve.integrators.diffusion import Coefficients, DiffusionChain, Levels, noise_levels
 
 
@@ -29,7 +29,7 @@ class DPMSolver(Integrator):
             allowed = "1 or 2 with sde=True" if self.sde else "1, 2 or 3"
             raise ValueError(f"order: expected {allowed}, got {self.order!r}.")
 
-    def chain(self, problem: Problem) -> Chain:
+    def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of a `Denoiser`."""
         levels = noise_levels(self, problem)
         return DiffusionChain(problem, levels, _sde(self.order, levels) if self.sde else _ode(self.order, levels))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from picardsolve.drift import RowFunction
 from picardsolve.integrators.base import (
-    Chain,
+    DriftChain,
     Evaluated,
     Hold,
     Integrator,
@@ -34,7 +34,7 @@ class Euler(Integrator):
 
     order = 1
 
-    def chain(self, problem: Problem) -> Chain:
+    def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of an `ODE` or an Ito `SDE`."""
         if isinstance(problem.term, ODE):
             return RungeKuttaChain(problem, _EULER)
@@ -54,7 +54,7 @@ class Heun(Integrator):
 
     order = 2
 
-    def chain(self, problem: Problem) -> Chain:
+    def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of an `ODE`."""
         return _runge_kutta(self, problem, _HEUN)
 
@@ -70,19 +70,19 @@ class RK4(Integrator):
     rule: Literal["classic", "3/8"] = "classic"
     order = 4
 
-    def chain(self, problem: Problem) -> Chain:
+    def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of an `ODE`."""
         return _runge_kutta(self, problem, _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS)
 
 
-def _runge_kutta(integrator: Integrator, problem: Problem, tableau: tuple) -> Chain:
+def _runge_kutta(integrator: Integrator, problem: Problem, tableau: tuple) -> DriftChain:
     if not isinstance(problem.term, ODE):
         instead = "Euler() for an SDE" if isinstance(problem.term, SDE) else "DDIM() or DPMSolver() for a Denoiser"
         raise refuse(integrator, problem.term, "an ODE", instead)
     return RungeKuttaChain(problem, tableau)
 
 
-class RungeKuttaChain(Chain):
+class RungeKuttaChain(DriftChain):
     """``Phi_n(x) = x + h_n sum_i b_i k_i``; the output of a step is its slope ``sum_i b_i k_i``."""
 
     def __init__(self, problem: Problem, tableau: tuple):
@@ -127,7 +127,7 @@ class RungeKuttaChain(Chain):
         return self._drift.calls, self._drift.evaluations
 
 
-class EulerMaruyamaChain(Chain):
+class EulerMaruyamaChain(DriftChain):
     """``Phi_n(x) = x + h f + g dW`` (Kloeden & Platen 1992, eq. 10.2.4); the output of a step is f and g."""
 
     def __init__(self, problem: Problem):

@@ -1,0 +1,107 @@
+"""The two calls of this integration: ``sample(pipe, ...)`` and ``denoise(model, scheduler, x, ...)``."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from integrations.diffusers.report import Report
+from integrations.diffusers.sampler import attach, sampler
+from picardsolve import Guess, Iteration
+
+
+class _ReportedTuple(tuple):
+    """What a pipeline returns with ``return_dict=False``, with room for the report."""
+
+    report: Report
+
+
+def sample(
+    pipe: Any,
+    *args: Any,
+    window: int = 32,
+    tolerance: float = 1e-3,
+    iteration: Iteration | None = None,
+    guess: Guess | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call ``pipe(*args, **kwargs)`` in parallel over its steps.
+
+    Args:
+        pipe: a diffusers pipeline.
+        *args: passed on to the pipeline.
+        window: as for `sampler`.
+        tolerance: as for `sampler`.
+        iteration: as for `sampler`.
+        guess: as for `sampler`.
+        **kwargs: passed on to the pipeline.
+
+    Returns:
+        What the pipeline returns, with an attribute ``report``.
+    """
+    with sampler(pipe, window=window, tolerance=tolerance, iteration=iteration, guess=guess) as run:
+        out = pipe(*args, **kwargs)
+    if isinstance(out, tuple):
+        out = _ReportedTuple(out)
+    out.report = run.report
+    return out
+
+
+def denoise(
+    model: Any,
+    scheduler: Any,
+    x: Tensor,
+    *,
+    window: int = 32,
+    tolerance: float = 1e-3,
+    iteration: Iteration | None = None,
+    guess: Guess | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    eta: float | None = None,
+    **conditioning: Any,
+) -> tuple[Tensor, Report]:
+    """The sampling loop without a pipeline, for robot policies and research samplers.
+
+    Steps ``scheduler`` from ``x`` over its timesteps (call ``scheduler.set_timesteps`` before), in parallel.
+
+    Args:
+        model: ``model(x, t, **conditioning)``, a module or a function; returns the prediction, or an object with
+            ``sample``.
+        scheduler: a diffusers scheduler with its timesteps set.
+        x: ``(B, ...)`` initial noise, already at the scheduler's ``init_noise_sigma``.
+        window: as for `sampler`.
+        tolerance: as for `sampler`.
+        iteration: as for `sampler`.
+        guess: as for `sampler`.
+        generator: passed on to ``scheduler.step`` where it takes one.
+        eta: likewise.
+        **conditioning: passed on to the model; tensors with leading dimension B are per sample.
+
+    Returns:
+        The denoised ``x`` and the report.
+    """
+    module = model if isinstance(model, nn.Module) else _Function(model)
+    accepted = inspect.signature(scheduler.step).parameters
+    given = {"generator": generator, "eta": eta}
+    extra = {key: value for key, value in given.items() if value is not None and key in accepted}
+    run = attach(scheduler, [module], window=window, tolerance=tolerance, iteration=iteration, guess=guess)
+    with torch.no_grad(), run:
+        return _loop(module, scheduler, x, extra, conditioning), run.report
+
+
+def _loop(module: nn.Module, scheduler: Any, x: Tensor, extra: dict[str, Any], conditioning: dict[str, Any]) -> Tensor:
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        out = module(scaled, t, **conditioning)
+        x = scheduler.step(getattr(out, "sample", out), t, x, **extra, return_dict=False)[0]
+    return x
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Any):
+        super().__init__()
+        self._function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)

@@ -1,0 +1,179 @@
+"""A diffusers scheduler, taken as it is, as a chain for the core's window."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picardsolve.integrators.base import Chain, Evaluated, Hold, Steps
+
+PATCHED = ("set_timesteps", "step", "scale_model_input")
+
+
+def copy_of(scheduler: Any, timesteps: Tensor) -> Any:
+    """The scheduler in its present state; stepping the copy leaves the original alone. Its tables are shared."""
+    copied = object.__new__(type(scheduler))
+    for name, value in vars(scheduler).items():
+        if name not in PATCHED:
+            copied.__dict__[name] = value.copy() if type(value) in (list, dict, set) else value
+    copied.__dict__["timesteps"] = timesteps
+    return copied
+
+
+@dataclass
+class NoiseTape:
+    """The states of the random generators before each step: what makes a step's noise a function of the step.
+
+    The first visit of a step finds the generators where the sequential loop would have left them; every later visit
+    is given the same state again.
+    """
+
+    generators: Sequence[torch.Generator]
+    before: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def states(self) -> list[Tensor]:
+        """The generators' present states."""
+        return [generator.get_state() for generator in self.generators]
+
+    def wind(self, states: list[Tensor]) -> None:
+        """Put the generators into given states."""
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+
+    def forget(self, step: int) -> None:
+        """Drop the states of the steps before ``step``."""
+        for old in [n for n in self.before if n < step]:
+            del self.before[old]
+
+
+@dataclass
+class SchedulerChain(Chain):
+    """``Phi_n(x) = scheduler.step(output_n, timesteps[n], x)``; the output is what the pipeline passes to ``step``.
+
+    The scheduler is never told that it works ahead: copies of it take the steps, one after the other, with its own
+    history, clipping and noise.
+
+    Attributes:
+        scheduler: the pipeline's, standing at the window's first step whenever the window is told.
+        timesteps: ``(N,)`` the loop's timesteps.
+        shape: of the state, batch first.
+        dtype: of the state.
+        table: the scheduler's own timesteps, of which a pipeline may iterate a part.
+        extra: further arguments of ``step``, by name.
+        tape: None for a deterministic sampler.
+    """
+
+    scheduler: Any
+    timesteps: Tensor
+    table: Tensor
+    shape: torch.Size
+    output_shape: torch.Size
+    dtype: torch.dtype
+    extra: dict[str, Any]
+    tape: NoiseTape | None
+    _ahead: Any = None
+    _ahead_at: int = -1
+
+    def __post_init__(self):
+        self.length = len(self.timesteps)
+
+    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+        """The window's steps, taken by a copy of the scheduler."""
+        return _SchedulerSteps(self, int(n[0, 0]), x, outputs)
+
+    def walk(self, first: int, start: Tensor | None, x: Tensor, outputs: Tensor) -> Tensor:
+        """Steps ``first ...`` with the given outputs: of the states ``x``, or one after the other from ``start``."""
+        scheduler = copy_of(self.scheduler, self.table)
+        images, y = torch.empty_like(x), start
+        present = self.tape.states() if self.tape else []
+        for j in range(len(x)):
+            y = self._step(scheduler, first + j, outputs[j], x[j] if start is None else y)
+            images[j] = y
+        self._ahead, self._ahead_at = scheduler, first + len(x)
+        if self.tape:
+            self.tape.wind(present)
+        return images
+
+    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+        """Go on behind the window with the last output, or towards the last predicted sample."""
+        first = int(n[0, 0])
+        if first != self._ahead_at:  # after a divergence: not worth walking the window again
+            return start.expand(len(n), *start.shape)
+        scheduler, y, states = copy_of(self._ahead, self.table), start, []
+        present = self.tape.states() if self.tape else []
+        held = self._held(hold, int(source.step[0]), source)
+        for j in range(len(n)):
+            y = self._step(scheduler, first + j, held(first + j, y), y)
+            states.append(y)
+        if self.tape:
+            self.tape.wind(present)
+        return torch.stack(states)
+
+    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+        """None: the scheduler draws its own noise."""
+        return torch.zeros(len(n), 0)
+
+    def _step(self, scheduler: Any, n: int, output: Tensor, x: Tensor) -> Tensor:
+        tape = self.tape
+        if tape:
+            tape.wind(tape.before.setdefault(n, tape.states()))
+        stepped = type(scheduler).step(
+            scheduler,
+            output.reshape(self.output_shape).to(self.dtype),
+            self.timesteps[n],
+            x.reshape(self.shape).to(self.dtype),
+            **self.extra,
+            return_dict=False,
+        )[0]
+        if tape and n + 1 not in tape.before:
+            tape.before[n + 1] = tape.states()
+        return stepped.reshape(len(x), -1).to(x.dtype)
+
+    def _held(self, hold: Hold, step: int, source: Evaluated) -> Any:
+        """The output to give at a later step."""
+        levels = self._levels() if hold == "sample" else None
+        if levels is None or source.output.shape != source.state.shape:
+            return lambda n, y: source.output
+        alpha, sigma = levels
+        kind = self.scheduler.config.prediction_type
+        a, s = alpha[step], sigma[step]
+        if kind == "epsilon":
+            sample = (source.state - s * source.output) / a
+            return lambda n, y: (y - alpha[n] * sample) / sigma[n]
+        if kind == "v_prediction":
+            sample = a * source.state - s * source.output
+            return lambda n, y: (alpha[n] * y - sample) / sigma[n]
+        return lambda n, y: source.output
+
+    def _levels(self) -> tuple[Tensor, Tensor] | None:
+        """Signal and noise at every step, where the state is variance preserving and the scheduler has a table."""
+        table, prediction = (
+            getattr(self.scheduler, "alphas_cumprod", None),
+            getattr(getattr(self.scheduler, "config", None), "prediction_type", None),
+        )
+        if table is None or prediction is None or float(getattr(self.scheduler, "init_noise_sigma", 0)) != 1:
+            return None
+        index = self.timesteps.long().clamp(0, len(table) - 1).to(table.device)
+        alpha_bar = table[index].to(self.timesteps.device)
+        return alpha_bar.sqrt(), (1 - alpha_bar).clamp(min=1e-12).sqrt()
+
+
+@dataclass(frozen=True)
+class _SchedulerSteps(Steps):
+    chain: SchedulerChain
+    first: int
+    x: Tensor
+    outputs: Tensor
+
+    def images(self) -> Tensor:
+        return self.chain.walk(self.first, None, self.x, self.outputs)
+
+    def frozen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        y = self.chain.walk(self.first, x[0], self.x, self.outputs)
+        return y, y - x[1:], None
+
+    def noise_scale(self) -> Tensor | None:
+        """The size of the states: the only scale that every scheduler has."""
+        return torch.linalg.vector_norm(self.x, dim=-1) * self.x.shape[-1] ** -0.5
