@@ -36,6 +36,13 @@ class BrownianPath:
     resolution: float = 2.0**-16
 
     def __post_init__(self):
+        seeds = list(self.seed) if isinstance(self.seed, list | tuple | range) else [self.seed]
+        if not seeds:
+            raise ValueError("seed: expected one integer per sample, got none.")
+        if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+            raise TypeError(f"seed: expected an integer, or one integer per sample, got {self.seed!r}.")
+        if not isinstance(self.resolution, int | float):
+            raise TypeError(f"resolution: expected a power of two from 2**-40 to 1, got {self.resolution!r}.")
         if math.frexp(self.resolution)[0] != 0.5 or not 2.0**-40 <= self.resolution <= 1:
             raise ValueError(f"resolution: expected a power of two from 2**-40 to 1, got {self.resolution!r}.")
 
@@ -59,6 +66,8 @@ class BrownianPath:
         Raises:
             ValueError: the interval is shorter than ``resolution``, or there are fewer seeds than samples.
         """
+        if not len(shape):
+            raise ValueError("shape: expected (B, ...), samples first, got ().")
         ends = torch.tensor([[t0], [t1]], dtype=torch.float64)
         sample = torch.arange(shape[0])
         flat = self.increments(ends[0].expand(shape[0]), ends[1].expand(shape[0]), sample, math.prod(shape[1:]))
@@ -76,12 +85,7 @@ class BrownianPath:
         Returns:
             ``(R, size)`` float64, on the CPU.
         """
-        if bool(((t1 - t0).abs() < self.resolution).any()):
-            shortest = float((t1 - t0).abs().min())
-            raise ValueError(
-                f"resolution: the path is known to {self.resolution:g}, an interval of {shortest:g} was asked for; "
-                f"pass BrownianPath(seed, resolution={2.0 ** math.floor(math.log2(max(shortest, 2**-40)))!r})."
-            )
+        self.check(t0, t1, int(sample.max()) + 1 if len(sample) else 0)
         key = self._keys(sample)
         t, cell = torch.cat([t0, t1]), torch.floor(torch.cat([t0, t1]) / 2**_TOP).long()
         point, row = torch.unique(_mix(key.repeat(2)) + t.view(torch.int64), return_inverse=True)
@@ -90,13 +94,20 @@ class BrownianPath:
         start, end = row.chunk(2)
         return (value[end] - value[start]).add_(self._across(*cell.chunk(2), key, size))
 
+    def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
+        """Refuse intervals ``(R,)`` below the resolution, and more samples than seeds, with a ValueError."""
+        shortest = float((t1 - t0).abs().min()) if len(t0) else math.inf
+        if shortest < self.resolution:
+            raise ValueError(
+                f"resolution: the path is known to {self.resolution:g}, an interval of {shortest:g} was asked for; "
+                f"pass BrownianPath(seed, resolution={2.0 ** math.floor(math.log2(max(shortest, 2**-40)))!r})."
+            )
+        if not isinstance(self.seed, int) and len(self.seed) < samples:
+            raise ValueError(f"seed: got {len(self.seed)} seeds for {samples} samples; pass one for each.")
+
     def _keys(self, sample: Tensor) -> Tensor:
         if isinstance(self.seed, int):
             return _mix(_mix(torch.tensor(_signed(self.seed))) + (sample + 1) * _signed(_GOLDEN))
-        if len(self.seed) <= int(sample.max()):
-            raise ValueError(
-                f"seed: got {len(self.seed)} seeds for {int(sample.max()) + 1} samples; pass one for each."
-            )
         return _mix(_mix(torch.tensor([_signed(seed) for seed in self.seed])) + _signed(_GOLDEN))[sample]
 
     def _within(self, t: Tensor, cell: Tensor, key: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.state import Layout
+from picardsolve.state import Layout, sorted_keys
 
 
 @dataclass
@@ -50,16 +50,18 @@ class RowFunction:
         Returns:
             ``(R, D)``, or ``(R, D * m)`` with a trailing dimension m.
         """
-        if self.vectorized and not self.time_last and not self._checked and len(t) > self.layout.batch:
+        if self._checked or not self.vectorized or self.time_last:
+            return self._in_chunks(t, x, sample)
+        if self._probe is not None and len(t) > self.layout.batch:
             return self._call_checking_rows(t, x, sample)
-        return self._in_chunks(t, x, sample)
+        out = self._in_chunks(t, x, sample)
+        if self._probe is None:
+            self._probe = (t[:1], x[:1].clone(), sample[:1], out[:1].clone())
+        return out
 
     def _call_checking_rows(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
-        """Once, carry an earlier row in another batch: a function that mixes rows gives it away, for one evaluation."""
-        if self._probe is None:
-            out = self._in_chunks(t, x, sample)
-            self._probe = (t[:1], x[:1], sample[:1], out[:1])
-            return out
+        """Once, carry the first row in another batch, where a function that mixes rows gives itself away."""
+        assert self._probe is not None
         self._checked = True
         *probe, expected = self._probe
         joined = [torch.cat([rows, first]) for rows, first in zip((t, x, sample), probe, strict=True)]
@@ -71,11 +73,6 @@ class RowFunction:
                 "row of y independent, or pass vectorized=False to have it lifted from one state to many."
             )
         return out[:-1]
-
-    def remember(self, t: Tensor, x: Tensor, sample: Tensor, out: Tensor) -> None:
-        """Keep the first row that was evaluated alone, to be compared when it is evaluated in company."""
-        if self._probe is None:
-            self._probe = (t[:1], x[:1], sample[:1], out[:1])
 
     def _in_chunks(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
         size = self.max_batch or len(t)
@@ -89,14 +86,16 @@ class RowFunction:
         self.calls += 1
         self.evaluations += rows
         args = self._gather(sample)
-        y = self.layout.unpack(x)
+        version = x._version
         try:
-            out = self._apply(t, y, args)
+            out = self._apply(t, self.layout.unpack(x), args)
         except Exception as error:
             hint = self._hint(rows)
             if hint is None:
                 raise
             raise ValueError(f"{self.name}: {hint} It raised {type(error).__name__}: {error}") from error
+        if x._version != version:
+            raise ValueError(f"{self.name}: it writes into its argument in place; make it return a new tensor.")
         return self._flat(out, rows)
 
     def _apply(self, t: Tensor, y: Any, args: Any) -> Any:
@@ -104,7 +103,7 @@ class RowFunction:
             out = self.function(y, t, **args)
             return getattr(out, "sample", out)
         if not self.vectorized:
-            dims = (0, 0, *(0 if self._per_sample(arg) else None for arg in args))
+            dims = (0, 0, *pytree.tree_map(lambda arg: 0 if self._per_sample(arg) else None, tuple(args)))
             return torch.func.vmap(self.function, dims)(t, y, *args)
         deepest = max(len(shape) for shape in self.layout.shapes)
         return self.function(t.reshape(-1, *[1] * deepest), y, *args)
@@ -117,12 +116,15 @@ class RowFunction:
                 "could not be lifted by torch.func.vmap (no `if` on values, .item(), or writes into new tensors); "
                 "write it for many states at once and pass vectorized=True."
             )
-        if rows > self.layout.batch:
+        if rows > self.layout.batch or not self.layout.batched:
             return (
                 f"failed when called with {rows} states at once; make it accept y of shape (rows, *state) and t of "
                 "shape (rows, 1, ...), or pass vectorized=False."
             )
         return None
+
+    def _liftable(self) -> bool:
+        return self.vectorized and not self.time_last
 
     def _per_sample(self, arg: Any) -> bool:
         return self.layout.batched and isinstance(arg, Tensor) and arg.dim() > 0
@@ -137,7 +139,12 @@ class RowFunction:
         )
 
     def _flat(self, out: Any, rows: int) -> Tensor:
-        leaves = pytree.tree_leaves(out)
+        leaves, structure = pytree.tree_flatten(sorted_keys(out))
+        if structure != self.layout.structure:
+            raise ValueError(
+                f"{self.name}: expected to return the structure of y0, {_kind(self.layout.structure)}, got "
+                f"{_kind(structure)}; return one tensor in the place of each."
+            )
         expected = [(rows, *shape) for shape in self.layout.shapes]
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
         fits = [shape[: len(shape) - self.trailing] for shape in shapes] == expected
@@ -146,8 +153,8 @@ class RowFunction:
             wanted = ", ".join(f"({', '.join(map(str, shape))}{tail})" for shape in expected)
             raise ValueError(
                 f"{self.name}: expected to return shape {wanted} for {rows} states at once, got "
-                f"{', '.join(map(str, shapes)) or type(out).__name__}; return one value per state, or pass "
-                "vectorized=False if it is written for a single state."
+                f"{', '.join(map(str, shapes)) or type(out).__name__}; return one value per state"
+                + (", or pass vectorized=False if it is written for a single state." if self._liftable() else ".")
             )
         for leaf in leaves:
             if leaf.device != self.layout.device:
@@ -161,3 +168,7 @@ class RowFunction:
                 )
         flat = [leaf.reshape(rows, -1, *leaf.shape[leaf.dim() - self.trailing :]) for leaf in leaves]
         return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).reshape(rows, -1).to(self.layout.compute_dtype)
+
+
+def _kind(structure: pytree.TreeSpec) -> str:
+    return "a tensor" if structure.type is None else f"a {structure.type.__name__} of {structure.num_leaves}"

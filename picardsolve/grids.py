@@ -11,6 +11,8 @@ from picardsolve.schedules import Schedule
 def uniform(t0: float, t1: float, steps: int) -> Tensor:
     """``steps`` equal steps from ``t0`` to ``t1``."""
     _check_steps(steps)
+    if t0 == t1:
+        raise ValueError(f"t0, t1: expected two times that differ, got {t0!r} twice.")
     return given(torch.linspace(t0, t1, steps + 1, dtype=torch.float64))
 
 
@@ -26,6 +28,8 @@ def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> 
     _check_steps(steps)
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"sigma_min: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")
+    if not rho > 0:
+        raise ValueError(f"rho: expected a positive number, got {rho!r}.")
     ramp = torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps]
     sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return given(torch.cat([sigmas, sigmas.new_zeros(1)]))
@@ -37,6 +41,8 @@ def log_snr(schedule: Schedule, t0: float, t1: float, steps: int) -> Tensor:
     Both ends must have a finite log-SNR: end at a small positive time and append the clean end yourself if wanted.
     """
     _check_steps(steps)
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule: expected an instance such as VP(alpha_bar), got {schedule!r}.")
     ends = torch.tensor([t0, t1], dtype=torch.float64)
     levels = schedule.log_snr(ends)
     if not bool(torch.isfinite(levels).all()):
@@ -57,7 +63,13 @@ def given(ts: Tensor | Sequence[float]) -> Tensor:
     Returns:
         The grid as float64 on the CPU, whatever dtype and device it came in.
     """
-    grid = torch.as_tensor(ts).detach().to("cpu", torch.float64)
+    try:
+        grid = torch.as_tensor(ts).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"ts: expected a tensor or a sequence of times, got {type(ts).__name__}.") from error
+    if grid.is_complex():
+        raise TypeError("ts: expected real times, got complex ones.")
+    grid = grid.to("cpu", torch.float64)
     if grid.dim() != 1 or len(grid) < 2:
         raise ValueError(f"ts: expected shape (N + 1,) with at least two times, got {tuple(grid.shape)}.")
     if not bool(torch.isfinite(grid).all()):
@@ -69,5 +81,7 @@ def given(ts: Tensor | Sequence[float]) -> Tensor:
 
 
 def _check_steps(steps: int) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise TypeError(f"steps: expected an integer, got {steps!r}.")
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}.")

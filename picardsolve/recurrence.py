@@ -9,19 +9,18 @@ WIDE = 4096  # elements above which a row takes longer to move than an operation
 def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tensor:
     """Solve ``y[j + 1] = a[j] y[j] + c[j]`` for all j without a loss of exact zeros.
 
-    Where ``start`` and the first ``c`` are zero, so are the first ``y``, bit for bit: that keeps the exact prefix exact.
+    Where ``start`` and the first ``c`` are zero, so are the first ``y``, bit for bit: the exact prefix stays exact.
 
     Args:
         a: ``(W, B, 1)`` or ``(W, 1, 1)``; None for all ones.
-        c: ``(W, B, D)``.
+        c: ``(W, B, D)``; may be overwritten.
         start: ``y[0]``, shape ``(B, D)``; None for zero.
 
     Returns:
         ``y[1], ..., y[W]``, shape ``(W, B, D)``.
     """
     if start is not None:
-        first = c[0] + (start if a is None else a[0] * start)
-        c = torch.cat([first[None], c[1:]])
+        c[0] += start if a is None else a[0] * start
     if len(c) == 1:
         return c
     if c[0].numel() >= WIDE:
@@ -29,50 +28,53 @@ def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tens
     return c.cumsum(0) if a is None else _by_doubling(a, c)
 
 
-def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``Y[n+1] = F[n] + a_n (Y[n] - X[n])``, ``Y[b] = X[b]``.
 
     Written from the images, never as one sum from the window's start: where a state did not change, its successor is
     its image, bit for bit.
 
     Args:
-        images: ``F``, shape ``(W, B, D)``.
+        images: ``F``, shape ``(W, B, D)``; overwritten by the new states.
         factor: ``a``, shape ``(W, B, 1)``; None for all ones.
         x: ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``.
+        scratch: ``(W, B, D)`` memory that the changes may be returned in.
 
     Returns:
-        The new states ``Y[b + 1] ...``, their changes ``Y - X`` and the residuals ``F[n] - X[n + 1]``.
+        The new states ``Y[b + 1] ...`` and their changes ``Y - X``, ``(W, B, D)``, and the root mean square of the
+        residuals ``F[n] - X[n + 1]``, ``(W, B)``.
     """
-    residual = images - x[1:]
-    if len(images) == 1:
-        return images, residual, residual
+    residual = torch.sub(images, x[1:], out=scratch)
+    size = rms(residual)
     change = recurrence(factor, residual)
-    y = torch.empty_like(images)
-    y[0] = images[0]
     if factor is None:
-        torch.add(images[1:], change[:-1], out=y[1:])
+        images[1:] += change[:-1]
     else:
-        torch.addcmul(images[1:], factor[1:], change[:-1], out=y[1:])
-    return y, change, residual
+        images[1:].addcmul_(factor[1:], change[:-1])
+    return images, change, size
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over the last dimension."""
+    return torch.linalg.vector_norm(x, dim=-1) * x.shape[-1] ** -0.5
 
 
 def _by_rows(a: Tensor | None, c: Tensor) -> Tensor:
-    y = torch.empty_like(c)
-    y[0] = c[0]
-    rows = y.unbind(0)
-    for j, increment in enumerate(c.unbind(0)[1:], 1):
+    rows = c.unbind(0)
+    for j in range(1, len(rows)):
         if a is None:
-            torch.add(rows[j - 1], increment, out=rows[j])
+            rows[j].add_(rows[j - 1])
         else:
-            torch.addcmul(increment, a[j], rows[j - 1], out=rows[j])
-    return y
+            rows[j].addcmul_(a[j], rows[j - 1])
+    return c
 
 
 def _by_doubling(a: Tensor, c: Tensor) -> Tensor:
-    """Hillis & Steele 1986: after pass p every y holds 2^p terms; log2(W) passes, no division by a vanishing product."""
-    shift = 1
+    """Hillis & Steele 1986: after pass p every y holds 2^p terms; log2(W) passes, and no product is divided by."""
+    shift, largest = 1, torch.finfo(a.dtype).max
     while shift < len(c):
         c = torch.cat([c[:shift], torch.addcmul(c[shift:], a[shift:], c[:-shift])])
-        a = torch.cat([a[:shift], a[shift:] * a[:-shift]])
+        product = (a[shift:] * a[:-shift]).clamp(-largest, largest)  # an infinite one would turn exact zeros into NaN
+        a = torch.cat([a[:shift], product])
         shift *= 2
     return c

@@ -30,6 +30,9 @@ class VP(Schedule):
 
     alpha_bar: Callable[[Tensor], Tensor]
 
+    def __post_init__(self):
+        _check_function("alpha_bar", self.alpha_bar)
+
     def alpha(self, t: Tensor) -> Tensor:
         """``sqrt(alpha_bar(t))``."""
         return self.alpha_bar(t).sqrt()
@@ -44,6 +47,9 @@ class VE(Schedule):
     """Variance exploding: ``alpha = 1`` and noise level ``sigma(t)`` (Song et al. 2021, section 3.4)."""
 
     noise: Callable[[Tensor], Tensor]
+
+    def __post_init__(self):
+        _check_function("noise", self.noise)
 
     def alpha(self, t: Tensor) -> Tensor:
         """One."""
@@ -101,7 +107,14 @@ def from_betas(betas: Tensor) -> VP:
         A `VP` with ``alpha_bar(t) = prod_{i <= t} (1 - betas[i])`` at integer t, log-linear between them, and 1 (no
         noise) at t = -1, the last point of a grid that ends in a clean sample.
     """
-    if betas.dim() != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+    if not isinstance(betas, Tensor):
+        raise TypeError(f"betas: expected a tensor, got {type(betas).__name__}; pass torch.tensor(betas).")
+    if betas.dim() != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
         raise ValueError(f"betas: expected shape (T,) with values in (0, 1), got shape {tuple(betas.shape)}.")
     log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
     return VP(_AlphaBarTable(torch.cat([log_alpha_bar.new_zeros(1), log_alpha_bar])))
+
+
+def _check_function(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function of time, got {value!r}.")

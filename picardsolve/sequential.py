@@ -1,5 +1,6 @@
 """The reference: the same integrator, one step at a time."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -7,7 +8,7 @@ from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.progress import Progress
 
 
-def run(chain: DriftChain, y0: Tensor, path: Tensor | None, progress: Progress) -> tuple[Tensor, Tensor]:
+def run(chain: DriftChain, y0: Tensor, path: Tensor | None, progress: Progress) -> tuple[Tensor, np.ndarray]:
     """Step a chain from ``y0`` (B, D) to its end.
 
     Args:
@@ -19,13 +20,13 @@ def run(chain: DriftChain, y0: Tensor, path: Tensor | None, progress: Progress) 
     Returns:
         The last states ``(B, D)``, and ``(B,)``: how many steps of each sample were finite.
     """
-    y, sample = y0, torch.arange(len(y0))
-    steps_done = torch.full((len(y0),), chain.length)
+    y, sample = y0, np.arange(len(y0))
+    finite_steps = np.full(len(y0), chain.length)
     past: Tensor | None = None
     if path is not None:
         path[0] = y0
     for n in range(chain.length):
-        step = torch.full_like(sample, n)
+        step = np.full_like(sample, n)
         out = chain.evaluate(Rows(step, sample, y))[None]
         if chain.memory:
             past = out.new_zeros(chain.memory, *out.shape[1:]) if past is None else past
@@ -35,9 +36,9 @@ def run(chain: DriftChain, y0: Tensor, path: Tensor | None, progress: Progress) 
         y = chain.steps(step[None], y[None], out, noise).images()[0]
         if path is not None:
             path[n + 1] = y
-        broken = ~torch.isfinite(y).all(-1).cpu() & (steps_done > n)
-        steps_done[broken] = n
+        broken = ~torch.isfinite(y).all(-1).cpu().numpy() & (finite_steps > n)
+        finite_steps[broken] = n
         progress.update(n + 1, (n + 1) * chain.rounds)
-        if not bool((steps_done > n).any()):
+        if not (finite_steps > n).any():
             break
-    return y, steps_done
+    return y, finite_steps

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,14 @@ class Round:
     width: Tensor
     increments: Tensor
     residuals: Tensor | None
+
+    @staticmethod
+    def of(
+        begin: np.ndarray, stride: np.ndarray, width: np.ndarray, increments: Tensor, residuals: Tensor | None
+    ) -> "Round":
+        """From the window's numbers on the host and its norms on the device."""
+        host = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
+        return Round(*host, increments.cpu(), None if residuals is None else residuals.cpu())
 
 
 @dataclass(frozen=True)

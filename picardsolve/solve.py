@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from picardsolve import grids
 from picardsolve import sequential as reference
@@ -22,6 +24,7 @@ from picardsolve.window import Settings, Window
 Save = Literal["all", "last"]
 
 
+@torch.no_grad()
 def solve(
     term: Term,
     y0: Any,
@@ -45,6 +48,8 @@ def solve(
     throw: bool = True,
 ) -> Solution:
     """Solve a term on a grid, a window of steps at a time, to the sequential integrator's answer.
+
+    Gradients are not recorded.
 
     Args:
         term: an `ODE`, `SDE` or `Denoiser`.
@@ -94,17 +99,18 @@ def solve(
     )
     loop = Window(chain, y, settings, _path(chain, y) if save == "all" else None)
     with Progress(chain.length, progress) as bar:
-        while not loop.done and (max_rounds is None or len(loop.history) * chain.rounds < max_rounds):
+        while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):
             loop.tell(chain.evaluate(loop.ask()))
             bar.update(int(loop.begin.min()), len(loop.history) * chain.rounds)
     calls, evaluations = chain.counts()
-    width = max(int(record.width.max()) for record in loop.history)
+    width = max((int(record.width.max()) for record in loop.history), default=0)
     stats = Stats(chain.length, len(loop.history) * chain.rounds, evaluations, calls, width)
-    result = Result.nonfinite if bool(loop.failed.any()) else Result.converged if loop.done else Result.max_rounds
+    result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     path = loop.path if loop.path is not None else _ends(loop.x[0], loop.begin == chain.length)
     return _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw)
 
 
+@torch.no_grad()
 def sequential(
     term: Term,
     y0: Any,
@@ -132,13 +138,13 @@ def sequential(
         last, done = reference.run(chain, y, path, bar)
     failed = done < chain.length
     calls, evaluations = chain.counts()
-    stats = Stats(chain.length, int(done.max().clamp(1)) * chain.rounds, evaluations, calls, 1)
+    stats = Stats(chain.length, max(int(done.max()), 1) * chain.rounds, evaluations, calls, 1)
     if path is None:
         path = _ends(last, ~failed)
     else:
-        beyond = torch.arange(chain.length + 1)[:, None] > done
+        beyond = torch.from_numpy(np.arange(chain.length + 1)[:, None] > done)
         path = path.masked_fill(beyond[..., None].to(path.device), torch.nan)
-    result = Result.nonfinite if bool(failed.any()) else Result.converged
+    result = Result.nonfinite if failed.any() else Result.converged
     return _finish(problem, path, result, stats, [], done, failed, throw)
 
 
@@ -168,6 +174,13 @@ def odeint(
     Raises:
         ValueError: an unknown method or option, or what `solve` raises.
     """
+    _check_callable("func", func)
+    if not isinstance(method, str | None):
+        raise TypeError(f"method: expected a string, got {method!r}.")
+    if not isinstance(y0, Tensor) and not (isinstance(y0, tuple | list) and all(isinstance(y, Tensor) for y in y0)):
+        raise TypeError(f"y0: expected a tensor, or tuple of tensors, got {type(y0).__name__}; for others use solve().")
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options: expected a dict, got {type(options).__name__}.")
     methods = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
     if method not in methods:
         raise ValueError(f"method: expected one of {', '.join(map(repr, methods))} (fixed grids), got {method!r}.")
@@ -176,7 +189,10 @@ def odeint(
     unknown = set(given) - {"window", "iteration", "guess", "max_batch", "progress"}
     if unknown:
         raise ValueError(f"options: got unknown {', '.join(map(repr, sorted(unknown)))}; see odeint's docstring.")
-    grid = grids.given(t)
+    try:
+        grid = grids.given(t)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("ts:", "t:", 1)) from None
     fine, index = _refined(grid, step_size)
     y0 = tuple(y0) if isinstance(y0, list) else y0
     solution = solve(ODE(func, vectorized), y0, fine, integrator=methods[method], rtol=rtol, atol=atol, **given)
@@ -187,6 +203,8 @@ def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
     """A grid with every interval cut into equal steps of at most ``step_size``, and where the old times stand in it."""
     if step_size is None:
         return grid, torch.arange(len(grid))
+    if not isinstance(step_size, int | float):
+        raise TypeError(f"options['step_size']: expected a positive number, got {step_size!r}.")
     if not step_size > 0:
         raise ValueError(f"options['step_size']: expected a positive number, got {step_size!r}.")
     counts = torch.ceil(grid.diff().abs() / step_size - 1e-9).long().clamp(min=1)
@@ -214,13 +232,17 @@ def _problem(
     if brownian is not None:
         _check_type("brownian", brownian, BrownianPath, "picardsolve.BrownianPath(seed=0)")
     _check_optional_positive_integer("max_batch", max_batch)
+    if isinstance(args, Tensor) or not isinstance(args, Sequence):
+        raise TypeError(f"args: expected a tuple, got {type(args).__name__}; pass args=(value,).")
+    if not isinstance(cond, Mapping | None):
+        raise TypeError(f"cond: expected arguments by name, got {type(cond).__name__}; pass cond={{'name': value}}.")
     if isinstance(term, Denoiser):
-        if args or batch_dims == 0:
+        if args or batch_dims not in (None, 1):
             raise ValueError("args, batch_dims: a Denoiser takes cond={...} by name and its y0 is always a batch.")
         batch_dims = 1
     elif cond is not None:
         raise ValueError("cond: only a Denoiser's model takes arguments by name; pass args=(...).")
-    layout = Layout.of(y0, batch_dims or 0)
+    layout = Layout.of(y0, 0 if batch_dims is None else batch_dims)
     given = cond if isinstance(term, Denoiser) else tuple(args)
     for name, value in _named(given):
         if layout.batched and isinstance(value, Tensor) and value.dim() and len(value) != layout.batch:
@@ -230,9 +252,8 @@ def _problem(
 
 
 def _named(given: Any) -> list[tuple[str, Any]]:
-    if isinstance(given, Mapping):
-        return [(f"cond[{key!r}]", value) for key, value in given.items()]
-    return [(f"args[{i}]", value) for i, value in enumerate(given or ())]
+    kind = "cond" if isinstance(given, Mapping) else "args"
+    return [(kind, leaf) for leaf in pytree.tree_leaves(given)]
 
 
 def _tolerance(
@@ -245,6 +266,8 @@ def _tolerance(
     for name, value in (("tol", tol), ("rtol", rtol), ("atol", atol)):
         if value is None:
             continue
+        if not isinstance(value, int | float | Tensor):
+            raise TypeError(f"{name}: expected a number or a tensor of one per sample, got {value!r}.")
         values = torch.as_tensor(value)
         if values.dim() and tuple(values.shape) != (layout.batch,):
             raise ValueError(f"{name}: expected a number or shape ({layout.batch},), got {tuple(values.shape)}.")
@@ -270,8 +293,8 @@ def _path(chain: Chain, y: Tensor) -> Tensor:
     return y.new_full((chain.length + 1, *y.shape), torch.nan)
 
 
-def _ends(last: Tensor, reached: Tensor) -> Tensor:
-    return last.masked_fill(~reached[:, None].to(last.device), torch.nan)[None]
+def _ends(last: Tensor, reached: np.ndarray) -> Tensor:
+    return last.masked_fill(torch.from_numpy(~reached[:, None]).to(last.device), torch.nan)[None]
 
 
 def _finish(
@@ -280,8 +303,8 @@ def _finish(
     result: Result,
     stats: Stats,
     history: list,
-    done: Tensor,
-    failed: Tensor,
+    done: np.ndarray,
+    failed: np.ndarray,
     throw: bool,
 ) -> Solution:
     solution = Solution(problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history)
@@ -289,15 +312,22 @@ def _finish(
         return solution
     if result is Result.max_rounds:
         raise SolveError(f"{int(done.min())} of {stats.steps} steps converged. {result.value}", solution)
-    sample = int(failed.long().argmax())
+    sample = int(failed.argmax())
     step = int(done[sample])
     time = float(problem.ts[step])
     which = f" of sample {sample}" if problem.layout.batched else ""
     raise SolveError(f"Step {step}{which} at t = {time:g} is not finite. {result.value}", solution, step, time)
 
 
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
+
+
 def _check_positive_integer(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}.")
+    if value < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
 
 

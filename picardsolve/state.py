@@ -35,19 +35,25 @@ class Layout:
             TypeError: a leaf is not a floating-point tensor, or dtypes or devices differ.
             ValueError: ``batch_dims`` is not 0 or 1, a dimension is missing or empty, or a value is not finite.
         """
+        if not isinstance(batch_dims, int) or isinstance(batch_dims, bool):
+            raise TypeError(f"batch_dims: expected 0 (y0 is one system) or 1 (y0[i] are samples), got {batch_dims!r}.")
         if batch_dims not in (0, 1):
             raise ValueError(f"batch_dims: expected 0 (y0 is one system) or 1 (y0[i] are samples), got {batch_dims!r}.")
-        leaves, structure = pytree.tree_flatten(y0)
+        leaves, structure = pytree.tree_flatten(sorted_keys(y0))
         if not leaves:
             raise TypeError("y0: expected a tensor, or a tuple, list or dict of tensors, got none.")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"y0: expected tensors, got {type(leaf).__name__}; pass torch.as_tensor(...).")
+            if leaf.dtype.is_complex:
+                raise TypeError(f"y0: expected a real floating dtype, got {leaf.dtype}; pass torch.view_as_real(y0).")
             if not leaf.dtype.is_floating_point:
                 raise TypeError(f"y0: expected a real floating dtype, got {leaf.dtype}; pass y0.double().")
             if leaf.dtype != leaves[0].dtype or leaf.device != leaves[0].device:
                 raise TypeError("y0: expected all tensors of one dtype on one device; convert them with .to(...).")
-            if leaf.dim() < batch_dims or leaf.numel() == 0:
+            if leaf.dim() < batch_dims:
+                raise ValueError("y0: expected a leading dimension of samples with batch_dims=1, got a 0-d tensor.")
+            if leaf.numel() == 0:
                 raise ValueError(f"y0: expected non-empty samples, got shape {tuple(leaf.shape)}.")
             if not bool(torch.isfinite(leaf).all()):
                 raise ValueError("y0: expected finite values, got NaN or infinity; check what computed it.")
@@ -73,21 +79,28 @@ class Layout:
         """What rows are kept and summed in: at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
-    def pack(self, y: Any, rows: int | None = None) -> Tensor:
-        """Rows ``(rows, size)`` of a state with leading dimension ``rows`` (of an initial state when None)."""
-        leaves = pytree.tree_leaves(y)
-        flat = [leaf.reshape(self.batch if rows is None else rows, -1) for leaf in leaves]
-        return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).to(self.compute_dtype)
+    def pack(self, y: Any) -> Tensor:
+        """Rows ``(B, size)`` of an initial state, in memory of their own."""
+        leaves = pytree.tree_leaves(sorted_keys(y))
+        flat = [leaf.detach().reshape(self.batch, -1) for leaf in leaves]
+        return (flat[0].clone() if len(flat) == 1 else torch.cat(flat, 1)).to(self.compute_dtype)
 
     def unpack(self, rows: Tensor) -> Any:
         """The user's structure, leaves ``(*rows.shape[:-1], *shape)`` in the user's dtype."""
         rows, lead = rows.to(self.dtype), rows.shape[:-1]
         if len(self.shapes) == 1:
-            return pytree.tree_unflatten([rows.reshape(*lead, *self.shapes[0])], self.structure)
+            return pytree.tree_unflatten([rows.reshape((*lead, *self.shapes[0]))], self.structure)
         parts = rows.split([math.prod(shape) for shape in self.shapes], -1)
-        leaves = [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        leaves = [part.reshape((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.structure)
 
     def unpack_path(self, path: Tensor) -> Any:
         """The user's structure of a path ``(times, B, size)``: time first, then the shape of ``y0``."""
         return self.unpack(path if self.batched else path[:, 0])
+
+
+def sorted_keys(value: Any) -> Any:
+    """Nested state with the keys of every dict in order, so that two dicts with the same keys have one structure."""
+    if type(value) is dict:
+        return {key: sorted_keys(value[key]) for key in sorted(value)}
+    return type(value)(sorted_keys(part) for part in value) if type(value) in (list, tuple) else value

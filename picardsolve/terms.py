@@ -28,6 +28,7 @@ class ODE:
 
     def __post_init__(self):
         _check_callable("drift", self.drift)
+        _check_flag("vectorized", self.vectorized)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class SDE:
         _check_callable("diffusion", self.diffusion)
         _check_choice("noise", self.noise, get_args(Noise))
         _check_choice("interpretation", self.interpretation, ("ito", "stratonovich"))
+        _check_flag("vectorized", self.vectorized)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ Term: TypeAlias = ODE | SDE | Denoiser
 def _check_callable(name: str, value: object) -> None:
     if not callable(value):
         raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}.")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picardsolve.recurrence import rms
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -33,16 +35,22 @@ class Tolerance:
         Returns:
             ``(W, B)`` booleans, and the root mean square of each change, ``(W, B)``.
         """
-        scale = y.shape[-1] ** -0.5
-        size = torch.linalg.vector_norm(change, dim=-1) * scale
+        size = rms(change)
+        if _is_zero(self.rtol) and _is_zero(self.atol) and _is_zero(self.noise):
+            return (change == 0).all(-1), size  # not by the size, whose squares may underflow
         if _is_zero(self.rtol):
             allowed = torch.as_tensor(self.atol, dtype=size.dtype, device=size.device)
-            return size <= (allowed if noise is None else allowed + self.noise * noise), size
+            if noise is not None:
+                allowed = allowed + self.noise * noise
+            within = size <= allowed
+            if isinstance(self.atol, Tensor) or isinstance(self.noise, Tensor):
+                within &= (allowed > 0) | (change == 0).all(-1)
+            return within, size
         weights = y.abs().mul_(_column(self.rtol)).add_(_column(self.atol))
         if noise is not None and not _is_zero(self.noise):
             weights += (self.noise * noise)[..., None]
         weights.clamp_(min=torch.finfo(y.dtype).tiny)
-        return torch.linalg.vector_norm(change / weights, dim=-1) * scale <= 1, size
+        return rms(torch.div(change, weights, out=weights)) <= 1, size
 
 
 def _is_zero(value: float | Tensor) -> bool:

@@ -17,17 +17,19 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from diffusers.utils import BaseOutput
 from integrations.diffusers.replay import Replay, batched, joined
 from integrations.diffusers.report import Report
 from integrations.diffusers.scheduler_chain import PATCHED, NoiseTape, SchedulerChain, copy_of
+from integrations.diffusers.step_table import step_table
 from integrations.diffusers.window_tensor import WindowTensor
 from picardsolve import FrozenOutput, FrozenSample, Guess, Iteration, Picard
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
 
+_TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
 _SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
 
 
@@ -159,7 +161,7 @@ class Sampler:
             self.report.misses += 1
         if number == 0 or self._missed:
             self._count(self._shown)
-        if self._shown == 1 and self._asked == 1 or self._replaying:
+        if (self._shown == 1 and self._asked == 1) or self._replaying:
             return forward(*args, **kwargs)
         outputs = batched(forward, self._shown, args, kwargs)
         self._replay.remember(self._i, number, module, args, kwargs, outputs)
@@ -222,8 +224,7 @@ class Sampler:
         window.tell(torch.stack([_flat(item) for item in outputs[: self._shown]]).flatten(0, 1))
         begin = int(window.begin[0])
         self._replay.keep(self._i + 1, begin)
-        if chain.tape:
-            chain.tape.forget(self._i + 1)
+        chain.forget(self._i + 1)
         self.report.history = window.history
         return self._next(stepped)
 
@@ -231,8 +232,11 @@ class Sampler:
         self, scheduler: Any, output: Tensor, sample: Tensor, extra: dict[str, Any], tape: NoiseTape | None
     ) -> Window:
         extra = {key: value for key, value in extra.items() if key != "return_dict"}
+        fast = None
+        if self._tolerance >= _TABLE_TOLERANCE and output.shape == sample.shape:
+            fast = step_table(scheduler, self._timesteps, extra)
         chain = SchedulerChain(
-            scheduler, self._timesteps, self._table, sample.shape, output.shape, sample.dtype, extra, tape
+            scheduler, self._timesteps, self._table, sample.shape, output.shape, sample.dtype, extra, tape, fast
         )
         guess = self._guess or (FrozenSample() if tape else FrozenOutput())
         tolerance = Tolerance(noise=self._tolerance)

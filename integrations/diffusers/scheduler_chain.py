@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import Chain, Evaluated, Hold, Steps
+from diffusers.utils.torch_utils import randn_tensor
+from integrations.diffusers.step_table import StepTable
+from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
+from picardsolve.recurrence import rms
 
 PATCHED = ("set_timesteps", "step", "scale_model_input")
 
@@ -63,6 +66,7 @@ class SchedulerChain(Chain):
         table: the scheduler's own timesteps, of which a pipeline may iterate a part.
         extra: further arguments of ``step``, by name.
         tape: None for a deterministic sampler.
+        fast: all steps of a window at once, for schedulers that have that.
     """
 
     scheduler: Any
@@ -73,37 +77,40 @@ class SchedulerChain(Chain):
     dtype: torch.dtype
     extra: dict[str, Any]
     tape: NoiseTape | None
+    fast: StepTable | None = None
     _ahead: Any = None
     _ahead_at: int = -1
+    _noise: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
         self.length = len(self.timesteps)
 
-    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+    def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The window's steps, taken by a copy of the scheduler."""
         return _SchedulerSteps(self, int(n[0, 0]), x, outputs)
 
-    def walk(self, first: int, start: Tensor | None, x: Tensor, outputs: Tensor) -> Tensor:
-        """Steps ``first ...`` with the given outputs: of the states ``x``, or one after the other from ``start``."""
-        scheduler = copy_of(self.scheduler, self.table)
-        images, y = torch.empty_like(x), start
-        present = self.tape.states() if self.tape else []
-        for j in range(len(x)):
-            y = self._step(scheduler, first + j, outputs[j], x[j] if start is None else y)
-            images[j] = y
-        self._ahead, self._ahead_at = scheduler, first + len(x)
-        if self.tape:
-            self.tape.wind(present)
-        return images
+    def images(self, first: int, x: Tensor, outputs: Tensor) -> Tensor:
+        """Steps ``first ...`` of the states ``x``, with the given outputs."""
+        if self.fast is not None:
+            noise = self._noise_of(self.fast, first, len(x), x)
+            return self.fast.step(slice(first, first + len(x)), outputs, x, noise)
+        return self._walk(first, None, x, outputs)
 
-    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+    def path(self, first: int, start: Tensor, outputs: Tensor) -> Tensor:
+        """Steps ``first ...`` one after the other from ``start``, with the given outputs."""
+        if self.fast is not None:
+            return self._fast_path(self.fast, first, start, list(outputs))
+        return self._walk(first, start, outputs, outputs)
+
+    def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Go on behind the window with the last output, or towards the last predicted sample."""
-        first = int(n[0, 0])
+        first, held = int(n[0, 0]), self._held(hold, int(source.step[0, 0]), source)
+        if self.fast is not None:
+            return self._fast_path(self.fast, first, start, [held] * len(n))
         if first != self._ahead_at:  # after a divergence: not worth walking the window again
             return start.expand(len(n), *start.shape)
         scheduler, y, states = copy_of(self._ahead, self.table), start, []
         present = self.tape.states() if self.tape else []
-        held = self._held(hold, int(source.step[0]), source)
         for j in range(len(n)):
             y = self._step(scheduler, first + j, held(first + j, y), y)
             states.append(y)
@@ -111,7 +118,55 @@ class SchedulerChain(Chain):
             self.tape.wind(present)
         return torch.stack(states)
 
-    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+    def _walk(self, first: int, start: Tensor | None, x: Tensor, outputs: Tensor) -> Tensor:
+        scheduler, y, images = copy_of(self.scheduler, self.table), start, []
+        present = self.tape.states() if self.tape else []
+        for j in range(len(outputs)):
+            y = self._step(scheduler, first + j, outputs[j], x[j] if start is None or y is None else y)
+            images.append(y)
+        self._ahead, self._ahead_at = scheduler, first + len(outputs)
+        if self.tape:
+            self.tape.wind(present)
+        return torch.stack(images)
+
+    def _fast_path(self, fast: StepTable, first: int, y: Tensor, outputs: list) -> Tensor:
+        states, noise = [], self._noise_of(fast, first, len(outputs), y)
+        for j, output in enumerate(outputs):
+            at = slice(first + j, first + j + 1)
+            given = output(first + j, y) if callable(output) else output
+            y = fast.step(at, given[None], y[None], None if noise is None else noise[j : j + 1])[0]
+            states.append(y)
+        return torch.stack(states)
+
+    def _noise_of(self, fast: StepTable, first: int, count: int, like: Tensor) -> Tensor | None:
+        """The noise that the scheduler will draw in steps ``first ...``, drawn once for each."""
+        tape = self.tape
+        if tape is None:
+            return None
+        present = tape.states()
+        generators = tape.generators if len(tape.generators) > 1 else tape.generators[0]
+        for n in range(first, first + count):
+            if n in self._noise:
+                continue
+            tape.wind(tape.before.setdefault(n, present))
+            draws = bool(fast.noisy[n])
+            drawn = (
+                randn_tensor(tuple(self.shape), generator=generators, device=like.device, dtype=self.dtype)
+                if draws
+                else 0
+            )
+            self._noise[n] = drawn.flatten(1).to(like) if isinstance(drawn, Tensor) else torch.zeros_like(like[0])
+            tape.before.setdefault(n + 1, tape.states())
+        tape.wind(present)
+        return torch.stack([self._noise[n].reshape(self.shape[0], -1) for n in range(first, first + count)])
+
+    def forget(self, step: int) -> None:
+        """Drop what was kept for the steps before ``step``."""
+        self._noise = {n: noise for n, noise in self._noise.items() if n >= step}
+        if self.tape:
+            self.tape.forget(step)
+
+    def increments(self, n: Index, sample: Index) -> Tensor:
         """None: the scheduler draws its own noise."""
         return torch.zeros(len(n), 0)
 
@@ -168,12 +223,12 @@ class _SchedulerSteps(Steps):
     outputs: Tensor
 
     def images(self) -> Tensor:
-        return self.chain.walk(self.first, None, self.x, self.outputs)
+        return self.chain.images(self.first, self.x, self.outputs)
 
-    def frozen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        y = self.chain.walk(self.first, x[0], self.x, self.outputs)
-        return y, y - x[1:], None
+    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        y = self.chain.path(self.first, x[0], self.outputs)
+        return y, torch.sub(y, x[1:], out=scratch), None
 
     def noise_scale(self) -> Tensor | None:
         """The size of the states: the only scale that every scheduler has."""
-        return torch.linalg.vector_norm(self.x, dim=-1) * self.x.shape[-1] ** -0.5
+        return rms(self.x)

@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from picardsolve.brownian import BrownianPath
@@ -11,6 +13,7 @@ from picardsolve.state import Layout
 from picardsolve.terms import Term
 
 Hold = Literal["output", "sample"]
+Index: TypeAlias = np.ndarray  # of int64: steps, samples and positions are host numbers
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,21 @@ class Rows:
     """The states of one round: row r is one sample at one step.
 
     Attributes:
-        step: ``(R,)`` int64 on the CPU.
-        sample: ``(R,)`` int64 on the CPU.
+        step: ``(R,)``.
+        sample: ``(R,)``.
         state: ``(R, D)``.
     """
 
-    step: Tensor
-    sample: Tensor
+    step: Index
+    sample: Index
     state: Tensor
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation of every sample: at step ``(B,)``, of ``state`` ``(B, D)``, with ``output`` ``(B, K)``."""
+    """One evaluation of every sample: at step ``(1, B)``, of ``state`` ``(B, D)``, with ``output`` ``(B, K)``."""
 
-    step: Tensor
+    step: Index
     state: Tensor
     output: Tensor
 
@@ -52,22 +55,23 @@ class Evaluated:
 class Steps(ABC):
     """The steps of one window, the outputs of this round's drift calls held fixed.
 
-    ``W`` steps of ``B`` samples; sample s stands at step ``n[j, s]`` in position j.
+    ``W`` steps of ``B`` samples; sample s stands at step ``n[j, s]`` in position j (``n[j, 0]`` if all stand alike).
     """
 
     @abstractmethod
     def images(self) -> Tensor:
-        """``Phi_n(X_n)``, shape ``(W, B, D)``."""
+        """``Phi_n(X_n)``, shape ``(W, B, D)``, in memory that the caller may overwrite."""
 
     @abstractmethod
-    def frozen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Step from ``x[0]`` through the window with the outputs held fixed.
 
         Args:
             x: the old states, ``(W + 1, B, D)``.
+            scratch: ``(W, B, D)`` memory that the changes may be returned in.
 
         Returns:
-            The new states, their changes, and the residuals ``Phi_n(X_n) - X_{n+1}`` or None, each ``(W, B, D)``.
+            The new states and their changes, ``(W, B, D)``, and the sizes of the residuals, ``(W, B)`` or None.
         """
 
     @abstractmethod
@@ -91,22 +95,22 @@ class Chain(ABC):
     noise_size: int = 0
 
     @abstractmethod
-    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+    def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window.
 
         Args:
-            n: ``(W, B)`` int64 on the CPU.
+            n: ``(W, B)`` or ``(W, 1)``.
             x: ``(W, B, D)`` states.
             outputs: ``(memory + W, B, K)``: of the steps before the window, then of the window.
             noise: ``(W, B, noise_size)`` increments, or None.
         """
 
     @abstractmethod
-    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: "Evaluated", noise: Tensor | None) -> Tensor:
+    def extend(self, n: Index, hold: Hold, start: Tensor, source: "Evaluated", noise: Tensor | None) -> Tensor:
         """Go on from a state with one evaluation held fixed: the guess of the states ahead, for no drift call.
 
         Args:
-            n: ``(L, B)`` the steps to take.
+            n: ``(L, B)`` or ``(L, 1)``, the steps to take.
             hold: "output" holds the drift or the predicted noise, "sample" the predicted clean sample.
             start: ``(B, D)`` the state that the first step leaves from.
             source: what is held.
@@ -117,7 +121,7 @@ class Chain(ABC):
         """
 
     @abstractmethod
-    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+    def increments(self, n: Index, sample: Index) -> Tensor:
         """Brownian increments of steps ``n`` of samples ``sample``, both ``(R,)``: ``(R, noise_size)``."""
 
 
@@ -151,9 +155,9 @@ class Integrator(ABC):
         """
 
 
-def per_step(table: Tensor, n: Tensor, like: Tensor) -> Tensor:
-    """Entries ``(W, B, 1)`` of a float64 table ``(N,)`` in the dtype and on the device of the states."""
-    return table[n][..., None].to(like.device, like.dtype)
+def per_step(table: Tensor, n: Index, like: Tensor) -> Tensor:
+    """Entries ``(*n.shape, 1)`` of a float64 table ``(N,)`` in the dtype and on the device of the states."""
+    return torch.from_numpy(table.numpy()[n][..., None]).to(like.device, like.dtype)
 
 
 def refuse(integrator: Integrator, term: Term, takes: str, instead: str) -> TypeError:

@@ -11,6 +11,7 @@ from picardsolve.integrators.base import (
     DriftChain,
     Evaluated,
     Hold,
+    Index,
     Integrator,
     Problem,
     Rows,
@@ -58,6 +59,8 @@ class DDIM(Integrator):
     order = 1
 
     def __post_init__(self):
+        if not isinstance(self.eta, int | float):
+            raise TypeError(f"eta: expected a number >= 0, got {self.eta!r}.")
         if not self.eta >= 0:
             raise ValueError(f"eta: expected a number >= 0, got {self.eta!r}.")
 
@@ -85,6 +88,13 @@ def noise_levels(integrator: Integrator, problem: Problem) -> Levels:
     if not isinstance(problem.term, Denoiser):
         raise refuse(integrator, problem.term, "a Denoiser", "Euler() or RK4() for an ODE, Euler() for an SDE")
     alpha, sigma = problem.term.schedule.alpha(problem.ts), problem.term.schedule.sigma(problem.ts)
+    if not bool((alpha >= 0).all() and (sigma >= 0).all()):
+        raise ValueError("ts: expected levels of signal and noise >= 0, got negative ones; end the grid at no noise.")
+    if problem.term.prediction == "epsilon" and not bool(alpha[0] > 0):
+        raise ValueError(
+            "ts: starts where there is no signal, of which a predicted noise says nothing; start a little later, or "
+            "use a model with prediction 'v_prediction', 'flow' or 'sample'."
+        )
     ratio = sigma / alpha
     if not bool((ratio.diff() < 0).all() and (sigma[:-1] > 0).all()):
         raise ValueError(
@@ -105,6 +115,8 @@ class DiffusionChain(DriftChain):
         self._from_state, self._from_output = term.sample_map(levels.alpha, levels.sigma)
         self._ts, self._brownian = problem.ts, problem.brownian
         self.noise_size = problem.layout.size if bool((coefficients.s > 0).any()) else 0
+        if self.noise_size:
+            self._brownian.check(problem.ts[:-1], problem.ts[1:], problem.layout.batch)
         leaving = levels.posterior_std().roll(-1)
         leaving[-1] = 0
         last = leaving.nonzero()[-1:, 0]  # the last step removes all noise: measure by the one before
@@ -115,14 +127,14 @@ class DiffusionChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The predicted samples, ``(R, D)``."""
-        t = self._ts[rows.step].to(rows.state.device, rows.state.dtype)
-        output = self._model(t, rows.state, rows.sample)
+        t = per_step(self._ts, rows.step, rows.state)[:, 0]
+        output = self._model(t, rows.state, torch.from_numpy(rows.sample))
         from_state, from_output = (
             per_step(table, rows.step, rows.state) for table in (self._from_state, self._from_output)
         )
         return torch.addcmul(from_state * rows.state, from_output, output)
 
-    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+    def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
         images = per_step(self._table.p, n, x) * x
         for age, q in enumerate(self._table.q):
@@ -133,24 +145,25 @@ class DiffusionChain(DriftChain):
         linear = per_step(self._table.p + self._table.q[0] * self._from_state, n, x)
         return _DiffusionSteps(images, linear, per_step(self._leaving, n, x)[..., 0])
 
-    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+    def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed predicted noise ("output") or towards a fixed predicted sample ("sample")."""
         p, q = self._table.p, self._table.q.sum(0)
         if hold == "sample":
             a, c = per_step(p, n, start), per_step(q, n, start) * source.output
         else:
             alpha, sigma = self._levels.alpha, self._levels.sigma
-            signal = per_step(alpha, source.step, start) * source.output
-            epsilon = (source.state - signal) / per_step(sigma, source.step, start)
+            signal = per_step(alpha, source.step, start)[0] * source.output
+            epsilon = (source.state - signal) / per_step(sigma, source.step, start)[0]
             a, c = per_step(p + q / alpha, n, start), per_step(-q * sigma / alpha, n, start) * epsilon
         if noise is not None:
             c = c.addcmul(per_step(self._table.s, n, start), noise)
         return recurrence(a, c, start)
 
-    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+    def increments(self, n: Index, sample: Index) -> Tensor:
         """The step's noise z: its Brownian increment over the square root of the step."""
         t0, t1 = self._ts[n], self._ts[n + 1]
-        return self._brownian.increments(t0, t1, sample, self.noise_size) / (t1 - t0).abs().sqrt()[:, None]
+        drawn = self._brownian.increments(t0, t1, torch.from_numpy(sample), self.noise_size)
+        return drawn / (t1 - t0).abs().sqrt()[:, None]
 
     def counts(self) -> tuple[int, int]:
         """Model calls and evaluations so far."""
@@ -166,8 +179,8 @@ class _DiffusionSteps(Steps):
     def images(self) -> Tensor:
         return self.image
 
-    def frozen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return linear_sweep(self.image, self.factor, x)
+    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return linear_sweep(self.image, self.factor, x, scratch)
 
     def noise_scale(self) -> Tensor | None:
         return self.noise

@@ -25,7 +25,7 @@ class DPMSolver(Integrator):
     sde: bool = False
 
     def __post_init__(self):
-        if self.order not in ((1, 2) if self.sde else (1, 2, 3)):
+        if type(self.order) is not int or self.order not in ((1, 2) if self.sde else (1, 2, 3)):
             allowed = "1 or 2 with sde=True" if self.sde else "1, 2 or 3"
             raise ValueError(f"order: expected {allowed}, got {self.order!r}.")
 

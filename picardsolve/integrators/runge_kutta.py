@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from picardsolve.integrators.base import (
     DriftChain,
     Evaluated,
     Hold,
+    Index,
     Integrator,
     Problem,
     Rows,
@@ -70,6 +72,10 @@ class RK4(Integrator):
     rule: Literal["classic", "3/8"] = "classic"
     order = 4
 
+    def __post_init__(self):
+        if self.rule not in ("classic", "3/8"):
+            raise ValueError(f"rule: expected one of 'classic', '3/8', got {self.rule!r}.")
+
     def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of an `ODE`."""
         return _runge_kutta(self, problem, _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS)
@@ -97,8 +103,8 @@ class RungeKuttaChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The slopes, ``(R, D)``."""
-        t, h = self._t[rows.step], self._h[rows.step]
-        column = h[:, None].to(rows.state)
+        t, h = self._t.numpy()[rows.step], self._h.numpy()[rows.step]
+        column = per_step(self._h, rows.step, rows.state)
         slopes = [self._call(t, rows.state, rows)]
         for a in self._a:
             y = rows.state + column * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
@@ -107,18 +113,18 @@ class RungeKuttaChain(DriftChain):
             return slopes[0]
         return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
 
-    def _call(self, t: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        return self._drift(t.to(y.device, y.dtype), y, rows.sample)
+    def _call(self, t: np.ndarray, y: Tensor, rows: Rows) -> Tensor:
+        return self._drift(torch.from_numpy(t).to(y.device, y.dtype), y, torch.from_numpy(rows.sample))
 
-    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+    def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
         return _Additive(torch.addcmul(x, outputs, per_step(self._h, n, x)), None)
 
-    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+    def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed slope."""
         return recurrence(None, per_step(self._h, n, start) * source.output, start)
 
-    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+    def increments(self, n: Index, sample: Index) -> Tensor:
         """None: an ODE has no noise."""
         return torch.zeros(len(n), 0)
 
@@ -143,6 +149,7 @@ class EulerMaruyamaChain(DriftChain):
         )
         if bool((self._h < 0).any()):
             raise ValueError("ts: expected increasing times for an SDE; write the reverse-time equation forward.")
+        self._brownian.check(self._t, problem.ts[1:], problem.layout.batch)
 
     @property
     def noise_size(self) -> int:
@@ -153,8 +160,8 @@ class EulerMaruyamaChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``f`` and ``g`` side by side, ``(R, D + D m)``."""
-        t = self._t[rows.step].to(rows.state.device, rows.state.dtype)
-        f, g = (function(t, rows.state, rows.sample) for function in (self._drift, self._diffusion))
+        t, sample = per_step(self._t, rows.step, rows.state)[:, 0], torch.from_numpy(rows.sample)
+        f, g = (function(t, rows.state, sample) for function in (self._drift, self._diffusion))
         self._motions = g.shape[1] // self._size
         return torch.cat([f, g], 1)
 
@@ -164,7 +171,7 @@ class EulerMaruyamaChain(DriftChain):
             return g * noise
         return (g.reshape(*g.shape[:-1], self._size, -1) @ noise[..., None])[..., 0]
 
-    def steps(self, n: Tensor, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+    def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
         assert noise is not None
         h = per_step(self._h, n, x)
@@ -172,16 +179,16 @@ class EulerMaruyamaChain(DriftChain):
         power = torch.linalg.vector_norm(outputs[..., self._size :], dim=-1) * self._size**-0.5
         return _Additive(images, power * h[..., 0].sqrt())
 
-    def extend(self, n: Tensor, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+    def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps with fixed drift and diffusion, and their own known noise."""
         assert noise is not None
         drift = per_step(self._h, n, start) * source.output[..., : self._size]
         held = source.output.expand(len(n), *source.output.shape)
         return recurrence(None, drift + self._noise_term(held, noise), start)
 
-    def increments(self, n: Tensor, sample: Tensor) -> Tensor:
+    def increments(self, n: Index, sample: Index) -> Tensor:
         """``W(ts[n + 1]) - W(ts[n])``."""
-        return self._brownian.increments(self._ts[n], self._ts[n + 1], sample, self.noise_size)
+        return self._brownian.increments(self._ts[n], self._ts[n + 1], torch.from_numpy(sample), self.noise_size)
 
     def counts(self) -> tuple[int, int]:
         """Calls of drift and diffusion together count once: they share a round and a state."""
@@ -198,8 +205,8 @@ class _Additive(Steps):
     def images(self) -> Tensor:
         return self.image
 
-    def frozen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return linear_sweep(self.image, None, x)
+    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return linear_sweep(self.image, None, x, scratch)
 
     def noise_scale(self) -> Tensor | None:
         return self.noise

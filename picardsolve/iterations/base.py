@@ -15,14 +15,15 @@ class Iteration(ABC):
     """
 
     @abstractmethod
-    def sweep(self, steps: Steps, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """New states from old ones.
 
         Args:
             steps: the window's steps with this round's outputs.
             x: the old states ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``.
+            scratch: ``(W, B, D)`` memory that the change may be returned in.
 
         Returns:
-            The new states ``Y[b + 1] ... Y[b + W]``, their change ``Y - X``, and the residuals ``F[n] - X[n + 1]``
-            (None where the sweep does not compute them), each ``(W, B, D)``.
+            The new states ``Y[b + 1] ... Y[b + W]`` and their change ``Y - X``, each ``(W, B, D)``, and the root mean
+            square of the residuals ``F[n] - X[n + 1]``, ``(W, B)`` (None where the sweep does not compute them).
         """

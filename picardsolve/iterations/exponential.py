@@ -16,6 +16,6 @@ class Exponential(Iteration):
     Chen et al. 2024). On Runge-Kutta methods it is Picard.
     """
 
-    def sweep(self, steps: Steps, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """``Y[n+1] = frozen_n(Y[n])``."""
-        return steps.frozen(x)
+        return steps.frozen(x, scratch)

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from picardsolve.integrators.base import Steps
 from picardsolve.iterations.base import Iteration
+from picardsolve.recurrence import rms
 
 
 @dataclass(frozen=True)
 class Jacobi(Iteration):
     """``delta = 0``: every state becomes the image of its predecessor (Song et al. 2021b). Slow; a baseline."""
 
-    def sweep(self, steps: Steps, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """``Y[n+1] = F[n]``."""
         images = steps.images()
-        residual = images - x[1:]
-        return images, residual, residual
+        residual = torch.sub(images, x[1:], out=scratch)
+        return images, residual, rms(residual)

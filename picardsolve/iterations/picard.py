@@ -16,6 +16,6 @@ class Picard(Iteration):
     In difference form: the changes are the running sum of the residuals, ``d[n+1] = d[n] + r[n]``.
     """
 
-    def sweep(self, steps: Steps, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """``Y[n+1] = F[n] + Y[n] - X[n]``."""
-        return linear_sweep(steps.images(), None, x)
+        return linear_sweep(steps.images(), None, x, scratch)
