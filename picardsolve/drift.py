@@ -67,7 +67,9 @@ class RowFunction:
         joined = [torch.cat([rows, first]) for rows, first in zip((t, x, sample), probe, strict=True)]
         out = self._in_chunks(*joined)
         slack = torch.finfo(self.layout.dtype).eps ** 0.5
-        if not torch.allclose(out[-1:], expected, slack, slack * float(expected.abs().max()), equal_nan=True):
+        if not torch.allclose(
+            out[-1:], expected, slack, slack * float(expected.nan_to_num(0, 0, 0).abs().max()), equal_nan=True
+        ):
             raise ValueError(
                 f"{self.name}: its value at one state changes with the other states it is called with; make every "
                 "row of y independent, or pass vectorized=False to have it lifted from one state to many."
@@ -161,7 +163,7 @@ class RowFunction:
                 raise ValueError(
                     f"{self.name}: expected to return a tensor on {self.layout.device}, got {leaf.device}."
                 )
-            if leaf.dtype != self.layout.dtype:
+            if leaf.dtype not in (self.layout.dtype, self.layout.compute_dtype):
                 raise TypeError(
                     f"{self.name}: expected to return {self.layout.dtype}, the dtype of y0, got {leaf.dtype}; convert "
                     "y0 or the result."

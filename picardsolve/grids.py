@@ -64,7 +64,7 @@ def given(ts: Tensor | Sequence[float]) -> Tensor:
         The grid as float64 on the CPU, whatever dtype and device it came in.
     """
     try:
-        grid = torch.as_tensor(ts).detach()
+        grid = ts.detach() if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"ts: expected a tensor or a sequence of times, got {type(ts).__name__}.") from error
     if grid.is_complex():

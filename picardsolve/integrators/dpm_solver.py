@@ -47,7 +47,8 @@ def _ode(order: int, levels: Levels) -> Coefficients:
         q[1] -= half
     if order == 3:
         slope = levels.alpha_next * (1 - (1 - decay) / h)  # of D1, appendix A
-        curve = -levels.alpha_next * ((h - 1 + decay) / h**2 - 0.5)  # of D2
+        # of D2, which tends to h^2 D'' / 2: twice the factor of the published code, which is of order 2 for want of it
+        curve = -2 * levels.alpha_next * ((h - 1 + decay) / h**2 - 0.5)
         near = slope * (1 + r0 / (r0 + r1)) + curve / (r0 + r1)  # of (D_n - D_{n-1}) / r0
         far = -slope * r0 / (r0 + r1) - curve / (r0 + r1)  # of (D_{n-1} - D_{n-2}) / r1
         near, far = (torch.where(third, value, 0.0) for value in (near / r0, far / r1))
