@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.plot import plot_rounds
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -99,33 +101,7 @@ class Solution:
         """
         if not self.history:
             raise ValueError("plot: this solution was computed step by step, it has no rounds to draw; use solve().")
-        try:
-            from matplotlib import pyplot as plt
-            from matplotlib.colors import LogNorm
-        except ImportError as error:
-            raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
-        field_ = torch.full((len(self.history), self.stats.steps), torch.nan)
-        begins, ends = [], []
-        for k, record in enumerate(self.history):
-            begin, width = int(record.begin[sample]), int(record.width[sample])
-            norms = record.increments if record.residuals is None else record.residuals
-            field_[k, begin : begin + width] = norms[:width, sample]
-            begins.append(begin)
-            ends.append(begin + width)
-        positive = field_[field_ > 0]
-        low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1e-16, 1.0)
-        figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-        norm = LogNorm(max(low, high * 1e-9), high)
-        image = axes.pcolormesh(field_.clamp(min=high * 1e-9).numpy(), norm=norm, cmap="viridis", rasterized=True)
-        rounds = [k + 0.5 for k in range(len(begins))]
-        axes.step(begins, rounds, where="mid", color="black", linewidth=1.2, label="accepted so far")
-        axes.plot(ends, rounds, color="black", linewidth=0.8, linestyle=":", label="end of the window")
-        axes.set(xlabel="step", ylabel="round", ylim=(len(begins), 0), xlim=(0, self.stats.steps))
-        axes.set_title(f"{self.stats.steps} steps in {self.stats.rounds} rounds")
-        axes.legend(loc="lower left", fontsize="small")
-        known = all(record.residuals is not None for record in self.history)
-        figure.colorbar(image, label="residual" if known else "change in the round")
-        return figure
+        return plot_rounds(self.history, self.stats.steps, self.stats.rounds, sample)
 
 
 class SolveError(RuntimeError):

@@ -1,8 +1,13 @@
 """What a parallel run of a pipeline cost."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from picardsolve import Round
+from picardsolve.plot import plot_rounds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -26,6 +31,10 @@ class Report:
     width: int = 0
     misses: int = 0
     history: list[Round] = field(default_factory=list, repr=False)
+
+    def plot(self, sample: int = 0) -> "Figure":
+        """Draw what every step still changed in every round, and the window sliding through it (needs matplotlib)."""
+        return plot_rounds(self.history, self.steps, self.rounds, sample)
 
     def __str__(self) -> str:
         total = self.steps * self.samples

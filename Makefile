@@ -1,0 +1,35 @@
+# Everything runs in .venv, made on first use from the package registries only.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pinned so that figures can be compared; the package itself supports torch >= 2.4 (make TORCH=torch==2.4.1 ...).
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test check bench docs clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/run.py
+
+docs: $(VENV)/installed
+	$(BIN)/python examples/demo.py --out docs/images
+
+clean:
+	rm -rf $(VENV) demo-output

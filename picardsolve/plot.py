@@ -1,0 +1,56 @@
+"""The picture of a solve: what every step still changed in every round, and the window sliding through it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from picardsolve.solution import Round
+
+
+def plot_rounds(history: "Sequence[Round]", steps: int, rounds: int, sample: int = 0) -> "Figure":
+    """Draw a history.
+
+    Args:
+        history: one record per sweep of the window.
+        steps: steps of the grid.
+        rounds: rounds in all, for the title.
+        sample: which sample of the batch.
+
+    Returns:
+        A matplotlib figure: the residual of each step and sweep in colour (the change where residuals are not known),
+        and the window's two ends.
+
+    Raises:
+        ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
+    """
+    try:
+        from matplotlib import pyplot as plt
+        from matplotlib.colors import LogNorm
+    except ImportError as error:
+        raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
+    field = torch.full((len(history), steps), torch.nan)
+    begins, ends = [], []
+    for k, record in enumerate(history):
+        begin, width = int(record.begin[sample]), int(record.width[sample])
+        norms = record.increments if record.residuals is None else record.residuals
+        field[k, begin : begin + width] = norms[:width, sample]
+        begins.append(begin)
+        ends.append(begin + width)
+    positive = field[field > 0]
+    low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1e-16, 1.0)
+    low = max(low, high * 1e-9)
+    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    image = axes.pcolormesh(field.clamp(min=low).numpy(), norm=LogNorm(low, high), cmap="viridis", rasterized=True)
+    middles = [k + 0.5 for k in range(len(begins))]
+    axes.step(begins, middles, where="mid", color="black", linewidth=1.2, label="accepted so far")
+    axes.plot(ends, middles, color="black", linewidth=0.8, linestyle=":", label="end of the window")
+    axes.set(xlabel="step", ylabel="sweep", ylim=(len(begins), 0), xlim=(0, steps))
+    axes.set_title(f"{steps} steps in {rounds} rounds")
+    axes.legend(loc="lower left", fontsize="small")
+    known = all(record.residuals is not None for record in history)
+    figure.colorbar(image, label="residual" if known else "change in the round")
+    return figure
