@@ -92,7 +92,8 @@ class BrownianPath:
         first = torch.empty_like(point).scatter_(0, row, torch.arange(len(row)))  # neighbouring steps share a time
         value = self._within(t[first], cell[first], key.repeat(2)[first], size)
         start, end = row.chunk(2)
-        return (value[end] - value[start]).add_(self._across(*cell.chunk(2), key, size))
+        cell0, cell1 = cell.chunk(2)
+        return (value[end] - value[start]).add_(self._across(cell0, cell1, key, size))
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Refuse intervals ``(R,)`` below the resolution, and more samples than seeds, with a ValueError."""

@@ -67,8 +67,8 @@ class Round:
         begin: np.ndarray, stride: np.ndarray, width: np.ndarray, increments: Tensor, residuals: Tensor | None
     ) -> "Round":
         """From the window's numbers on the host and its norms on the device."""
-        host = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
-        return Round(*host, increments.cpu(), None if residuals is None else residuals.cpu())
+        begin_, stride_, width_ = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
+        return Round(begin_, stride_, width_, increments.cpu(), None if residuals is None else residuals.cpu())
 
 
 @dataclass(frozen=True)

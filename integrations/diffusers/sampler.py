@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from integrations.diffusers.replay import Replay, batched, joined
 from integrations.diffusers.report import Report
 from integrations.diffusers.scheduler_chain import PATCHED, NoiseTape, SchedulerChain, copy_of

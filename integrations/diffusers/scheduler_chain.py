@@ -1,8 +1,8 @@
 """A diffusers scheduler, taken as it is, as a chain for the core's window."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from integrations.diffusers.step_table import StepTable
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
 from picardsolve.recurrence import rms
 
+Output: TypeAlias = Callable[[int, Tensor], Tensor]  # what to give at a step, in a state
 PATCHED = ("set_timesteps", "step", "scale_model_input")
 
 
@@ -99,7 +100,7 @@ class SchedulerChain(Chain):
     def path(self, first: int, start: Tensor, outputs: Tensor) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, with the given outputs."""
         if self.fast is not None:
-            return self._fast_path(self.fast, first, start, list(outputs))
+            return self._fast_path(self.fast, first, start, [lambda n, y, out=out: out for out in outputs])
         return self._walk(first, start, outputs, outputs)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
@@ -129,12 +130,12 @@ class SchedulerChain(Chain):
             self.tape.wind(present)
         return torch.stack(images)
 
-    def _fast_path(self, fast: StepTable, first: int, y: Tensor, outputs: list) -> Tensor:
+    def _fast_path(self, fast: StepTable, first: int, y: Tensor, outputs: list[Output]) -> Tensor:
         states, noise = [], self._noise_of(fast, first, len(outputs), y)
         for j, output in enumerate(outputs):
             at = slice(first + j, first + j + 1)
-            given = output(first + j, y) if callable(output) else output
-            y = fast.step(at, given[None], y[None], None if noise is None else noise[j : j + 1])[0]
+            drawn = None if noise is None else noise[j : j + 1]
+            y = fast.step(at, output(first + j, y)[None], y[None], drawn)[0]
             states.append(y)
         return torch.stack(states)
 
@@ -144,7 +145,7 @@ class SchedulerChain(Chain):
         if tape is None:
             return None
         present = tape.states()
-        generators = tape.generators if len(tape.generators) > 1 else tape.generators[0]
+        generators = list(tape.generators) if len(tape.generators) > 1 else tape.generators[0]
         for n in range(first, first + count):
             if n in self._noise:
                 continue
@@ -186,7 +187,7 @@ class SchedulerChain(Chain):
             tape.before[n + 1] = tape.states()
         return stepped.reshape(len(x), -1).to(x.dtype)
 
-    def _held(self, hold: Hold, step: int, source: Evaluated) -> Any:
+    def _held(self, hold: Hold, step: int, source: Evaluated) -> Output:
         """The output to give at a later step."""
         levels = self._levels() if hold == "sample" else None
         if levels is None or source.output.shape != source.state.shape:

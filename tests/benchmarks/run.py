@@ -19,9 +19,9 @@ SEEDS = 8
 
 
 def mixture_rounds() -> None:
-    """Rounds, work and measured error on the exact-score mixture, against the sequential sampler with the same noise."""
+    """Rounds, work and measured error on the exact-score mixture, against the sequential sampler with its noise."""
     print(
-        "Mixture with an exact score, 64 dimensions; RMSE of the sample to the sequential one; median / worst of 8 seeds"
+        "Mixture with an exact score, 64 dimensions; RMSE of samples to the sequential ones; median / worst of 8 seeds"
     )
     print("chain      window  iteration    guess         tol   rounds      evaluations/N  RMSE")
     start = torch.randn(SEEDS, mixture.DIM, generator=torch.Generator().manual_seed(100), dtype=torch.float64)
