@@ -3,9 +3,10 @@
 from picardsolve import grids, schedules
 from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Copy, FrozenOutput, FrozenSample, Guess
+from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
 from picardsolve.iterations import Exponential, Iteration, Jacobi, Picard
-from picardsolve.solution import Result, Round, Solution, SolveError, Stats
+from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import odeint, sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from picardsolve.history import Round
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from picardsolve.solution import Round
 
-
-def plot_rounds(history: "Sequence[Round]", steps: int, rounds: int, sample: int = 0) -> "Figure":
+def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int = 0) -> "Figure":
     """Draw a history.
 
     Args:

@@ -6,19 +6,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from picardsolve import grids
 from picardsolve import sequential as reference
 from picardsolve.brownian import BrownianPath
+from picardsolve.contract import (
+    check_callable,
+    check_choice,
+    check_optional_positive_integer,
+    check_positive_integer,
+    check_type,
+    tolerance_of,
+    validated,
+)
 from picardsolve.guesses import Guess, check_guess, default_guess
 from picardsolve.integrators import RK4, Chain, Euler, Heun, Integrator, Problem
 from picardsolve.iterations import Iteration, Picard
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
-from picardsolve.state import Layout
-from picardsolve.terms import ODE, SDE, Denoiser, Term
-from picardsolve.tolerances import Tolerance
+from picardsolve.terms import ODE, Term
 from picardsolve.window import Settings, Window
 
 Save = Literal["all", "last"]
@@ -83,16 +89,16 @@ def solve(
         ValueError: an argument has a wrong value or shape, or the drift does not keep its contract.
         SolveError: a sequential step is not finite, or ``max_rounds`` was reached; it carries the partial solution.
     """
-    problem, y = _problem(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
-    _check_positive_integer("window", window)
-    _check_optional_positive_integer("max_rounds", max_rounds)
-    _check_choice("save", save, ("all", "last"))
+    problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
+    check_positive_integer("window", window)
+    check_optional_positive_integer("max_rounds", max_rounds)
+    check_choice("save", save, ("all", "last"))
     if guess is not None:
-        _check_type("guess", guess, Guess, "picardsolve.Copy() or FrozenOutput()")
+        check_type("guess", guess, Guess, "picardsolve.Copy() or FrozenOutput()")
         check_guess(guess, term)
     if iteration is not None:
-        _check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
-    tolerance = _tolerance(term, problem.layout, tol, rtol, atol)
+        check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
+    tolerance = tolerance_of(term, problem.layout, tol, rtol, atol)
     chain = integrator.chain(problem)
     settings = Settings(
         window, iteration or Picard(), guess or default_guess(term, chain.noise_size > 0), tolerance, lockstep=False
@@ -130,8 +136,8 @@ def sequential(
 
     Arguments, result and errors are those of `solve`.
     """
-    problem, y = _problem(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
-    _check_choice("save", save, ("all", "last"))
+    problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
+    check_choice("save", save, ("all", "last"))
     chain = integrator.chain(problem)
     path = _path(chain, y) if save == "all" else None
     with Progress(chain.length, progress) as bar:
@@ -174,7 +180,7 @@ def odeint(
     Raises:
         ValueError: an unknown method or option, or what `solve` raises.
     """
-    _check_callable("func", func)
+    check_callable("func", func)
     if not isinstance(method, str | None):
         raise TypeError(f"method: expected a string, got {method!r}.")
     if not isinstance(y0, Tensor) and not (isinstance(y0, tuple | list) and all(isinstance(y, Tensor) for y in y0)):
@@ -215,80 +221,6 @@ def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
     return torch.cat([grid[:1], *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
 
-def _problem(
-    term: Term,
-    y0: Any,
-    ts: Tensor | Sequence[float],
-    integrator: Integrator,
-    brownian: BrownianPath | None,
-    args: Sequence[Any],
-    cond: Mapping[str, Any] | None,
-    batch_dims: int | None,
-    max_batch: int | None,
-) -> tuple[Problem, Tensor]:
-    if not isinstance(term, ODE | SDE | Denoiser):
-        raise TypeError(f"term: expected an ODE, SDE or Denoiser, got {type(term).__name__}; pass ps.ODE(f).")
-    _check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
-    if brownian is not None:
-        _check_type("brownian", brownian, BrownianPath, "picardsolve.BrownianPath(seed=0)")
-    _check_optional_positive_integer("max_batch", max_batch)
-    if isinstance(args, Tensor) or not isinstance(args, Sequence):
-        raise TypeError(f"args: expected a tuple, got {type(args).__name__}; pass args=(value,).")
-    if not isinstance(cond, Mapping | None):
-        raise TypeError(f"cond: expected arguments by name, got {type(cond).__name__}; pass cond={{'name': value}}.")
-    if isinstance(term, Denoiser):
-        if args or batch_dims not in (None, 1):
-            raise ValueError("args, batch_dims: a Denoiser takes cond={...} by name and its y0 is always a batch.")
-        batch_dims = 1
-    elif cond is not None:
-        raise ValueError("cond: only a Denoiser's model takes arguments by name; pass args=(...).")
-    layout = Layout.of(y0, 0 if batch_dims is None else batch_dims)
-    given = cond if isinstance(term, Denoiser) else tuple(args)
-    for name, value in _named(given):
-        if layout.batched and isinstance(value, Tensor) and value.dim() and len(value) != layout.batch:
-            raise ValueError(f"{name}: expected a leading dimension of {layout.batch} samples, got {len(value)}.")
-    problem = Problem(term, layout, grids.given(ts), given, brownian or BrownianPath(seed=0), max_batch)
-    return problem, layout.pack(y0)
-
-
-def _named(given: Any) -> list[tuple[str, Any]]:
-    kind = "cond" if isinstance(given, Mapping) else "args"
-    return [(kind, leaf) for leaf in pytree.tree_leaves(given)]
-
-
-def _tolerance(
-    term: Term,
-    layout: Layout,
-    tol: float | Tensor | None,
-    rtol: float | Tensor | None,
-    atol: float | Tensor | None,
-) -> Tolerance:
-    for name, value in (("tol", tol), ("rtol", rtol), ("atol", atol)):
-        if value is None:
-            continue
-        if not isinstance(value, int | float | Tensor):
-            raise TypeError(f"{name}: expected a number or a tensor of one per sample, got {value!r}.")
-        values = torch.as_tensor(value)
-        if values.dim() and tuple(values.shape) != (layout.batch,):
-            raise ValueError(f"{name}: expected a number or shape ({layout.batch},), got {tuple(values.shape)}.")
-        if not bool((values >= 0).all()):
-            raise ValueError(f"{name}: expected values >= 0, got {value!r}; 0 asks for the sequential answer itself.")
-    if tol is not None and (rtol is not None or atol is not None):
-        raise ValueError("tol: stands alone; pass either tol, or rtol and atol.")
-    if tol is None and rtol is None and atol is None and isinstance(term, Denoiser):
-        tol = 0.05
-    on = {"device": layout.device, "dtype": layout.compute_dtype}
-
-    def moved(value: float | Tensor) -> float | Tensor:
-        return value.to(**on) if isinstance(value, Tensor) and value.dim() else float(value)
-
-    if tol is None:
-        return Tolerance(atol=moved(1e-7 if atol is None else atol), rtol=moved(1e-5 if rtol is None else rtol))
-    if isinstance(term, ODE):
-        return Tolerance(atol=moved(tol), rtol=moved(tol))
-    return Tolerance(noise=moved(tol))
-
-
 def _path(chain: Chain, y: Tensor) -> Tensor:
     return y.new_full((chain.length + 1, *y.shape), torch.nan)
 
@@ -317,31 +249,3 @@ def _finish(
     time = float(problem.ts[step])
     which = f" of sample {sample}" if problem.layout.batched else ""
     raise SolveError(f"Step {step}{which} at t = {time:g} is not finite. {result.value}", solution, step, time)
-
-
-def _check_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
-
-
-def _check_positive_integer(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
-
-
-def _check_optional_positive_integer(name: str, value: object) -> None:
-    if value is not None:
-        _check_positive_integer(name, value)
-
-
-def _check_type(name: str, value: object, kind: type, instead: str) -> None:
-    if not isinstance(value, kind):
-        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{name}: expected {kind.__name__}, got {given}; pass {instead}.")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")

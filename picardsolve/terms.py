@@ -19,8 +19,8 @@ class ODE:
     Args:
         drift: called as ``drift(t, y, *args)``. With ``vectorized`` it gets many states at once: ``y`` of shape
             ``(rows, *state)``, ``t`` of shape ``(rows, 1, ..., 1)`` ready to broadcast against it (of several tensors,
-            against the one with most dimensions), and returns the shape of ``y``. ``state`` is ``y0.shape``, without its
-            first dimension when ``batch_dims=1``.
+            against the one with most dimensions), and returns the shape of ``y``. ``state`` is ``y0.shape``, without
+            its first dimension when ``batch_dims=1``.
         vectorized: False lifts a plain ``drift(t, y)`` of one state and a 0-d ``t`` by ``torch.func.vmap``.
     """
 

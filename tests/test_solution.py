@@ -333,7 +333,7 @@ def test_the_plot_shows_the_residuals_and_the_window():
     figure = solution.plot()
     axes, bar = figure.axes
     rounds = len(solution.history)
-    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("step", "round", "residual")
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("step", "sweep", "residual")
     assert axes.get_title() == f"16 steps in {solution.stats.rounds} rounds"
     assert axes.get_xlim() == (0, 16)
     assert axes.get_ylim() == (rounds, 0)  # the first round on top

@@ -17,13 +17,14 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from diffusers.utils.outputs import BaseOutput
 from integrations.diffusers.replay import Replay, batched, joined
 from integrations.diffusers.report import Report
 from integrations.diffusers.scheduler_chain import PATCHED, NoiseTape, SchedulerChain, copy_of
 from integrations.diffusers.step_table import step_table
+from integrations.diffusers.timesteps import Timesteps
 from integrations.diffusers.window_tensor import WindowTensor
 from picardsolve import FrozenOutput, FrozenSample, Guess, Iteration, Picard
 from picardsolve.tolerances import Tolerance
@@ -31,38 +32,6 @@ from picardsolve.window import Settings, Window
 
 _TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
 _SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
-
-
-class Timesteps(Tensor):
-    """The scheduler's timesteps, whose iteration is told to the sampler; anything else yields plain tensors."""
-
-    iterate: Callable[[Tensor], Iterator[Tensor]]
-
-    @staticmethod
-    def of(timesteps: Tensor, iterate: Callable[[Tensor], Iterator[Tensor]]) -> "Timesteps":
-        """Watch ``timesteps``."""
-        watched = Tensor._make_subclass(Timesteps, timesteps)
-        watched.iterate = iterate
-        return watched
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self.iterate(self.plain())
-
-    def plain(self) -> Tensor:
-        """The tensor itself."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(Tensor)
-
-    @classmethod
-    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Slices and moved copies stay watched: pipelines iterate those."""
-        with torch._C.DisableTorchFunctionSubclass():
-            out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name in ("to", "__getitem__") and isinstance(out, Tensor) and out.dim() == 1:
-            source = next(arg for arg in args if isinstance(arg, Timesteps))
-            return Timesteps.of(out, source.iterate)
-        return out
 
 
 class Sampler:

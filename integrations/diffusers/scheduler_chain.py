@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from diffusers.utils.torch_utils import randn_tensor
 from integrations.diffusers.step_table import StepTable
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
 from picardsolve.recurrence import rms

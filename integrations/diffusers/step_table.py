@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,8 @@ def _ddpm(scheduler: DDPMScheduler, timesteps: Tensor) -> StepTable | None:
     if kind not in ("fixed_small", "fixed_large"):
         return None
     alpha_bar, t = scheduler.alphas_cumprod.double().cpu(), timesteps.long().cpu()
-    before = (
-        torch.stack([torch.as_tensor(scheduler.previous_timestep(cast(Any, step))) for step in timesteps]).long().cpu()
-    )
+    earlier = [torch.as_tensor(scheduler.previous_timestep(cast(Any, step))) for step in timesteps]
+    before = torch.stack(earlier).long().cpu()
     now, then = alpha_bar[t], torch.where(before >= 0, alpha_bar[before.clamp(min=0)], 1.0)
     beta = 1 - now / then
     maps = _sample_map(scheduler.config["prediction_type"], now)

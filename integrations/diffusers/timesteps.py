@@ -1,0 +1,39 @@
+"""The scheduler's timesteps, watched: whoever iterates them is the pipeline's sampling loop."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Timesteps(Tensor):
+    """The scheduler's timesteps, whose iteration is told to the sampler; anything else yields plain tensors."""
+
+    iterate: Callable[[Tensor], Iterator[Tensor]]
+
+    @staticmethod
+    def of(timesteps: Tensor, iterate: Callable[[Tensor], Iterator[Tensor]]) -> "Timesteps":
+        """Watch ``timesteps``."""
+        watched = Tensor._make_subclass(Timesteps, timesteps)
+        watched.iterate = iterate
+        return watched
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.iterate(self.plain())
+
+    def plain(self) -> Tensor:
+        """The tensor itself."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Slices and moved copies stay watched: pipelines iterate those."""
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in ("to", "__getitem__") and isinstance(out, Tensor) and out.dim() == 1:
+            source = next(arg for arg in args if isinstance(arg, Timesteps))
+            return Timesteps.of(out, source.iterate)
+        return out

@@ -1,0 +1,124 @@
+"""Checks before any work: one sentence a failure, naming the argument, what it was, and what to pass instead."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from picardsolve import grids
+from picardsolve.brownian import BrownianPath
+from picardsolve.integrators import Integrator, Problem
+from picardsolve.state import Layout
+from picardsolve.terms import ODE, SDE, Denoiser, Term
+from picardsolve.tolerances import Tolerance
+
+
+def validated(
+    term: Term,
+    y0: Any,
+    ts: Tensor | Sequence[float],
+    integrator: Integrator,
+    brownian: BrownianPath | None,
+    args: Sequence[Any],
+    cond: Mapping[str, Any] | None,
+    batch_dims: int | None,
+    max_batch: int | None,
+) -> tuple[Problem, Tensor]:
+    """The problem that was posed, and its initial states as rows ``(B, D)``."""
+    if not isinstance(term, ODE | SDE | Denoiser):
+        raise TypeError(f"term: expected an ODE, SDE or Denoiser, got {type(term).__name__}; pass ps.ODE(f).")
+    check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
+    if brownian is not None:
+        check_type("brownian", brownian, BrownianPath, "picardsolve.BrownianPath(seed=0)")
+    check_optional_positive_integer("max_batch", max_batch)
+    if isinstance(args, Tensor) or not isinstance(args, Sequence):
+        raise TypeError(f"args: expected a tuple, got {type(args).__name__}; pass args=(value,).")
+    if not isinstance(cond, Mapping | None):
+        raise TypeError(f"cond: expected arguments by name, got {type(cond).__name__}; pass cond={{'name': value}}.")
+    if isinstance(term, Denoiser):
+        if args or batch_dims not in (None, 1):
+            raise ValueError("args, batch_dims: a Denoiser takes cond={...} by name and its y0 is always a batch.")
+        batch_dims = 1
+    elif cond is not None:
+        raise ValueError("cond: only a Denoiser's model takes arguments by name; pass args=(...).")
+    layout = Layout.of(y0, 0 if batch_dims is None else batch_dims)
+    given = cond if isinstance(term, Denoiser) else tuple(args)
+    for name, value in _named(given):
+        if layout.batched and isinstance(value, Tensor) and value.dim() and len(value) != layout.batch:
+            raise ValueError(f"{name}: expected a leading dimension of {layout.batch} samples, got {len(value)}.")
+    problem = Problem(term, layout, grids.given(ts), given, brownian or BrownianPath(seed=0), max_batch)
+    return problem, layout.pack(y0)
+
+
+def _named(given: Any) -> list[tuple[str, Any]]:
+    kind = "cond" if isinstance(given, Mapping) else "args"
+    return [(kind, leaf) for leaf in pytree.tree_leaves(given)]
+
+
+def tolerance_of(
+    term: Term,
+    layout: Layout,
+    tol: float | Tensor | None,
+    rtol: float | Tensor | None,
+    atol: float | Tensor | None,
+) -> Tolerance:
+    """The tolerance that ``tol``, or ``rtol`` and ``atol``, ask for."""
+    for name, value in (("tol", tol), ("rtol", rtol), ("atol", atol)):
+        if value is None:
+            continue
+        if not isinstance(value, int | float | Tensor):
+            raise TypeError(f"{name}: expected a number or a tensor of one per sample, got {value!r}.")
+        values = torch.as_tensor(value)
+        if values.dim() and tuple(values.shape) != (layout.batch,):
+            raise ValueError(f"{name}: expected a number or shape ({layout.batch},), got {tuple(values.shape)}.")
+        if not bool((values >= 0).all()):
+            raise ValueError(f"{name}: expected values >= 0, got {value!r}; 0 asks for the sequential answer itself.")
+    if tol is not None and (rtol is not None or atol is not None):
+        raise ValueError("tol: stands alone; pass either tol, or rtol and atol.")
+    if tol is None and rtol is None and atol is None and isinstance(term, Denoiser):
+        tol = 0.05
+    on = {"device": layout.device, "dtype": layout.compute_dtype}
+
+    def moved(value: float | Tensor) -> float | Tensor:
+        return value.to(**on) if isinstance(value, Tensor) and value.dim() else float(value)
+
+    if tol is None:
+        return Tolerance(atol=moved(1e-7 if atol is None else atol), rtol=moved(1e-5 if rtol is None else rtol))
+    if isinstance(term, ODE):
+        return Tolerance(atol=moved(tol), rtol=moved(tol))
+    return Tolerance(noise=moved(tol))
+
+
+def check_callable(name: str, value: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
+
+
+def check_positive_integer(name: str, value: object) -> None:
+    """Refuse all but integers from 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
+
+
+def check_optional_positive_integer(name: str, value: object) -> None:
+    """Refuse all but None and integers from 1."""
+    if value is not None:
+        check_positive_integer(name, value)
+
+
+def check_type(name: str, value: object, kind: type, instead: str) -> None:
+    """Refuse an object of another kind."""
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {kind.__name__}, got {given}; pass {instead}.")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")

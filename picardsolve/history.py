@@ -1,0 +1,34 @@
+"""What the rounds of a solve did."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did, on the CPU.
+
+    Attributes:
+        begin: ``(B,)`` the step each sample's window stood at.
+        stride: ``(B,)`` the steps it accepted.
+        width: ``(B,)`` the steps it held.
+        increments: ``(W, B)`` root mean square change of the states after each step.
+        residuals: ``(W, B)`` root mean square of ``Phi_n(X[n]) - X[n+1]``, or None where not computed.
+    """
+
+    begin: Tensor
+    stride: Tensor
+    width: Tensor
+    increments: Tensor
+    residuals: Tensor | None
+
+    @staticmethod
+    def of(
+        begin: np.ndarray, stride: np.ndarray, width: np.ndarray, increments: Tensor, residuals: Tensor | None
+    ) -> "Round":
+        """From the window's numbers on the host and its norms on the device."""
+        begin_, stride_, width_ = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
+        return Round(begin_, stride_, width_, increments.cpu(), None if residuals is None else residuals.cpu())
