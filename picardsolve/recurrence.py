@@ -1,5 +1,7 @@
 """The linear recurrence beneath every sweep and every guess: ``y[j + 1] = a[j] y[j] + c[j]``."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -56,16 +58,17 @@ def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tens
 
 def rms(x: Tensor) -> Tensor:
     """Root mean square over the last dimension."""
-    return torch.linalg.vector_norm(x, dim=-1) * x.shape[-1] ** -0.5
+    return torch.linalg.vector_norm(x, dim=-1).mul_(x.shape[-1] ** -0.5)
 
 
 def _by_rows(a: Tensor | None, c: Tensor) -> Tensor:
     rows = c.unbind(0)
-    for j in range(1, len(rows)):
-        if a is None:
-            rows[j].add_(rows[j - 1])
-        else:
-            rows[j].addcmul_(a[j], rows[j - 1])
+    if a is None:
+        for before, row in pairwise(rows):
+            row.add_(before)
+    else:
+        for factor, before, row in zip(a[1:].unbind(0), rows, rows[1:], strict=False):
+            row.addcmul_(factor, before)
     return c
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from picardsolve.recurrence import rms
 
+_TINY = 1e-30  # weights at least as large are normal numbers in every dtype that states are kept in
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -37,20 +39,27 @@ class Tolerance:
         """
         size = rms(change)
         if _is_zero(self.rtol) and _is_zero(self.atol) and _is_zero(self.noise):
-            return (change == 0).all(-1), size  # not by the size, whose squares may underflow
+            return _is_still(change), size  # not by the size, whose squares may underflow
         if _is_zero(self.rtol):
-            allowed = torch.as_tensor(self.atol, dtype=size.dtype, device=size.device)
-            if noise is not None:
-                allowed = allowed + self.noise * noise
+            allowed = self.atol if noise is None else self.atol + self.noise * noise
             within = size <= allowed
             if isinstance(self.atol, Tensor) or isinstance(self.noise, Tensor):
-                within &= (allowed > 0) | (change == 0).all(-1)
+                within &= (allowed > 0) | _is_still(change)
             return within, size
-        weights = y.abs().mul_(_column(self.rtol)).add_(_column(self.atol))
+        weights = y.abs()
+        if isinstance(self.rtol, Tensor) or isinstance(self.atol, Tensor):
+            weights.mul_(_column(self.rtol)).add_(_column(self.atol))
+        else:
+            torch.add(torch.tensor(self.atol, dtype=y.dtype), weights, alpha=self.rtol, out=weights)
         if noise is not None and not _is_zero(self.noise):
             weights += (self.noise * noise)[..., None]
-        weights.clamp_(min=torch.finfo(y.dtype).tiny)
+        if isinstance(self.atol, Tensor) or self.atol < _TINY:
+            weights.clamp_(min=torch.finfo(y.dtype).tiny)
         return rms(torch.div(change, weights, out=weights)) <= 1, size
+
+
+def _is_still(change: Tensor) -> Tensor:
+    return change.abs().amax(-1) == 0
 
 
 def _is_zero(value: float | Tensor) -> bool:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from picardsolve.guesses import Guess
+from picardsolve.history import Round
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.iterations.base import Iteration
-from picardsolve.solution import Round
 from picardsolve.tolerances import Tolerance
 
 _BLOW_UP = 10.0  # growth of the largest change in one round that counts as divergence
@@ -62,8 +62,8 @@ class Window:
 
     def __post_init__(self):
         y0, samples = self.x, len(self.x)
-        copies = min(self.settings.width, self.chain.length) if self.settings.guess.hold is None else 0
-        self.x = y0.expand(copies + 1, *y0.shape)
+        widest = min(self.settings.width, self.chain.length)
+        self.x = y0.expand((widest if self.settings.guess.hold is None else 0) + 1, *y0.shape)
         if self.path is not None:
             self.path[0] = y0
         self.begin = np.zeros(samples, dtype=np.int64)
@@ -73,8 +73,11 @@ class Window:
         self._peak = np.zeros(samples)  # and the largest change among them, in that round
         self._past: Tensor | None = None
         self._noise: Tensor | None = None
-        self._mask = np.zeros((0, samples), dtype=bool)
+        self._position = np.arange(widest)[:, None]
+        self._zero = np.zeros(samples, dtype=np.int64)
+        self._sample = np.zeros_like(self._position) + np.arange(samples)
         self._scratch = y0[:0]  # allocating a window anew costs as much as computing one
+        self._take_stock(self._zero)
 
     @property
     def done(self) -> bool:
@@ -83,31 +86,29 @@ class Window:
 
     def ask(self) -> Rows:
         """The rows of the next round. Without a guess yet the window is one step: the exact first one."""
-        span = np.where(self.failed, 0, np.minimum(self._cap, self.chain.length - self.begin))
-        span = np.minimum(span, max(len(self.x) - 1, 1))
-        width = int(span.max())
-        self._mask = np.arange(width)[:, None] < span
-        step = self._steps(width) + np.zeros_like(span)
-        sample = np.zeros_like(step) + np.arange(len(span))
-        if self._mask.all():
+        span = np.minimum(self._cap, self.chain.length - self.begin)
+        span[self.failed] = 0
+        self._take_stock(np.minimum(span, max(len(self.x) - 1, 1)))
+        width, mask = len(self._mask), self._mask
+        step, sample = self._n + self._zero, self._sample[:width]
+        if self._full:
             return Rows(step.ravel(), sample.ravel(), self.x[:width].flatten(0, 1))
-        return Rows(step[self._mask], sample[self._mask], self.x[:width][self._on_device(self._mask)])
+        return Rows(step[mask], sample[mask], self.x[:width][self._on_device(mask)])
 
     def tell(self, outputs: Tensor) -> None:
         """Take the outputs of the rows that were asked for, shape ``(R, K)``."""
-        x, width = self._old_states(), len(self._mask)
-        out = self._arranged(outputs)
-        steps = self.chain.steps(self._steps(width), x[:-1], self._with_past(out), self._drawn(width))
+        x, out = self._old_states(), self._with_past(self._arranged(outputs))
+        steps = self.chain.steps(self._n, x[:-1], out, self._drawn(len(self._n)))
         y, change, residuals = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]))
         within, size = self.settings.tolerance.within(change, y, steps.noise_scale())
         stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), y)  # the round's one wait for the device
-        self.history.append(Round.of(self.begin, stride, self._mask.sum(0), size, residuals))
+        self.history.append(Round.of(self.begin, stride, self._span, size, residuals))
         self._accept(y, stride)
         self._slide(x, y, out, stride, last)
 
     def narrow(self, width: int) -> None:
         """Announce that only the first ``width`` steps of what was asked for will be told."""
-        self._mask = self._mask[:width]
+        self._take_stock(np.minimum(self._span, width))
 
     def correct(self, states: Tensor) -> None:
         """Put the states that were really evaluated, ``(W, B, D)``, in the place of those that were asked for."""
@@ -117,6 +118,13 @@ class Window:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin, self._kept = np.full_like(self.begin, step), np.zeros_like(self._kept)
         self.x, self._noise, self._past = y[None], None, None
+
+    def _take_stock(self, span: Index) -> None:
+        """Note what a round holds: ``span[s]`` steps of sample s."""
+        width = int(span.max())
+        self._span, self._n = span, self._steps(width)
+        self._mask = self._position[:width] < span
+        self._full = bool(self._mask.all())
 
     # ---- tell, step by step
 
@@ -134,13 +142,13 @@ class Window:
         """``(count, B)`` the steps from ``ahead`` of each begin; ``(count, 1)`` where all samples stand alike."""
         first = self.begin + ahead
         first = first[:1] if _alike(first) else first
-        return np.minimum(first + np.arange(count)[:, None], self.chain.length - 1)
+        return np.minimum(first + self._position[:count], self.chain.length - 1)
 
     def _on_device(self, host: np.ndarray) -> Tensor:
         return torch.from_numpy(host).to(self.x.device)
 
     def _arranged(self, outputs: Tensor) -> Tensor:
-        if self._mask.all():
+        if self._full:
             return outputs.reshape(*self._mask.shape, -1)
         out = outputs.new_zeros(*self._mask.shape, outputs.shape[-1])
         out[self._on_device(self._mask)] = outputs
@@ -171,9 +179,10 @@ class Window:
 
         Normally that is the window's last; a sample that diverges keeps what it accepted, in a window half as wide.
         """
-        mask, span, position = self._mask, self._mask.sum(0), np.arange(len(size))[:, None]
+        mask, span, position = self._mask, self._span, self._position[: len(size)]
         finite = np.isfinite(size)
-        if not finite.all():  # rare, and the norm of large finite changes may overflow
+        sound = finite.all()
+        if not sound:  # rare, and the norm of large finite changes may overflow
             finite = torch.isfinite(y).all(-1).cpu().numpy()
             broken = ~finite[0] & mask[0]
             if self.settings.lockstep:
@@ -182,14 +191,16 @@ class Window:
                 self.failed = self.failed | broken
         leading = np.logical_and.accumulate(within & finite & mask, 0).sum(0)
         stride = np.minimum(leading + 1, span)
-        ends = np.take_along_axis(finite, np.maximum(stride - 1, 0)[None], 0)[0]
-        stride = np.maximum(stride - ~ends, 0)  # a step that is not finite is left to be the first of a window
+        moving = np.where(~within & (position < self._kept), size, 0).max(0)
+        diverged = moving > _BLOW_UP * self._peak
+        if not sound:
+            ends = np.take_along_axis(finite, np.maximum(stride - 1, 0)[None], 0)[0]
+            stride = np.maximum(stride - ~ends, 0)  # a step that is not finite is left to be the first of a window
+            diverged |= (~finite & mask).any(0)
         if self.settings.lockstep:
             stride = np.full_like(stride, stride.min())
-        moving = np.where(mask & ~within & (position < self._kept), size, 0).max(0)
-        diverged = (~finite & mask).any(0) | (moving > _BLOW_UP * self._peak)
         last = np.where(diverged, stride, span)
-        self._cap = np.clip(np.where(diverged, span // 2, 2 * self._cap), 1, self.settings.width)
+        self._cap = np.where(diverged, np.maximum(span // 2, 1), np.minimum(2 * self._cap, self.settings.width))
         self._kept = last - stride
         self._peak = np.where((position >= stride) & (position < last), size, 0).max(0)
         return stride, last
@@ -207,10 +218,32 @@ class Window:
 
     def _slide(self, x: Tensor, y: Tensor, out: Tensor, stride: Index, last: Index) -> None:
         """Move to the new begin; keep what is known of the states ahead and guess the rest."""
-        source = np.maximum(last - 1, 0)  # the evaluation to go on from
-        held = Evaluated((self.begin + source)[None], _rows(x, source, 1)[0], _rows(out, source, 1)[0])
-        if self.chain.memory:
-            self._past = _rows(self._with_past(out), stride, self.chain.memory)
+        if _alike(self.begin) and _alike(stride) and _alike(last) and not self.failed.any():
+            self._slide_together(x, y, out, int(stride[0]), int(last[0]))
+        else:
+            self._slide_apart(x, y, out, stride, last)
+
+    def _slide_together(self, x: Tensor, y: Tensor, out: Tensor, stride: int, last: int) -> None:
+        source, memory = max(last - 1, 0), self.chain.memory  # source: the evaluation to go on from
+        held = Evaluated(self.begin[None, :1] + source, x[source], out[memory + source])
+        if memory:
+            self._past = out[stride : stride + memory]
+        if self._noise is not None:
+            self._noise = self._noise[stride:]
+        self.begin = self.begin + stride
+        width, known = min(self.settings.width, self.chain.length - int(self.begin[0])), last - stride
+        states, first = (y, stride - 1) if stride else (torch.cat([x[:1], y]), 0)
+        if width <= known:
+            self.x = states[first : first + width + 1]
+            return
+        ahead = self._guess(states[first + known], held, known, width - known)
+        self.x = torch.cat([states[first : first + known + 1], ahead])
+
+    def _slide_apart(self, x: Tensor, y: Tensor, out: Tensor, stride: Index, last: Index) -> None:
+        source, memory = np.maximum(last - 1, 0), self.chain.memory
+        held = Evaluated((self.begin + source)[None], _rows(x, source, 1)[0], _rows(out, memory + source, 1)[0])
+        if memory:
+            self._past = _rows(out, stride, memory)
         if self._noise is not None:
             self._noise = _rows(self._noise, stride, len(self._noise) - int(stride.max()))
         self.begin = self.begin + stride
@@ -223,21 +256,18 @@ class Window:
             self.x = _rows(states, first, width + 1)
             return
         ahead = self._guess(_rows(states, first + known, 1)[0], held, known, missing)
-        if _alike(first) and _alike(known):
-            self.x = torch.cat([states[int(first[0]) : int(first[0] + known[0]) + 1], ahead])
-            return
         position = np.arange(width + 1)[:, None]
         kept = np.minimum(first + position, len(states) - 1)
         index = np.where(position <= known, kept, len(states) + position - known - 1)
         self.x = _take(torch.cat([states, ahead]), np.minimum(index, len(states) + missing - 1))
 
-    def _guess(self, start: Tensor, held: Evaluated, known: Index, count: int) -> Tensor:
+    def _guess(self, start: Tensor, held: Evaluated, known: Index | int, count: int) -> Tensor:
         hold = self.settings.guess.hold
         if hold is None:
             return start.expand(count, *start.shape)
-        noise = self._drawn(int(known.max()) + count)
+        noise = self._drawn(int(np.max(known)) + count)
         if noise is not None:
-            noise = _rows(noise, known, count)
+            noise = noise[known:] if isinstance(known, int) else _rows(noise, known, count)
         return self.chain.extend(self._steps(count, known), hold, start, held, noise)
 
 
@@ -247,8 +277,6 @@ def _alike(index: Index) -> bool:
 
 def _rows(source: Tensor, first: Index, count: int) -> Tensor:
     """Rows ``first[s] + j`` of each sample s, j < count, held at the last row: ``(count, B, ...)``."""
-    if _alike(first) and first[0] + count <= len(source):
-        return source[int(first[0]) : int(first[0]) + count]
     return _take(source, np.minimum(first + np.arange(count)[:, None], len(source) - 1))
 
 

@@ -150,16 +150,12 @@ class SchedulerChain(Chain):
             if n in self._noise:
                 continue
             tape.wind(tape.before.setdefault(n, present))
-            draws = bool(fast.noisy[n])
-            drawn = (
-                randn_tensor(tuple(self.shape), generator=generators, device=like.device, dtype=self.dtype)
-                if draws
-                else 0
-            )
-            self._noise[n] = drawn.flatten(1).to(like) if isinstance(drawn, Tensor) else torch.zeros_like(like[0])
+            self._noise[n] = torch.zeros(self.shape, dtype=self.dtype, device=like.device)
+            if bool(fast.noisy[n]):
+                self._noise[n] = randn_tensor(tuple(self.shape), generators, like.device, self.dtype)
             tape.before.setdefault(n + 1, tape.states())
         tape.wind(present)
-        return torch.stack([self._noise[n].reshape(self.shape[0], -1) for n in range(first, first + count)])
+        return torch.stack([self._noise[n].flatten(1) for n in range(first, first + count)]).to(like.dtype)
 
     def forget(self, step: int) -> None:
         """Drop what was kept for the steps before ``step``."""

@@ -103,14 +103,14 @@ class RungeKuttaChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The slopes, ``(R, D)``."""
-        t, h = self._t.numpy()[rows.step], self._h.numpy()[rows.step]
-        column = per_step(self._h, rows.step, rows.state)
+        t = self._t.numpy()[rows.step]
         slopes = [self._call(t, rows.state, rows)]
+        if not self._a:
+            return slopes[0]
+        h, column = self._h.numpy()[rows.step], per_step(self._h, rows.step, rows.state)
         for a in self._a:
             y = rows.state + column * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
             slopes.append(self._call(t + sum(a) * h, y, rows))
-        if len(slopes) == 1:
-            return slopes[0]
         return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
 
     def _call(self, t: np.ndarray, y: Tensor, rows: Rows) -> Tensor:
@@ -122,7 +122,7 @@ class RungeKuttaChain(DriftChain):
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed slope."""
-        return recurrence(None, per_step(self._h, n, start) * source.output, start)
+        return torch.addcmul(start, per_step(self._h, n, start).cumsum(0), source.output)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
         """None: an ODE has no noise."""

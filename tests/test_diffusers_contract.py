@@ -1,0 +1,242 @@
+"""What the diffusers integration refuses, and that it leaves a pipeline as it found it."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import CogVideoXDPMScheduler, DDIMScheduler
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from pipelines import SIZE, digits, generator, stable_diffusion
+from torch import nn
+
+from integrations.diffusers import denoise, sample, sampler
+
+NAN = float("nan")
+INPUTS = {"prompt": "a cat", "height": SIZE, "width": SIZE, "num_inference_steps": 8, "output_type": "latent"}
+
+
+def image(pipe, **more):
+    return pipe(generator=generator(5), **INPUTS, **more).images
+
+
+# ---- refusals
+
+BAD_ARGUMENTS = {
+    "window zero": ({"window": 0}, ValueError, "window", r"expected an integer >= 1, got 0\."),
+    "window negative": ({"window": -3}, ValueError, "window", r"expected an integer >= 1, got -3\."),
+    "window float": ({"window": 8.0}, ValueError, "window", r"expected an integer >= 1, got 8\.0\."),
+    "window bool": ({"window": True}, ValueError, "window", r"expected an integer >= 1, got True\."),
+    "window none": ({"window": None}, ValueError, "window", r"expected an integer >= 1, got None\."),
+    "tolerance negative": ({"tolerance": -1e-3}, ValueError, "tolerance", r"expected a number >= 0, got -0\.001\."),
+    "tolerance NaN": ({"tolerance": NAN}, ValueError, "tolerance", r"expected a number >= 0, got nan\."),
+}
+OWN_STEP = r"expected step\(model_output, timestep, sample, .*got CogVideoXDPMScheduler.*call the pipeline itself\."
+
+
+def refused(call, error, name, remedy):
+    with pytest.raises(error, match=rf"^{name}: .*{remedy}") as caught:
+        call()
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+@pytest.mark.parametrize("entry", ["sample", "sampler", "denoise"])
+def test_bad_arguments_are_refused_before_the_denoiser_is_called(case, entry):
+    def model(*args, **kwargs):
+        raise AssertionError("called")
+
+    change, error, name, remedy = BAD_ARGUMENTS[case]
+    pipe = digits(DDIMScheduler())
+    pipe.scheduler.set_timesteps(4)
+    calls = {
+        "sample": lambda: sample(SimpleNamespace(scheduler=pipe.scheduler, components={}), **change),
+        "sampler": lambda: sampler(pipe, **change),
+        "denoise": lambda: denoise(model, pipe.scheduler, torch.zeros(1, 4), **change),
+    }
+    before = set(vars(pipe.scheduler))
+    refused(calls[entry], error, name, remedy)
+    assert set(vars(pipe.scheduler)) == before
+
+
+@pytest.mark.parametrize("pipe", [object(), None, SimpleNamespace(scheduler=None, components={})])
+@pytest.mark.parametrize("call", [sample, sampler])
+def test_a_pipeline_needs_a_scheduler(pipe, call):
+    remedy = rf"expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}\."
+    refused(lambda: call(pipe), TypeError, "pipe", remedy)
+
+
+@pytest.mark.parametrize("call", [sample, sampler])
+def test_a_scheduler_with_a_step_of_its_own(call):
+    pipe = stable_diffusion(CogVideoXDPMScheduler())
+    refused(lambda: call(pipe), TypeError, "scheduler", OWN_STEP)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_a_scheduler_with_a_step_of_its_own_in_denoise():
+    def model(*args):
+        raise AssertionError("called")
+
+    scheduler = CogVideoXDPMScheduler()
+    scheduler.set_timesteps(4)
+    refused(lambda: denoise(model, scheduler, torch.zeros(1, 4)), TypeError, "scheduler", OWN_STEP)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same context", "another context"])
+def test_contexts_do_not_nest(same):
+    pipe = stable_diffusion()
+    expected = image(pipe)
+    with sampler(pipe, tolerance=0.0, window=3) as outer:
+        inner = outer if same else sampler(pipe)
+        with pytest.raises(RuntimeError, match=r"^sampler: .*already running in parallel; leave the other context"):
+            inner.__enter__()
+        torch.testing.assert_close(image(pipe), expected)
+        assert outer.report.steps == 8
+    check_restored(pipe, expected)
+
+
+# ---- afterwards
+
+
+def check_restored(pipe, expected):
+    assert vars(pipe.scheduler).keys().isdisjoint({"step", "set_timesteps", "scale_model_input"})
+    assert type(pipe.scheduler.timesteps) is torch.Tensor
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            assert "forward" not in vars(module)
+    for value in vars(pipe.scheduler).values():
+        for part in value if isinstance(value, list) else [value]:
+            assert not isinstance(part, torch.Tensor) or type(part) is torch.Tensor
+    assert torch.equal(image(pipe), expected)
+
+
+def test_restored_after_success():
+    pipe = stable_diffusion()
+    names = set(vars(pipe.scheduler))
+    expected = image(pipe)
+    sample(pipe, generator=generator(5), window=4, **INPUTS)
+    assert set(vars(pipe.scheduler)) == names
+    check_restored(pipe, expected)
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 7])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_restored_after_an_error_in_a_callback(error, step, tolerance):
+    def fail(pipe, i, t, tensors):
+        if i == step:
+            raise error("in the callback")
+        return {}
+
+    pipe = stable_diffusion()
+    expected = image(pipe)
+    with pytest.raises(error, match="in the callback"):
+        sample(
+            pipe,
+            generator=generator(5),
+            window=4,
+            tolerance=tolerance,
+            callback_on_step_end=fail,
+            **INPUTS,
+        )
+    check_restored(pipe, expected)
+
+
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_restored_after_an_error_in_the_denoiser(call):
+    def fail(module, args):
+        calls.append(len(args[0]))
+        if len(calls) > call:
+            raise ZeroDivisionError("in the denoiser")
+
+    pipe, calls = stable_diffusion(), []
+    expected = image(pipe)
+    hook = pipe.unet.conv_in.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(ZeroDivisionError, match="in the denoiser"):
+            sample(pipe, generator=generator(5), window=4, **INPUTS)
+    finally:
+        hook.remove()
+    assert len(calls) == call + 1
+    check_restored(pipe, expected)
+
+
+def test_restored_after_an_error_in_the_context():
+    pipe = stable_diffusion()
+    expected = image(pipe)
+    with pytest.raises(ZeroDivisionError), sampler(pipe):
+        raise ZeroDivisionError
+    check_restored(pipe, expected)
+
+
+def test_a_denoiser_that_cannot_be_batched():
+    pipe = digits()
+    pipe.unet.forward = lambda x, t: UNet2DOutput(x[:1])
+    try:
+        with pytest.raises(RuntimeError, match=r"call the pipeline itself\."):
+            sample(pipe, num_inference_steps=8)
+    finally:
+        del pipe.unet.forward
+    assert vars(pipe.scheduler).keys().isdisjoint({"step", "set_timesteps", "scale_model_input"})
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_forward_of_the_instance_is_used_and_given_back(fails):
+    """As accelerate's hooks set it."""
+
+    def hooked(*args, **kwargs):
+        calls.append(1)
+        if fails:
+            raise ZeroDivisionError
+        return original(*args, **kwargs)
+
+    pipe, calls = stable_diffusion(), []
+    original = pipe.unet.forward
+    pipe.unet.forward = hooked
+    try:
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                sample(pipe, **INPUTS)
+        else:
+            assert sample(pipe, **INPUTS).report.rounds == len(calls)
+        assert vars(pipe.unet)["forward"] is hooked
+    finally:
+        del pipe.unet.forward
+    assert calls
+
+
+def test_a_module_under_two_names():
+    """Pipelines with two experts may be given the same one twice."""
+    pipe, scheduler = digits(), DDIMScheduler()
+    twice = SimpleNamespace(scheduler=scheduler, components={"transformer": pipe.unet, "transformer_2": pipe.unet})
+    with sampler(twice, tolerance=0.0, window=4) as run:
+        scheduler.set_timesteps(8)
+        x = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(pipe.unet(x, t).sample, t, x, return_dict=False)[0]
+    assert "forward" not in vars(pipe.unet)
+    assert run.report.rounds <= 8
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_denoise_restores_the_scheduler_and_the_module(fails):
+    class Model(nn.Module):
+        def forward(self, x, t):
+            if fails and t < 500:
+                raise ZeroDivisionError
+            return torch.tanh(x)
+
+    model, scheduler = Model(), DDIMScheduler()
+    scheduler.set_timesteps(8)
+    timesteps, names = scheduler.timesteps, set(vars(scheduler))
+    run = partial(denoise, model, scheduler, torch.ones(1, 4), window=1)
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            run()
+    else:
+        run()
+    assert set(vars(scheduler)) == names
+    assert type(scheduler.timesteps) is torch.Tensor
+    assert torch.equal(scheduler.timesteps, timesteps)
+    assert "forward" not in vars(model)
