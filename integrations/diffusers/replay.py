@@ -1,5 +1,6 @@
 """The denoiser's calls: batched in a round, remembered, and given back when the pipeline's own loop gets there."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,7 +113,10 @@ def joined(outputs: list[Any], count: int, shrink: Callable[[int], None]) -> Any
     if isinstance(first, dict):
         return type(first)(**{key: joined([out[key] for out in outputs], count, shrink) for key in first})
     if isinstance(first, list | tuple):
-        return type(first)(joined([out[k] for out in outputs], count, shrink) for k in range(len(first)))
+        parts = [joined([out[k] for out in outputs], count, shrink) for k in range(len(first))]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if isinstance(getattr(first, "sample", None), Tensor):
+        return _with_sample(first, joined([out.sample for out in outputs], count, shrink))
     return first
 
 
@@ -133,5 +137,15 @@ def _part(out: Any, j: int, width: int, samples: int) -> Any:
     if isinstance(out, list) and len(out) == width * samples:
         return out[j * samples : (j + 1) * samples]
     if isinstance(out, list | tuple):
-        return type(out)(_part(value, j, width, samples) for value in out)
+        parts = [_part(value, j, width, samples) for value in out]
+        return type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
+    if isinstance(getattr(out, "sample", None), Tensor):
+        return _with_sample(out, _part(out.sample, j, width, samples))
     return out
+
+
+def _with_sample(out: Any, sample: Tensor) -> Any:
+    """The same kind of object with another ``sample``."""
+    changed = copy.copy(out)
+    object.__setattr__(changed, "sample", sample)
+    return changed

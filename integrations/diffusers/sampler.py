@@ -25,7 +25,7 @@ from integrations.diffusers.report import Report
 from integrations.diffusers.scheduler_chain import PATCHED, NoiseTape, SchedulerChain, copy_of
 from integrations.diffusers.step_table import step_table
 from integrations.diffusers.timesteps import Timesteps
-from integrations.diffusers.window_tensor import WindowTensor
+from integrations.diffusers.window_tensor import WindowTensor, find, pick
 from picardsolve import FrozenOutput, FrozenSample, Guess, Iteration, Picard
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
@@ -51,7 +51,7 @@ class Sampler:
         guess: Guess | None,
     ):
         self.report = Report()
-        self._scheduler, self._modules = scheduler, modules
+        self._scheduler, self._modules = scheduler, list(dict.fromkeys(modules))
         self._width, self._tolerance, self._iteration, self._guess = width, tolerance, iteration, guess
         self._window: Window | None = None
         self._running = False
@@ -128,10 +128,12 @@ class Sampler:
                 return call.output
             self._missed = True
             self.report.misses += 1
+        if not self._replaying and not any(w.items[0].dim() > 1 for w in find((args, kwargs))):
+            self._shown = 1  # no states travel through the loop, or the pipeline went on with others of its own
         if number == 0 or self._missed:
             self._count(self._shown)
-        if (self._shown == 1 and self._asked == 1) or self._replaying:
-            return forward(*args, **kwargs)
+        if self._shown == 1:
+            return forward(*pick(args, 0), **pick(kwargs, 0))
         outputs = batched(forward, self._shown, args, kwargs)
         self._replay.remember(self._i, number, module, args, kwargs, outputs)
         return joined(outputs, self._asked, self._shrink)
@@ -179,15 +181,14 @@ class Sampler:
         states = tape.states()
         stepped = self._real["step"](outputs[0], self._timesteps[self._i], samples[0], **extra)
         if self._window is None:
-            noisy = any(not torch.equal(a, b) for a, b in zip(states, tape.states(), strict=True))
-            self._window = self._begin(before, outputs[0], samples[0], extra, tape if noisy else None)
+            drew = any(not torch.equal(a, b) for a, b in zip(states, tape.states(), strict=True))
+            self._window = self._begin(before, outputs[0], samples[0], extra, tape, drew)
             self._window.ask()
         window = self._window
         chain = window.chain
         assert isinstance(chain, SchedulerChain)
         chain.scheduler = before
-        if chain.tape:
-            chain.tape.before.setdefault(self._i, states)
+        chain.tape.before.setdefault(self._i, states)
         window.narrow(self._shown)
         window.correct(torch.stack([_flat(item) for item in samples[: self._shown]]))
         window.tell(torch.stack([_flat(item) for item in outputs[: self._shown]]).flatten(0, 1))
@@ -198,7 +199,7 @@ class Sampler:
         return self._next(stepped)
 
     def _begin(
-        self, scheduler: Any, output: Tensor, sample: Tensor, extra: dict[str, Any], tape: NoiseTape | None
+        self, scheduler: Any, output: Tensor, sample: Tensor, extra: dict[str, Any], tape: NoiseTape, drew: bool
     ) -> Window:
         extra = {key: value for key, value in extra.items() if key != "return_dict"}
         fast = None
@@ -207,7 +208,7 @@ class Sampler:
         chain = SchedulerChain(
             scheduler, self._timesteps, self._table, sample.shape, output.shape, sample.dtype, extra, tape, fast
         )
-        guess = self._guess or (FrozenSample() if tape else FrozenOutput())
+        guess = self._guess or (FrozenSample() if drew else FrozenOutput())
         tolerance = Tolerance(noise=self._tolerance)
         return Window(chain, _flat(sample), Settings(self._width, self._iteration, guess, tolerance, lockstep=True))
 

@@ -17,11 +17,18 @@ PATCHED = ("set_timesteps", "step", "scale_model_input")
 
 
 def copy_of(scheduler: Any, timesteps: Tensor) -> Any:
-    """The scheduler in its present state; stepping the copy leaves the original alone. Its tables are shared."""
+    """The scheduler in its present state; stepping the copy leaves the original alone. Its tables are shared.
+
+    Lists are copied, and so are tensors of states, which some schedulers add to in place.
+    """
     copied = object.__new__(type(scheduler))
     for name, value in vars(scheduler).items():
         if name not in PATCHED:
-            copied.__dict__[name] = value.copy() if type(value) in (list, dict, set) else value
+            if isinstance(value, Tensor):
+                value = value.clone() if value.dim() > 1 else value
+            elif type(value) in (list, dict, set):
+                value = value.copy()
+            copied.__dict__[name] = value
     copied.__dict__["timesteps"] = timesteps
     return copied
 
@@ -66,7 +73,7 @@ class SchedulerChain(Chain):
         dtype: of the state.
         table: the scheduler's own timesteps, of which a pipeline may iterate a part.
         extra: further arguments of ``step``, by name.
-        tape: None for a deterministic sampler.
+        tape: of the generators that ``step`` may draw from.
         fast: all steps of a window at once, for schedulers that have that.
     """
 
@@ -77,7 +84,7 @@ class SchedulerChain(Chain):
     output_shape: torch.Size
     dtype: torch.dtype
     extra: dict[str, Any]
-    tape: NoiseTape | None
+    tape: NoiseTape
     fast: StepTable | None = None
     _ahead: Any = None
     _ahead_at: int = -1
@@ -111,23 +118,21 @@ class SchedulerChain(Chain):
         if first != self._ahead_at:  # after a divergence: not worth walking the window again
             return start.expand(len(n), *start.shape)
         scheduler, y, states = copy_of(self._ahead, self.table), start, []
-        present = self.tape.states() if self.tape else []
+        present = self.tape.states()
         for j in range(len(n)):
             y = self._step(scheduler, first + j, held(first + j, y), y)
             states.append(y)
-        if self.tape:
-            self.tape.wind(present)
+        self.tape.wind(present)
         return torch.stack(states)
 
     def _walk(self, first: int, start: Tensor | None, x: Tensor, outputs: Tensor) -> Tensor:
         scheduler, y, images = copy_of(self.scheduler, self.table), start, []
-        present = self.tape.states() if self.tape else []
+        present = self.tape.states()
         for j in range(len(outputs)):
             y = self._step(scheduler, first + j, outputs[j], x[j] if start is None or y is None else y)
             images.append(y)
         self._ahead, self._ahead_at = scheduler, first + len(outputs)
-        if self.tape:
-            self.tape.wind(present)
+        self.tape.wind(present)
         return torch.stack(images)
 
     def _fast_path(self, fast: StepTable, first: int, y: Tensor, outputs: list[Output]) -> Tensor:
@@ -142,7 +147,7 @@ class SchedulerChain(Chain):
     def _noise_of(self, fast: StepTable, first: int, count: int, like: Tensor) -> Tensor | None:
         """The noise that the scheduler will draw in steps ``first ...``, drawn once for each."""
         tape = self.tape
-        if tape is None:
+        if not bool(fast.noisy.any()):
             return None
         present = tape.states()
         generators = list(tape.generators) if len(tape.generators) > 1 else tape.generators[0]
@@ -160,8 +165,7 @@ class SchedulerChain(Chain):
     def forget(self, step: int) -> None:
         """Drop what was kept for the steps before ``step``."""
         self._noise = {n: noise for n, noise in self._noise.items() if n >= step}
-        if self.tape:
-            self.tape.forget(step)
+        self.tape.forget(step)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
         """None: the scheduler draws its own noise."""
@@ -169,8 +173,7 @@ class SchedulerChain(Chain):
 
     def _step(self, scheduler: Any, n: int, output: Tensor, x: Tensor) -> Tensor:
         tape = self.tape
-        if tape:
-            tape.wind(tape.before.setdefault(n, tape.states()))
+        tape.wind(tape.before.setdefault(n, tape.states()))
         stepped = type(scheduler).step(
             scheduler,
             output.reshape(self.output_shape).to(self.dtype),
@@ -179,7 +182,7 @@ class SchedulerChain(Chain):
             **self.extra,
             return_dict=False,
         )[0]
-        if tape and n + 1 not in tape.before:
+        if n + 1 not in tape.before:
             tape.before[n + 1] = tape.states()
         return stepped.reshape(len(x), -1).to(x.dtype)
 
