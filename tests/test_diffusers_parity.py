@@ -248,6 +248,7 @@ BETAS = {"beta_start": 1e-4, "beta_end": 0.02}  # those that the digits were tra
 TRAINED = {
     "DDPM-100": (partial(DDPMScheduler, **BETAS), 100),
     "DDIM-50": (partial(DDIMScheduler, **BETAS), 50),
+    "DDIM-50 thresholded": (partial(DDIMScheduler, **BETAS, thresholding=True), 50),  # without a step table
     "DPM-Solver-25": (partial(DPMSolverMultistepScheduler, **BETAS), 25),
 }
 
