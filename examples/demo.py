@@ -27,7 +27,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 SAMPLERS = [  # name, scheduler, steps, window, tolerance
-    ("DDPM-1000", DDPMScheduler, 1000, 64, 3e-3),
+    ("DDPM-1000", DDPMScheduler, 1000, 64, 1e-3),
     ("DDIM-100", DDIMScheduler, 100, 12, 1e-3),
     ("DPM-Solver++-50", DPMSolverMultistepScheduler, 50, 10, 1e-3),
 ]
