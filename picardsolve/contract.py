@@ -1,4 +1,4 @@
-"""Checks before any work: one sentence a failure, naming the argument, what it was, and what to pass instead."""
+"""What a solve is asked, checked before any work and made into the parts that it runs with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from picardsolve import grids
 from picardsolve.brownian import BrownianPath
+from picardsolve.checks import check_optional_positive_integer, check_type
 from picardsolve.integrators import Integrator, Problem
 from picardsolve.state import Layout
 from picardsolve.terms import ODE, SDE, Denoiser, Term
@@ -45,16 +46,12 @@ def validated(
         raise ValueError("cond: only a Denoiser's model takes arguments by name; pass args=(...).")
     layout = Layout.of(y0, 0 if batch_dims is None else batch_dims)
     given = cond if isinstance(term, Denoiser) else tuple(args)
-    for name, value in _named(given):
+    name = "cond" if isinstance(term, Denoiser) else "args"
+    for value in pytree.tree_leaves(given):
         if layout.batched and isinstance(value, Tensor) and value.dim() and len(value) != layout.batch:
             raise ValueError(f"{name}: expected a leading dimension of {layout.batch} samples, got {len(value)}.")
     problem = Problem(term, layout, grids.given(ts), given, brownian or BrownianPath(seed=0), max_batch)
     return problem, layout.pack(y0)
-
-
-def _named(given: Any) -> list[tuple[str, Any]]:
-    kind = "cond" if isinstance(given, Mapping) else "args"
-    return [(kind, leaf) for leaf in pytree.tree_leaves(given)]
 
 
 def tolerance_of(
@@ -89,36 +86,3 @@ def tolerance_of(
     if isinstance(term, ODE):
         return Tolerance(atol=moved(tol), rtol=moved(tol))
     return Tolerance(noise=moved(tol))
-
-
-def check_callable(name: str, value: object) -> None:
-    """Refuse what cannot be called."""
-    if not callable(value):
-        raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
-
-
-def check_positive_integer(name: str, value: object) -> None:
-    """Refuse all but integers from 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
-
-
-def check_optional_positive_integer(name: str, value: object) -> None:
-    """Refuse all but None and integers from 1."""
-    if value is not None:
-        check_positive_integer(name, value)
-
-
-def check_type(name: str, value: object, kind: type, instead: str) -> None:
-    """Refuse an object of another kind."""
-    if not isinstance(value, kind):
-        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{name}: expected {kind.__name__}, got {given}; pass {instead}.")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse what is not among the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")

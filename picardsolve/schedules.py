@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picardsolve.checks import check_callable
+
 
 class Schedule(ABC):
     """Signal and noise level as functions of time. Times and levels are float64 tensors of one shape."""
@@ -31,7 +33,7 @@ class VP(Schedule):
     alpha_bar: Callable[[Tensor], Tensor]
 
     def __post_init__(self):
-        _check_function("alpha_bar", self.alpha_bar)
+        check_callable("alpha_bar", self.alpha_bar)
 
     def alpha(self, t: Tensor) -> Tensor:
         """``sqrt(alpha_bar(t))``."""
@@ -49,7 +51,7 @@ class VE(Schedule):
     noise: Callable[[Tensor], Tensor]
 
     def __post_init__(self):
-        _check_function("noise", self.noise)
+        check_callable("noise", self.noise)
 
     def alpha(self, t: Tensor) -> Tensor:
         """One."""
@@ -113,8 +115,3 @@ def from_betas(betas: Tensor) -> VP:
         raise ValueError(f"betas: expected shape (T,) with values in (0, 1), got shape {tuple(betas.shape)}.")
     log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
     return VP(_AlphaBarTable(torch.cat([log_alpha_bar.new_zeros(1), log_alpha_bar])))
-
-
-def _check_function(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name}: expected a function of time, got {value!r}.")

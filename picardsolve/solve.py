@@ -10,15 +10,14 @@ from torch import Tensor
 from picardsolve import grids
 from picardsolve import sequential as reference
 from picardsolve.brownian import BrownianPath
-from picardsolve.contract import (
+from picardsolve.checks import (
     check_callable,
     check_choice,
     check_optional_positive_integer,
     check_positive_integer,
     check_type,
-    tolerance_of,
-    validated,
 )
+from picardsolve.contract import tolerance_of, validated
 from picardsolve.guesses import Guess, check_guess, default_guess
 from picardsolve.integrators import RK4, Chain, Euler, Heun, Integrator, Problem
 from picardsolve.iterations import Iteration, Picard
@@ -100,9 +99,7 @@ def solve(
         check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
     tolerance = tolerance_of(term, problem.layout, tol, rtol, atol)
     chain = integrator.chain(problem)
-    settings = Settings(
-        window, iteration or Picard(), guess or default_guess(term, chain.noise_size > 0), tolerance, lockstep=False
-    )
+    settings = Settings(window, iteration or Picard(), guess or default_guess(term, chain.noise_size > 0), tolerance)
     loop = Window(chain, y, settings, _path(chain, y) if save == "all" else None)
     with Progress(chain.length, progress) as bar:
         while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):

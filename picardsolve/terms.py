@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
+from picardsolve.checks import check_callable, check_choice
 from picardsolve.schedules import Schedule
 
 Noise = Literal["additive", "diagonal", "scalar", "general"]
@@ -28,7 +29,7 @@ class ODE:
     vectorized: bool = True
 
     def __post_init__(self):
-        _check_callable("drift", self.drift)
+        check_callable("drift", self.drift)
         _check_flag("vectorized", self.vectorized)
 
 
@@ -53,10 +54,10 @@ class SDE:
     vectorized: bool = True
 
     def __post_init__(self):
-        _check_callable("drift", self.drift)
-        _check_callable("diffusion", self.diffusion)
-        _check_choice("noise", self.noise, get_args(Noise))
-        _check_choice("interpretation", self.interpretation, ("ito", "stratonovich"))
+        check_callable("drift", self.drift)
+        check_callable("diffusion", self.diffusion)
+        check_choice("noise", self.noise, get_args(Noise))
+        check_choice("interpretation", self.interpretation, ("ito", "stratonovich"))
         _check_flag("vectorized", self.vectorized)
 
 
@@ -77,12 +78,12 @@ class Denoiser:
     prediction: Prediction = "epsilon"
 
     def __post_init__(self):
-        _check_callable("model", self.model)
+        check_callable("model", self.model)
         if not isinstance(self.schedule, Schedule):
             raise TypeError(
                 f"schedule: expected a picardsolve.schedules.Schedule such as VP(alpha_bar), got {self.schedule!r}."
             )
-        _check_choice("prediction", self.prediction, get_args(Prediction))
+        check_choice("prediction", self.prediction, get_args(Prediction))
 
     def sample_map(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients ``(c, d)`` with ``x_0 = c x + d output`` at noise level ``(alpha, sigma)``."""
@@ -99,16 +100,6 @@ class Denoiser:
 Term: TypeAlias = ODE | SDE | Denoiser
 
 
-def _check_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
-
-
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}.")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")

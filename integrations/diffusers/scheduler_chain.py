@@ -102,36 +102,33 @@ class SchedulerChain(Chain):
         if self.fast is not None:
             noise = self._noise_of(self.fast, first, len(x), x)
             return self.fast.step(slice(first, first + len(x)), outputs, x, noise)
-        return self._walk(first, None, x, outputs)
+        return self._walk(self.scheduler, first, x[0], [lambda n, y, out=out: out for out in outputs], x)
 
     def path(self, first: int, start: Tensor, outputs: Tensor) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, with the given outputs."""
+        held: list[Output] = [lambda n, y, out=out: out for out in outputs]
         if self.fast is not None:
-            return self._fast_path(self.fast, first, start, [lambda n, y, out=out: out for out in outputs])
-        return self._walk(first, start, outputs, outputs)
+            return self._fast_path(self.fast, first, start, held)
+        return self._walk(self.scheduler, first, start, held)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Go on behind the window with the last output, or towards the last predicted sample."""
-        first, held = int(n[0, 0]), self._held(hold, int(source.step[0, 0]), source)
+        first, held = int(n[0, 0]), [self._held(hold, int(source.step[0, 0]), source)] * len(n)
         if self.fast is not None:
-            return self._fast_path(self.fast, first, start, [held] * len(n))
+            return self._fast_path(self.fast, first, start, held)
         if first != self._ahead_at:  # after a divergence: not worth walking the window again
             return start.expand(len(n), *start.shape)
-        scheduler, y, states = copy_of(self._ahead, self.table), start, []
-        present = self.tape.states()
-        for j in range(len(n)):
-            y = self._step(scheduler, first + j, held(first + j, y), y)
-            states.append(y)
-        self.tape.wind(present)
-        return torch.stack(states)
+        return self._walk(self._ahead, first, start, held)
 
-    def _walk(self, first: int, start: Tensor | None, x: Tensor, outputs: Tensor) -> Tensor:
-        scheduler, y, images = copy_of(self.scheduler, self.table), start, []
+    def _walk(self, scheduler: Any, first: int, y: Tensor, outputs: list[Output], x: Tensor | None = None) -> Tensor:
+        """Steps of a copy of ``scheduler``: one after the other from ``y``, or each from its own state of ``x``."""
+        ahead, images = copy_of(scheduler, self.table), []
         present = self.tape.states()
-        for j in range(len(outputs)):
-            y = self._step(scheduler, first + j, outputs[j], x[j] if start is None or y is None else y)
+        for j, output in enumerate(outputs):
+            y = y if x is None else x[j]
+            y = self._step(ahead, first + j, output(first + j, y), y)
             images.append(y)
-        self._ahead, self._ahead_at = scheduler, first + len(outputs)
+        self._ahead, self._ahead_at = ahead, first + len(outputs)
         self.tape.wind(present)
         return torch.stack(images)
 

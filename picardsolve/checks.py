@@ -1,0 +1,34 @@
+"""Checks of arguments: one sentence a failure, naming the argument, what it was, and what to pass instead."""
+
+
+def check_callable(name: str, value: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
+
+
+def check_positive_integer(name: str, value: object) -> None:
+    """Refuse all but integers from 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
+
+
+def check_optional_positive_integer(name: str, value: object) -> None:
+    """Refuse all but None and integers from 1."""
+    if value is not None:
+        check_positive_integer(name, value)
+
+
+def check_type(name: str, value: object, kind: type, instead: str) -> None:
+    """Refuse an object of another kind."""
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {kind.__name__}, got {given}; pass {instead}.")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
