@@ -111,8 +111,13 @@ class Window:
         self._take_stock(np.minimum(self._span, width))
 
     def correct(self, states: Tensor) -> None:
-        """Put the states that were really evaluated, ``(W, B, D)``, in the place of those that were asked for."""
-        self.x = torch.cat([states, self.x[len(states) :]])
+        """Put the first states that were really evaluated, ``(<= W, B, D)``, in the place of those asked for."""
+        if len(self.x) == 1:
+            self.x = states[:1]
+            return
+        if self.x.stride(0) == 0:
+            self.x = self.x.contiguous()  # copies of one state
+        self.x[: len(states)] = states
 
     def restart(self, step: int, y: Tensor) -> None:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""

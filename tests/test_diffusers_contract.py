@@ -23,15 +23,23 @@ def image(pipe, **more):
 # ---- refusals
 
 BAD_ARGUMENTS = {
-    "window zero": ({"window": 0}, ValueError, "window", r"expected an integer >= 1, got 0\."),
-    "window negative": ({"window": -3}, ValueError, "window", r"expected an integer >= 1, got -3\."),
-    "window float": ({"window": 8.0}, ValueError, "window", r"expected an integer >= 1, got 8\.0\."),
-    "window bool": ({"window": True}, ValueError, "window", r"expected an integer >= 1, got True\."),
-    "window none": ({"window": None}, ValueError, "window", r"expected an integer >= 1, got None\."),
+    "window zero": ({"window": 0}, ValueError, "window", r'expected an integer >= 1 or "auto", got 0\.'),
+    "window negative": ({"window": -3}, ValueError, "window", r'expected an integer >= 1 or "auto", got -3\.'),
+    "window float": ({"window": 8.0}, ValueError, "window", r'expected an integer >= 1 or "auto", got 8\.0\.'),
+    "window bool": ({"window": True}, ValueError, "window", r'expected an integer >= 1 or "auto", got True\.'),
+    "window none": ({"window": None}, ValueError, "window", r'expected an integer >= 1 or "auto", got None\.'),
+    "window other text": (
+        {"window": "wide"},
+        ValueError,
+        "window",
+        r'expected an integer >= 1 or "auto", got \'wide\'\.',
+    ),
+    "max_batch zero": ({"max_batch": 0}, ValueError, "max_batch", r"expected an integer >= 1, got 0\."),
+    "max_batch float": ({"max_batch": 2.0}, TypeError, "max_batch", r"expected an integer >= 1, got 2\.0\."),
     "tolerance negative": ({"tolerance": -1e-3}, ValueError, "tolerance", r"expected a number >= 0, got -0\.001\."),
     "tolerance NaN": ({"tolerance": NAN}, ValueError, "tolerance", r"expected a number >= 0, got nan\."),
 }
-OWN_STEP = r"expected step\(model_output, timestep, sample, .*got CogVideoXDPMScheduler.*call the pipeline itself\."
+OWN_STEP = r"CogVideoXDPMScheduler\.step takes \(model_output, old_pred_original_sample, timestep, \.\.\.\), not "
 
 
 def refused(call, error, name, remedy):
@@ -64,13 +72,6 @@ def test_bad_arguments_are_refused_before_the_denoiser_is_called(case, entry):
 def test_a_pipeline_needs_a_scheduler(pipe, call):
     remedy = rf"expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}\."
     refused(lambda: call(pipe), TypeError, "pipe", remedy)
-
-
-@pytest.mark.parametrize("call", [sample, sampler])
-def test_a_scheduler_with_a_step_of_its_own(call):
-    pipe = stable_diffusion(CogVideoXDPMScheduler())
-    refused(lambda: call(pipe), TypeError, "scheduler", OWN_STEP)
-    assert "step" not in vars(pipe.scheduler)
 
 
 def test_a_scheduler_with_a_step_of_its_own_in_denoise():
@@ -169,14 +170,31 @@ def test_restored_after_an_error_in_the_context():
     check_restored(pipe, expected)
 
 
-def test_a_denoiser_that_cannot_be_batched():
-    pipe = digits()
-    pipe.unet.forward = lambda x, t: UNet2DOutput(x[:1])
+BROKEN = {
+    "another number of rows": (lambda x, t: UNet2DOutput(x[:1]), "returned shape"),
+    "no batch at all": (lambda x, t: UNet2DOutput(x + torch.stack([t.reshape(())])), "failed on"),
+    "rows that see each other": (lambda x, t: UNet2DOutput(0.5 * x + 0.4 * x.mean(0)), "in the company of others"),
+    "another output every time": (lambda x, t: UNet2DOutput(x + torch.rand(())), "in the company of others"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_denoiser_that_cannot_be_batched_runs_one_step_at_a_time(case):
+    forward, why = BROKEN[case]
+    pipe = digits(DDIMScheduler())
+    pipe.unet.forward = forward
+    inputs = {"num_inference_steps": 8, "output_type": "pt"}
     try:
-        with pytest.raises(RuntimeError, match=r"call the pipeline itself\."):
-            sample(pipe, num_inference_steps=8)
+        torch.manual_seed(3)
+        expected = pipe(generator=generator(5), **inputs).images
+        torch.manual_seed(3)
+        out = sample(pipe, generator=generator(5), window=4, **inputs)
     finally:
         del pipe.unet.forward
+    assert why in out.report.sequential
+    assert why in str(out.report)
+    if case != "another output every time":
+        assert torch.equal(out.images, expected)
     assert vars(pipe.scheduler).keys().isdisjoint({"step", "set_timesteps", "scale_model_input"})
 
 

@@ -1,14 +1,20 @@
 """The two calls of this integration: ``sample(pipe, ...)`` and ``denoise(model, scheduler, x, ...)``."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from integrations.diffusers.loop import Numerics
+from integrations.diffusers.noise_tape import NoiseTape
+from integrations.diffusers.refusals import why_sequential
 from integrations.diffusers.report import Report
 from integrations.diffusers.sampler import attach, sampler
 from picardsolve import Guess, Iteration
+
+# What a loop raises that cannot carry a window of states; it is run again, one step at a time.
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 
 
 class _ReportedTuple(tuple):
@@ -20,8 +26,9 @@ class _ReportedTuple(tuple):
 def sample(
     pipe: Any,
     *args: Any,
-    window: int = 32,
+    window: int | Literal["auto"] = 32,
     tolerance: float = 1e-3,
+    max_batch: int | None = None,
     iteration: Iteration | None = None,
     guess: Guess | None = None,
     **kwargs: Any,
@@ -33,6 +40,7 @@ def sample(
         *args: passed on to the pipeline.
         window: as for `sampler`.
         tolerance: as for `sampler`.
+        max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
         **kwargs: passed on to the pipeline.
@@ -40,8 +48,22 @@ def sample(
     Returns:
         What the pipeline returns, with an attribute ``report``.
     """
-    with sampler(pipe, window=window, tolerance=tolerance, iteration=iteration, guess=guess) as run:
-        out = pipe(*args, **kwargs)
+    run = sampler(pipe, window=window, tolerance=tolerance, max_batch=max_batch, iteration=iteration, guess=guess)
+    tapes = [NoiseTape.of(given, torch.device("cpu")) for given in (None, kwargs.get("generator"))]
+    states = [tape.states() for tape in tapes]
+    try:
+        with run:
+            out = pipe(*args, **kwargs)
+    except _UNFIT as error:
+        watched = any(kwargs.get(name) is not None for name in ("callback", "callback_on_step_end"))
+        if watched or not run.failed:
+            raise
+        for tape, before in zip(tapes, states, strict=True):
+            tape.wind(before)
+        run = attach(pipe.scheduler, run.modules, Numerics(1, 0.0, None, None, None), pipe)
+        run.why = f"its loop failed on a window of states ({type(error).__name__}: {error})"
+        with run:
+            out = pipe(*args, **kwargs)
     if isinstance(out, tuple):
         out = _ReportedTuple(out)
     out.report = run.report
@@ -53,8 +75,9 @@ def denoise(
     scheduler: Any,
     x: Tensor,
     *,
-    window: int = 32,
+    window: int | Literal["auto"] = 32,
     tolerance: float = 1e-3,
+    max_batch: int | None = None,
     iteration: Iteration | None = None,
     guess: Guess | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
@@ -72,6 +95,7 @@ def denoise(
         x: ``(B, ...)`` initial noise, already at the scheduler's ``init_noise_sigma``.
         window: as for `sampler`.
         tolerance: as for `sampler`.
+        max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
         generator: passed on to ``scheduler.step`` where it takes one.
@@ -81,11 +105,14 @@ def denoise(
     Returns:
         The denoised ``x`` and the report.
     """
+    reason = why_sequential(scheduler) if hasattr(scheduler, "step") else None
+    if reason is not None:
+        raise TypeError(f"scheduler: {reason}; write the loop yourself, within integrations.diffusers.sampler.")
     module = model if isinstance(model, nn.Module) else _Function(model)
     accepted = inspect.signature(scheduler.step).parameters
     given = {"generator": generator, "eta": eta}
     extra = {key: value for key, value in given.items() if value is not None and key in accepted}
-    run = attach(scheduler, [module], window=window, tolerance=tolerance, iteration=iteration, guess=guess)
+    run = attach(scheduler, [module], Numerics(window, tolerance, iteration, guess, max_batch))
     with torch.no_grad(), run:
         return _loop(module, scheduler, x, extra, conditioning), run.report
 

@@ -1,119 +1,90 @@
-"""All steps of a window at once, for the two schedulers with so many steps that one at a time costs too much.
+"""All steps of a window at once, where a step is a linear map (with a clipped sample, for DDPM and DDIM).
 
-A step of DDPM or DDIM is ``p x + o output + q clip(c x + d output) + s noise`` with numbers that depend on the step
-only. Guesses and sweeps may use that; the pipeline's real steps are always the scheduler's own.
+Guesses and sweeps may use a table; the pipeline's real steps are always the scheduler's own.
 """
 
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
+
+from integrations.diffusers.walk import Held
+
+Past = Sequence[tuple[Tensor, Tensor]]  # states and outputs of the steps before, the latest last
 
 
 @dataclass(frozen=True)
+class Clip:
+    """The part ``q clip(c x + d output, -limit, limit)`` of a step; ``q``, ``c``, ``d`` of shape ``(N,)``."""
+
+    q: np.ndarray
+    c: np.ndarray
+    d: np.ndarray
+    limit: float
+
+
+@dataclass
 class StepTable:
-    """The coefficients of every step, each ``(N,)`` float64; ``clip`` is None where the sample is not clipped.
+    """``Phi_n(x) = sum_k x_k[n] x[n - k] + o_k[n] output[n - k] + s[n] noise[n]``, all coefficients float64.
 
     Attributes:
+        x: ``(N, K)`` coefficients of the state and of those before it.
+        o: ``(N, K)`` coefficients of the output and of those before it.
+        s: ``(N,)`` size of the noise.
         noisy: ``(N,)`` whether the step draws noise.
+        clip: the clipped part of the step, if any.
+        lags: the largest k with a coefficient.
+        noise_dtype: what the noise is drawn in; None for the type of the output.
     """
 
-    p: Tensor
-    o: Tensor
-    q: Tensor
-    c: Tensor
-    d: Tensor
-    s: Tensor
-    noisy: Tensor
-    clip: float | None
+    x: np.ndarray
+    o: np.ndarray
+    s: np.ndarray
+    noisy: np.ndarray
+    clip: Clip | None = None
+    lags: int = field(default=0)
+    noise_dtype: torch.dtype | None = None
 
-    def step(self, n: slice, output: Tensor, x: Tensor, noise: Tensor | None) -> Tensor:
-        """Steps ``n`` of the states ``x``, shape ``(W, B, D)``."""
-        p, o, q, c, d, s = (v[n, None, None].to(x) for v in (self.p, self.o, self.q, self.c, self.d, self.s))
-        sample = torch.addcmul(c * x, d, output)
+    def images(self, first: int, x: Tensor, outputs: Tensor, noise: Tensor | None, past: Past = ()) -> Tensor:
+        """Steps ``first ...``, each from its own state of ``x``, shape ``(W, B, D)``."""
+        at = slice(first, first + len(x))
+        y = (_column(self.x[at, 0], x) * x).addcmul_(_column(self.o[at, 0], x), outputs)
+        for k in range(1, self.lags + 1):
+            if not self.x[at, k].any() and not self.o[at, k].any():
+                continue
+            inside = slice(first + k, first + len(x))
+            y[k:].addcmul_(_column(self.x[inside, k], x), x[:-k]).addcmul_(_column(self.o[inside, k], x), outputs[:-k])
+            for j in range(max(0, k - len(past)), min(k, len(x))):
+                self._add_lag(y[j], first + j, k, past[j - k])
         if self.clip is not None:
-            sample = sample.clamp(-self.clip, self.clip)
-        image = (p * x).addcmul_(o, output).addcmul_(q, sample)
-        return image if noise is None else image.addcmul_(s, noise)
+            c, d, q = (_column(v[at], x) for v in (self.clip.c, self.clip.d, self.clip.q))
+            sample = (c * x).addcmul_(d, outputs).clamp_(-self.clip.limit, self.clip.limit)
+            y.addcmul_(q, sample)
+        return y if noise is None else y.addcmul_(_column(self.s[at], x), noise)
+
+    def path(self, first: int, start: Tensor, held: list[Held], noise: Tensor | None, past: Past = ()) -> Tensor:
+        """Steps ``first ...`` one after the other from ``start``, ``(B, D)``."""
+        y, before, out = start, list(past), start.new_empty(len(held), *start.shape)
+        for j, output in enumerate(held):
+            n, given = first + j, output(first + j, y)
+            new = torch.mul(y, float(self.x[n, 0]), out=out[j]).add_(given, alpha=float(self.o[n, 0]))
+            for k in range(1, min(self.lags, len(before)) + 1):
+                self._add_lag(new, n, k, before[-k])
+            if self.clip is not None:
+                sample = torch.mul(y, float(self.clip.c[n])).add_(given, alpha=float(self.clip.d[n]))
+                new.add_(sample.clamp_(-self.clip.limit, self.clip.limit), alpha=float(self.clip.q[n]))
+            if noise is not None:
+                new.add_(noise[j], alpha=float(self.s[n]))
+            if self.lags:
+                before.append((y, given))
+            y = new
+        return out
+
+    def _add_lag(self, y: Tensor, n: int, k: int, earlier: tuple[Tensor, Tensor]) -> None:
+        y.add_(earlier[0], alpha=float(self.x[n, k])).add_(earlier[1], alpha=float(self.o[n, k]))
 
 
-def step_table(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> StepTable | None:
-    """The table of a scheduler's steps, or None where there is none.
-
-    Args:
-        scheduler: with its timesteps set.
-        timesteps: ``(N,)`` those to step through.
-        extra: arguments of ``step`` beyond the usual three.
-    """
-    config, given = scheduler.config, {key for key, value in extra.items() if value is not None}
-    if getattr(config, "thresholding", True):
-        return None
-    if type(scheduler) is DDPMScheduler and given <= {"generator"}:
-        return _ddpm(scheduler, timesteps)
-    if type(scheduler) is DDIMScheduler and given <= {"generator", "eta", "use_clipped_model_output"}:
-        if extra.get("use_clipped_model_output"):
-            return None
-        return _ddim(scheduler, timesteps, float(extra.get("eta") or 0))
-    return None
-
-
-def _ddpm(scheduler: DDPMScheduler, timesteps: Tensor) -> StepTable | None:
-    kind = scheduler.config["variance_type"]
-    if kind not in ("fixed_small", "fixed_large"):
-        return None
-    alpha_bar, t = scheduler.alphas_cumprod.double().cpu(), timesteps.long().cpu()
-    earlier = [torch.as_tensor(scheduler.previous_timestep(cast(Any, step))) for step in timesteps]
-    before = torch.stack(earlier).long().cpu()
-    now, then = alpha_bar[t], torch.where(before >= 0, alpha_bar[before.clamp(min=0)], 1.0)
-    beta = 1 - now / then
-    maps = _sample_map(scheduler.config["prediction_type"], now)
-    if maps is None:
-        return None
-    variance = beta if kind == "fixed_large" else ((1 - then) / (1 - now) * beta).clamp(min=1e-20)
-    return StepTable(
-        p=(now / then).sqrt() * (1 - then) / (1 - now),
-        o=torch.zeros_like(now),
-        q=then.sqrt() * beta / (1 - now),
-        c=maps[0],
-        d=maps[1],
-        s=torch.where(t > 0, variance.sqrt(), 0.0),
-        noisy=t > 0,
-        clip=scheduler.config["clip_sample_range"] if scheduler.config["clip_sample"] else None,
-    )
-
-
-def _ddim(scheduler: DDIMScheduler, timesteps: Tensor, eta: float) -> StepTable | None:
-    alpha_bar, t = scheduler.alphas_cumprod.double().cpu(), timesteps.long().cpu()
-    before = t - scheduler.config["num_train_timesteps"] // scheduler.num_inference_steps
-    now = alpha_bar[t]
-    then = torch.where(before >= 0, alpha_bar[before.clamp(min=0)], float(scheduler.final_alpha_cumprod))
-    maps = _sample_map(scheduler.config["prediction_type"], now)
-    if maps is None:
-        return None
-    s = eta * ((1 - then) / (1 - now) * (1 - now / then)).clamp(min=0).sqrt()
-    direction = (1 - then - s**2).clamp(min=0).sqrt()
-    c, d = maps
-    # the predicted noise is (x - sqrt(now) sample) / sqrt(1 - now), before clipping
-    return StepTable(
-        p=direction * (1 - now.sqrt() * c) / (1 - now).sqrt(),
-        o=-direction * now.sqrt() * d / (1 - now).sqrt(),
-        q=then.sqrt(),
-        c=c,
-        d=d,
-        s=s,
-        noisy=torch.full_like(t, eta > 0, dtype=torch.bool),
-        clip=scheduler.config["clip_sample_range"] if scheduler.config["clip_sample"] else None,
-    )
-
-
-def _sample_map(prediction: str, alpha_bar: Tensor) -> tuple[Tensor, Tensor] | None:
-    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    maps = {
-        "epsilon": (1 / alpha, -sigma / alpha),
-        "sample": (torch.zeros_like(alpha), torch.ones_like(alpha)),
-        "v_prediction": (alpha, -sigma),
-    }
-    return maps.get(prediction)
+def _column(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device, like.dtype)[:, None, None]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from integrations.diffusers.window_tensor import WindowTensor, find
+
 
 class Timesteps(Tensor):
     """The scheduler's timesteps, whose iteration is told to the sampler; anything else yields plain tensors."""
@@ -30,6 +32,8 @@ class Timesteps(Tensor):
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Slices and moved copies stay watched: pipelines iterate those."""
+        if find((args, kwargs)):  # comparisons tell only of the first argument's type
+            return WindowTensor.__torch_function__(func, types, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")

@@ -1,37 +1,133 @@
 """A tensor that carries one value for each step of a window through code written for one step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
+
+_WRITING = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__")
+_RANDOM = ("randn_like", "rand_like", "randint_like", "bernoulli", "multinomial", "poisson", "normal")
+_FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray, torch.full)
+
+
+class Lanes:
+    """One pass of ``count`` steps side by side through a loop body written for one: the makers of window tensors.
+
+    Attributes:
+        count: items in every tensor of this pass.
+        agreeing: how many of them, from the first, still take the branches that the first one takes.
+    """
+
+    def __init__(self, count: int):
+        self.count = self.agreeing = count
+        self._made: list[ref] = []
+
+    def tensor(self, items: Sequence[Tensor]) -> "WindowTensor":
+        """Wrap one tensor per lane."""
+        wrapped = Tensor._make_subclass(WindowTensor, items[0].detach())
+        wrapped.items, wrapped.lanes = list(items), self
+        self._made.append(ref(wrapped))
+        return wrapped
+
+    def spread(self, target: Tensor) -> None:
+        """Make of a plain tensor that is about to be written to a window tensor, in place."""
+        items = [target.detach(), *(target.detach().clone() for _ in range(self.count - 1))]
+        target.__class__ = WindowTensor
+        spread: Any = target
+        spread.items, spread.lanes = items, self
+        self._made.append(ref(target))
+
+    def cut(self, agreeing: int) -> None:
+        """Note that only the first ``agreeing`` lanes can go on."""
+        self.agreeing = min(self.agreeing, agreeing)
+
+    def close(self) -> None:
+        """Make every window tensor of this pass, wherever it is kept, the plain tensor of its first lane."""
+        for made in self._made:
+            window = made()
+            if window is not None:
+                del window.items, window.lanes
+                window.__class__ = Tensor
+        self._made.clear()
+
+    def joined(self, outs: list[Any]) -> Any:
+        """One value for the outcomes of all lanes: a window tensor, or what the first lane sees."""
+        first = outs[0]
+        if isinstance(first, Tensor):
+            return self.tensor(outs)
+        if isinstance(first, list | tuple) and not isinstance(first, torch.Size):
+            if any(len(out) != len(first) for out in outs):
+                self.cut(1)
+                return first
+            parts = [self.joined([out[k] for out in outs]) for k in range(len(first))]
+            return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+        if isinstance(first, bool | int | float | torch.Size):
+            self.cut(next((j for j, out in enumerate(outs) if out != first), len(outs)))
+        elif not isinstance(first, str | torch.dtype | torch.device | torch.layout | type(None)):
+            self.cut(1)
+        return first
 
 
 class WindowTensor(Tensor):
     """``W`` tensors in the place of one; every operation is applied to each of them.
 
     Code that looks at a value (``bool``, ``item``, ``float``) is shown the first item's; where others disagree, the
-    window is cut to the items before them by calling ``shrink``, so that no item takes another one's branch.
+    lanes are cut to the items before them, so that no item takes another one's branch. Random numbers are drawn once,
+    as the sequential loop draws them. A plain tensor that a window tensor is written into becomes one.
     """
 
     items: list[Tensor]
-    shrink: Callable[[int], None]
-
-    @staticmethod
-    def of(items: Sequence[Tensor], shrink: Callable[[int], None]) -> "WindowTensor":
-        """Wrap the items; ``shrink`` is told how many of them still agree."""
-        wrapped = Tensor._make_subclass(WindowTensor, items[0].detach())
-        wrapped.items, wrapped.shrink = list(items), shrink
-        return wrapped
+    lanes: Lanes
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Apply ``func`` to every item."""
         kwargs = kwargs or {}
-        windows = find((args, kwargs))
+        flat = not kwargs and all(not isinstance(arg, list | tuple | dict) for arg in args)
+        windows = [arg for arg in args if type(arg) is WindowTensor] if flat else find((args, kwargs))
+        lanes = windows[-1].lanes
         with torch._C.DisableTorchFunctionSubclass():
-            outs = [func(*pick(args, j), **pick(kwargs, j)) for j in range(len(windows[0].items))]
-        return _joined(outs, windows[0].shrink)
+            name = getattr(func, "__name__", "")
+            if name in _WRITING or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs:
+                for target in (*args[:1], kwargs.get("out")):
+                    if type(target) is Tensor:
+                        lanes.spread(target)
+            if name in _RANDOM:
+                return lanes.joined([func(*pick(args, 0), **pick(kwargs, 0))] * lanes.count)
+            if flat:
+                columns = [arg.items if type(arg) is WindowTensor else repeat(arg) for arg in args]
+                outs = [func(*row) for row in zip(*columns, strict=False)]
+            else:
+                outs = [func(*pick(args, j), **pick(kwargs, j)) for j in range(lanes.count)]
+        return lanes.joined(outs)
+
+
+class LaneMode(TorchFunctionMode):
+    """Lets functions that make tensors of values, such as ``torch.tensor([t])``, take a window tensor as a value."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Apply those functions to every item; leave all others alone."""
+        kwargs = kwargs or {}
+        windows = find((args, kwargs)) if func in _FROM_VALUES else []
+        if not windows:
+            return func(*args, **kwargs)
+        lanes = windows[0].lanes
+        return lanes.joined([func(*pick(args, j), **pick(kwargs, j)) for j in range(lanes.count)])
+
+
+@contextmanager
+def without_lane_mode() -> Iterator[None]:
+    """Step out of the `LaneMode` of this thread, if it is the innermost mode: for code that has no use for it."""
+    if isinstance(_get_current_function_mode(), LaneMode):
+        with _pop_mode_temporarily():
+            yield
+    else:
+        yield
 
 
 def find(value: Any) -> list[WindowTensor]:
@@ -47,23 +143,10 @@ def pick(value: Any, j: int) -> Any:
     """Nested arguments with item j in the place of every window tensor."""
     if isinstance(value, WindowTensor):
         return value.items[j]
-    if type(value) in (list, tuple):
-        return type(value)(pick(part, j) for part in value)
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        parts = [pick(part, j) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict) and find(value):
         picked = {key: pick(part, j) for key, part in value.items()}
         return picked if type(value) is dict else type(value)(**picked)
     return value
-
-
-def _joined(outs: list[Any], shrink: Callable[[int], None]) -> Any:
-    first = outs[0]
-    if isinstance(first, Tensor):
-        return WindowTensor.of(outs, shrink)
-    if isinstance(first, list | tuple) and not isinstance(first, torch.Size):
-        parts = [_joined([out[k] for out in outs], shrink) for k in range(len(first))]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    if isinstance(first, bool | int | float):
-        agreeing = next((j for j, out in enumerate(outs) if out != first), len(outs))
-        if agreeing < len(outs):
-            shrink(agreeing)
-    return first

@@ -1,0 +1,185 @@
+"""Answers to the denoiser's calls: remembered ones, batches over a window, or the call itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from integrations.diffusers.batching import Batch, joined, tensors
+from integrations.diffusers.replay import Replay, signature
+from integrations.diffusers.report import Report
+from integrations.diffusers.window_tensor import Lanes, WindowTensor, find, pick
+
+# How far a state's output in company may be from its output alone, relative to its size. Rounding, in single precision
+# with tensor cores included, is below; a batch norm in training mode, or conditioning given to the wrong rows, above.
+_COMPANY = 2e-3
+# What a denoiser raises that cannot take more states than the pipeline gives it.
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+
+
+@dataclass
+class Answers:
+    """Answers the calls of one iteration of the loop after the other.
+
+    Attributes:
+        lanes: of this iteration, if it is a round.
+        replaying: whether this iteration's step is accepted, its outputs remembered.
+        missed: a remembered output did not fit in this iteration.
+        evaluated: lanes in this iteration's largest call.
+        started: when this iteration first really called the denoiser.
+    """
+
+    batch: Batch
+    replay: Replay
+    report: Report
+    lanes: Lanes | None = None
+    replaying: bool = False
+    missed: bool = False
+    evaluated: int = 0
+    started: float | None = None
+    _step: int = 0
+    _number: int = 0
+    _busy: bool = False
+    _counted: bool = False
+    _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, for each form of call
+    _first: dict[int, tuple[nn.Module, tuple, dict, Any]] = field(default_factory=dict)
+
+    @property
+    def checked(self) -> bool:
+        """Whether an output of a batch has been compared to that of a call of its own."""
+        return not self._first
+
+    def begin(self, step: int, lanes: Lanes | None, replaying: bool) -> None:
+        """A new iteration."""
+        self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
+        self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
+
+    def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """What the module returns."""
+        if self._busy:  # called by another module of the pipeline
+            return original(*args, **kwargs)
+        number, self._number = self._number, self._number + 1
+        if self.replaying and not self.missed:
+            call = self.replay.recall(self._step, number, module, args, kwargs)
+            if call is not None:
+                return call.output
+            self.missed = True
+            self.report.misses += 1
+        lanes, windows = self.lanes, find((args, kwargs))
+        if lanes is not None and not windows:
+            output = self._call(original, 1, args, kwargs)
+            self.replay.remember(self._step, number, module, args, kwargs, [output] * lanes.agreeing)
+            return output
+        if lanes is not None and all(window.items[0].dim() < 2 for window in windows):
+            lanes.cut(1)  # times travel through the loop, but no states: it went on with others of its own
+        if lanes is None or lanes.agreeing == 1:
+            args, kwargs = pick(args, 0), pick(kwargs, 0)
+            output = self._call(original, 1, args, kwargs)
+            self._forms[signature(module, args, kwargs)] = output
+            if self._step == 0:
+                self._first[number] = module, args, kwargs, output
+            return output
+        outputs = self._batched(module, original, number, lanes, args, kwargs)
+        if outputs is None:
+            lanes.cut(1)
+            return self._call(original, 1, pick(args, 0), pick(kwargs, 0))
+        self.replay.remember(self._step, number, module, args, kwargs, outputs)
+        outputs += outputs[-1:] * (lanes.count - len(outputs))
+        return joined(outputs, lanes.tensor)
+
+    def _batched(
+        self, module: nn.Module, original: Callable, number: int, lanes: Lanes, args: tuple, kwargs: dict
+    ) -> list[Any] | None:
+        """One output per lane; None, and a reason in the report, if the denoiser cannot be batched."""
+        first, why = self._first.pop(number, None), ""
+        for nested in dict.fromkeys([self.batch.nested, True]):
+            self.batch.nested = nested
+            try:
+                outputs, distance = self._compared(module, original, first, lanes, args, kwargs)
+            except _UNFIT as error:
+                why = why or f"the denoiser failed on {lanes.agreeing} steps at once ({error})"
+                continue
+            if distance <= _COMPANY:
+                return outputs
+            why = (
+                why
+                or f"the denoiser's output for a state changes by {distance:.1g} of its size in the company of others"
+            )
+        self.report.sequential = why
+        return None
+
+    def _compared(
+        self, module: nn.Module, original: Callable, first: Any, lanes: Lanes, args: tuple, kwargs: dict
+    ) -> tuple[list[Any], float]:
+        """The outputs of the lanes, and how far the first iteration's is from itself, in their company."""
+        called = list(range(lanes.agreeing))
+        form = self._forms.get(signature(module, pick(args, 0), pick(kwargs, 0)))
+        try:
+            if first is None or first[0] is not module:
+                raise LookupError
+            args, kwargs = _with_another_lane((args, kwargs), first[1:3])
+        except LookupError:
+            return self._call(original, called, args, kwargs, form), 0.0
+        *outputs, again = self._call(original, [*called, lanes.count], args, kwargs, form)
+        distance = _distance(again, first[3])
+        self.report.company = max(self.report.company, distance)
+        return outputs, distance
+
+    def _call(self, original: Callable, lanes: list[int] | int, args: tuple, kwargs: dict, form: Any = None) -> Any:
+        """Really call, and count."""
+        report = self.report
+        if self.started is None:
+            self.started = perf_counter()
+        self._busy = True
+        try:
+            if isinstance(lanes, int):
+                out, calls, evaluated = original(*args, **kwargs), 1, 1
+            else:
+                out, calls, evaluated = self.batch.call(original, lanes, args, kwargs, form)
+        finally:
+            self._busy = False
+        report.calls += calls
+        if not self._counted:
+            self._counted = True
+            report.rounds += 1
+            report.states += evaluated
+        report.width = max(report.width, evaluated)
+        self.evaluated = max(self.evaluated, evaluated)
+        return out
+
+
+def _distance(output: Any, expected: Any) -> float:
+    """The largest distance between the tensors of two outputs, relative to their size; NaN is equal to NaN."""
+    distances = [0.0]
+    for now, then in zip(tensors(output), tensors(expected), strict=True):
+        both = now.isnan() & then.isnan()
+        change, size = (torch.linalg.vector_norm(x.double().masked_fill(both, 0)) for x in (now - then, then))
+        distances.append(float(change / size.clamp(min=1e-30)))
+    return max(distances)
+
+
+def _with_another_lane(value: Any, plain: Any) -> Any:
+    """Window arguments with one more lane, of plain arguments.
+
+    Raises:
+        LookupError: the two do not have the same form, or differ in what is not a window tensor.
+    """
+    if isinstance(value, WindowTensor):
+        if not isinstance(plain, Tensor) or plain.shape != value.items[0].shape:
+            raise LookupError
+        return Lanes(len(value.items) + 1).tensor([*value.items, plain])
+    if isinstance(value, dict) and isinstance(plain, dict) and value.keys() == plain.keys():
+        parts = {key: _with_another_lane(part, plain[key]) for key, part in value.items()}
+        return parts if type(value) is dict else type(value)(**parts)
+    if isinstance(value, list | tuple) and isinstance(plain, list | tuple) and len(value) == len(plain):
+        listed = [_with_another_lane(part, other) for part, other in zip(value, plain, strict=True)]
+        return type(value)(*listed) if hasattr(value, "_fields") else type(value)(listed)
+    if isinstance(value, Tensor) and isinstance(plain, Tensor):
+        if value is plain or torch.equal(value, plain):
+            return value
+    elif value is plain or (isinstance(value, bool | int | float | str) and value == plain):
+        return value
+    raise LookupError

@@ -1,0 +1,192 @@
+"""Many lanes' denoiser calls as one: their arguments in one batch, and its outputs given back to the lanes.
+
+Row r of lane j stands at ``r * W + j``: so code inside the denoiser that splits its batch into halves or thirds, such
+as attention processors that know about guidance, still finds the same rows together.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from integrations.diffusers.window_tensor import WindowTensor, find
+
+_SHARED = ("img_ids", "txt_ids")  # arguments of transformers that have no batch dimension,
+_SHARED_KINDS = ("rotary", "rope")  # and words in the names of more of them
+
+
+@dataclass
+class Batch:
+    """How lanes are put into batches.
+
+    Attributes:
+        limit: rows that a call may have; None for any number. A single lane is never cut.
+        pad: lanes in every call, by repeating the last one; None for as many as there are.
+        nested: whether arguments may have the batch in another place: as ``k`` rows for each row of the state, or in
+            the second dimension.
+    """
+
+    limit: int | None = None
+    pad: int | None = None
+    nested: bool = False
+    _repeated: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+
+    def call(
+        self, function: Callable[..., Any], lanes: list[int], args: tuple, kwargs: dict, like: Any = None
+    ) -> tuple[list[Any], int, int]:
+        """Call a denoiser for some lanes of its window arguments.
+
+        Args:
+            function: the denoiser.
+            lanes: whose items to take.
+            args: its arguments by position.
+            kwargs: and by name.
+            like: an output of it for one lane, if known.
+
+        Returns:
+            One output per lane, the calls made, and the lanes that they held, padding included.
+        """
+        samples = _samples(args, kwargs)
+        most = len(lanes) if self.limit is None else max(1, self.limit // samples)
+        even = -(-len(lanes) // -(-len(lanes) // most))
+        size = even if self.pad is None else min(self.pad, most)
+        outputs: list[Any] = []
+        for start in range(0, len(lanes), size):
+            chunk = lanes[start : start + size]
+            padded = chunk if self.pad is None else chunk + chunk[-1:] * (size - len(chunk))
+            wide = _Widened(padded, samples, self.nested, self._repeated)
+            out = function(*wide(args), **{key: wide(value, key) for key, value in kwargs.items()})
+            outputs += [_part(out, j, len(padded), samples, like) for j in range(len(chunk))]
+        calls = -(-len(lanes) // size)
+        return outputs, calls, len(lanes) if self.pad is None else calls * size
+
+
+def _samples(args: tuple, kwargs: dict) -> int:
+    """Rows of one lane: those of the states, or of the times where the states are a list of single ones."""
+    direct = [value for value in (*args, *kwargs.values()) if isinstance(value, WindowTensor)]
+    for windows in (direct, find((args, kwargs))):
+        sizes = {dim: [len(w.items[0]) for w in windows if w.items[0].dim() >= dim] for dim in (2, 1)}
+        if any(sizes.values()):
+            return max(sizes[2] or sizes[1])
+    return 1
+
+
+@dataclass
+class _Widened:
+    """Arguments of one lane, made into arguments of many."""
+
+    lanes: list[int]
+    samples: int
+    nested: bool
+    repeated: dict[tuple[int, int], tuple[Tensor, int, Tensor]]
+
+    def __call__(self, value: Any, name: str = "") -> Any:
+        if isinstance(value, WindowTensor):
+            items = [value.items[j] for j in self.lanes]
+            if items[0].dim() == 0 or (items[0].dim() == 1 < self.samples and len(items[0]) == 1):
+                return torch.stack(items).flatten().repeat(self.samples)  # one time for all rows
+            return torch.stack(items, 1).flatten(0, 1) if len(items[0]) > 1 else torch.cat(items)
+        if isinstance(value, Tensor):
+            shared = name in _SHARED or any(word in name for word in _SHARED_KINDS)
+            return value if shared or value.dim() == 0 else self._repeat(value)
+        if isinstance(value, list) and len(value) == self.samples and not self._are_batches(value):
+            return [_item(part, j) for part in value for j in self.lanes]
+        if isinstance(value, list | tuple):
+            parts = [self(part, name) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if type(value) is dict:
+            return {key: self(part, key) for key, part in value.items()}
+        return value
+
+    def _are_batches(self, parts: list[Any]) -> bool:
+        """Whether a list holds tensors of whole batches, such as feature maps, and not one entry per sample."""
+        return any(
+            isinstance(part, Tensor) and part.dim() > 0 and len(_item(part, 0)) == self.samples for part in parts
+        )
+
+    def _repeat(self, value: Tensor) -> Tensor:
+        """The same for every lane. Conditioning is the same object in every round: it is repeated once."""
+        dim, groups = 0, len(value) // self.samples
+        if len(value) != self.samples:
+            dim = 1 if value.dim() > 1 and value.shape[1] == self.samples else 0
+            if not self.nested or (dim == 0 and (groups == 0 or len(value) % self.samples)):
+                return value
+        key = id(value), len(self.lanes)
+        kept = self.repeated.get(key)
+        if kept is None or kept[0] is not value or kept[1] != value._version:
+            if dim == 1:
+                wide = value.repeat_interleave(len(self.lanes), 1)
+            else:  # rows that belong to one row of the state stay together
+                wide = value.unflatten(0, (self.samples, groups)).repeat_interleave(len(self.lanes), 0).flatten(0, 1)
+            kept = self.repeated[key] = value, value._version, wide
+            while len(self.repeated) > 16:
+                del self.repeated[next(iter(self.repeated))]
+        return kept[2]
+
+
+def _item(value: Any, j: int) -> Any:
+    return value.items[j] if isinstance(value, WindowTensor) else value
+
+
+def _part(out: Any, j: int, width: int, samples: int, like: Any = None) -> Any:
+    """The output of lane ``j`` of ``width``; ``like`` is one of a single lane."""
+    if isinstance(out, Tensor):
+        rows = len(like) if isinstance(like, Tensor) and like.dim() else samples
+        if out.dim() == 0 or len(out) != width * rows:
+            raise RuntimeError(f"given {width * samples} states, the denoiser returned shape {tuple(out.shape)}")
+        return out[j::width]
+    if isinstance(out, dict):
+        return type(out)(**{key: _part(out[key], j, width, samples, _at(like, key)) for key in out})
+    if isinstance(out, list | tuple):
+        one_each = len(out) == width * (len(like) if isinstance(like, list | tuple) else samples)
+        if isinstance(out, list) and one_each and (like is None or len(like) != len(out)):
+            return out[j::width]
+        parts = [_part(value, j, width, samples, _at(like, k)) for k, value in enumerate(out)]
+        return type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
+    if isinstance(getattr(out, "sample", None), Tensor):
+        return with_sample(out, _part(out.sample, j, width, samples, getattr(like, "sample", None)))
+    return out
+
+
+def _at(like: Any, key: Any) -> Any:
+    try:
+        return None if like is None else like[key]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def joined(outputs: list[Any], join: Callable[[list[Any]], Any]) -> Any:
+    """One output whose tensors are made by ``join`` of those of the lanes."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return join(outputs)
+    if isinstance(first, dict):
+        return type(first)(**{key: joined([out[key] for out in outputs], join) for key in first})
+    if isinstance(first, list | tuple):
+        parts = [joined([out[k] for out in outputs], join) for k in range(len(first))]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if isinstance(getattr(first, "sample", None), Tensor):
+        return with_sample(first, joined([out.sample for out in outputs], join))
+    return first
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in nested arguments or outputs, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value)]
+    if isinstance(value, list | tuple):
+        return [tensor for part in value for tensor in tensors(part)]
+    sample = getattr(value, "sample", None)
+    return [sample] if isinstance(sample, Tensor) else []
+
+
+def with_sample(out: Any, sample: Any) -> Any:
+    """The same kind of object with another ``sample``."""
+    changed = copy.copy(out)
+    object.__setattr__(changed, "sample", sample)
+    return changed

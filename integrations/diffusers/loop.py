@@ -1,0 +1,362 @@
+"""One pass of a pipeline's own loop, with a window of its states travelling through it.
+
+The scheduler's timesteps are iterated as ever, one step each. An iteration is one of three things:
+
+* a round: the loop body runs once on window tensors, each denoiser call is batched over the window, and the core's
+  window is told what came out (it sweeps, tests, slides and guesses);
+* a replay: an accepted step; the loop body runs on plain tensors, the denoiser's output is the remembered one, and the
+  scheduler takes its step for real, with its own history and noise;
+* a plain step, where there is nothing to batch, or where a remembered output does not fit (a miss).
+
+So whatever else the pipeline does in its loop is done by the pipeline, in order, on the real states.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor, nn
+
+from integrations.diffusers.answers import Answers
+from integrations.diffusers.batching import Batch
+from integrations.diffusers.noise_tape import NoiseTape, State, same
+from integrations.diffusers.pace import Pace
+from integrations.diffusers.probe import scaled_ahead
+from integrations.diffusers.replay import Replay
+from integrations.diffusers.report import Report, single_step
+from integrations.diffusers.scheduler_chain import SchedulerChain
+from integrations.diffusers.walk import Walk, copy_of
+from integrations.diffusers.window_tensor import LaneMode, Lanes, WindowTensor, find, pick, without_lane_mode
+from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Picard
+from picardsolve.tolerances import Tolerance
+from picardsolve.window import Settings, Window
+
+_TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
+_SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
+_PATIENCE = 5  # rounds of one step each until a window is narrowed
+_WIDEST = 128  # of the windows that are tried by themselves
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a run is solved; see `sampler` for the meaning."""
+
+    window: int | Literal["auto"]
+    tolerance: float
+    iteration: Iteration | None
+    guess: Guess | None
+    max_batch: int | None
+
+
+class Loop:
+    """One pass over ``timesteps``: told of every denoiser call and every step, it decides what each iteration is.
+
+    Attributes:
+        report: filled while it goes on.
+        carrying: whether a window of states is in the pipeline's hands.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        step: Any,
+        own: Tensor,
+        timesteps: Tensor,
+        numerics: Numerics,
+        batch: Batch,
+        why: str | None,
+    ):
+        self.report = Report(steps=len(timesteps), tolerance=numerics.tolerance, sequential=why)
+        self._scheduler, self._real_step, self._own, self._timesteps = scheduler, step, own, timesteps
+        self.carrying = False
+        self._signature = None if why is not None else inspect.signature(step)
+        self._numerics = numerics
+        self._answers = Answers(batch, Replay(_SLACK * numerics.tolerance), self.report)
+        self._pace: Pace | None = None
+        self._window: Window | None = None
+        self._lanes: Lanes | None = None  # those that travel now, or will in the next iteration
+        self._handed: list[Tensor] | None = None  # the states that travel into the next round
+        self._i = self._stepped = 0
+        self._cap = len(timesteps) if numerics.window == "auto" else numerics.window
+        self._stalled = 0  # rounds without progress, of which there may be so many until the cap on the width falls
+        self._pause = self._patience = 0  # plain steps until the next window; and after the next setback
+
+    # ---- one iteration after the other
+
+    def __iter__(self) -> Iterator[Tensor]:
+        start = perf_counter()
+        for i in range(len(self._timesteps)):
+            self._i, self._stepped = i, 0
+            yield from self._iteration()
+            self.report.seconds = perf_counter() - start
+
+    def _iteration(self) -> Iterator[Tensor]:
+        lanes, t = self._lanes, self._timesteps[self._i]
+        replaying = self._window is not None and self._i < int(self._window.begin[0])
+        self._answers.begin(self._i, lanes, replaying)
+        if lanes is None:
+            yield t
+            return
+        self.carrying = True
+        with LaneMode():
+            yield lanes.tensor([self._timesteps[self._i + j] for j in range(lanes.count)])
+        self.carrying = False
+        if self._lanes is lanes:  # the pipeline took no step
+            self.close()
+
+    def close(self) -> None:
+        """Leave no window tensor behind."""
+        if self._lanes is not None:
+            self._lanes.close()
+            self._lanes = None
+
+    @property
+    def _chain(self) -> SchedulerChain:
+        assert self._window is not None
+        chain = self._window.chain
+        assert isinstance(chain, SchedulerChain)
+        return chain
+
+    # ---- what the pipeline calls
+
+    def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Answer a call of a denoiser."""
+        with without_lane_mode():
+            return self._answers.answer(module, original, args, kwargs)
+
+    def scale_model_input(self, real: Callable, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Scale every lane as the scheduler will when it gets there."""
+        first = real(pick(sample, 0), pick(timestep, 0), *args, **kwargs)
+        if not isinstance(sample, WindowTensor):
+            return first
+        if first is sample.items[0] or self._window is None:
+            return sample if first is sample.items[0] else first
+        chain, items = self._chain, [first]
+        for j, item in enumerate(sample.items[1:], 1):
+            n = self._i + j
+            items.append(scaled_ahead(chain.probe, self._scheduler, self._own, n, j, item, self._timesteps[n]))
+        return sample.lanes.tensor(items)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the step for real; if this is a round, let the window answer to it."""
+        self._stepped += 1
+        if self._stepped > 1 and self.report.sequential is None:
+            self.report.sequential = "the pipeline steps several states in one iteration"
+        if self.report.sequential is not None:
+            self._window = None
+            stepped = self._real_step(*pick(args, 0), **pick(kwargs, 0))
+            self.close()
+            return self._timed(stepped)
+        assert self._signature is not None
+        bound = self._signature.bind(*args, **kwargs)
+        output, timestep, sample = (bound.arguments.pop(name) for name in ("model_output", "timestep", "sample"))
+        extra = dict(bound.arguments)
+        extra.update(extra.pop("kwargs", {}))
+        if self._answers.replaying:
+            return self._replay(output, timestep, sample, extra)
+        return self._timed(self._round(output, timestep, sample, extra))
+
+    def _timed(self, stepped: Any) -> Any:
+        """Note what this iteration's round took."""
+        answers = self._answers
+        if answers.started is not None and self._stepped == 1:
+            self.report.round_seconds.append((answers.evaluated, perf_counter() - answers.started))
+        return stepped
+
+    # ---- a replay
+
+    def _replay(self, output: Tensor, timestep: Any, sample: Tensor, extra: dict[str, Any]) -> Any:
+        stepped = self._real_step(output, timestep, sample, **extra)
+        window, state = self._window, _previous(stepped)
+        assert window is not None
+        self._chain.take(self._i, _flat(sample), _flat(output))
+        if self._answers.missed:
+            self._set_back()
+            if self._i + 1 < len(self._timesteps):
+                window.restart(self._i + 1, _flat(state))
+        else:
+            self._patience = 0
+        return self._next(stepped, state)
+
+    # ---- a round
+
+    def _round(self, output: Tensor, timestep: Any, sample: Tensor, extra: dict[str, Any]) -> Any:
+        """Take the first step for real, and tell the window what the denoiser made of all of them."""
+        lanes, self._lanes = self._lanes, None
+        count, shown = (1, 1) if lanes is None else (lanes.count, lanes.agreeing)
+        outputs, samples = _items(output, count), _items(sample, count)
+        if find(extra):
+            shown, extra = 1, pick(extra, 0)
+            self.report.note("The scheduler's step is given more than the state and the output of the loop.")
+        before = copy_of(self._scheduler, self._own)
+        tape = NoiseTape.of(extra.get("generator"), samples[0].device)
+        states = tape.states()
+        stepped = self._real_step(outputs[0], pick(timestep, 0), samples[0], **extra)
+        if lanes is not None:
+            lanes.close()
+        state = _previous(stepped)
+        if self._window is not None and samples[0].shape != self._chain.walk.shape:
+            self.report.sequential = "the states change their shape in the loop"
+            return stepped
+        if self._window is None:
+            drew = not same(states, tape.states())
+            first = pick(timestep, 0)
+            self._window = self._begin(before, outputs[0], first, samples[0], state, extra, tape, drew)
+        handed = self._handed
+        intact = handed is not None and all(a is b for a, b in zip(samples, handed, strict=True))
+        intact = intact and samples[0].dtype in (torch.float32, torch.float64)  # the window's own
+        if self._edited(samples[0]) or shown == 1 < self._answers.evaluated:
+            self._set_back()
+        if self._pause:
+            self._pause -= 1
+            return stepped
+        self._tell(before, states, outputs[:shown], samples[:shown], state, intact)
+        return self._next(stepped, state)
+
+    def _begin(
+        self,
+        scheduler: Any,
+        output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        state: Tensor,
+        extra: dict[str, Any],
+        tape: NoiseTape,
+        drew: bool,
+    ) -> Window:
+        given, report = self._numerics, self.report
+        report.samples = len(sample)
+        kept = {key: value for key, value in extra.items() if key != "return_dict"}
+        shapes = sample.shape, output.shape, state.dtype, output.dtype
+        walk = Walk(self._timesteps, self._own, *shapes, kept, tape, _form(timestep))
+        tolerance = given.tolerance
+        shows = torch.finfo(state.dtype).eps
+        if 0 < tolerance < shows:
+            tolerance = report.tolerance = self._answers.replay.tolerance = shows
+            report.note(f"The tolerance is {shows:.1g}, not {given.tolerance:.1g}: {state.dtype} shows no less.")
+        chain = SchedulerChain(scheduler, walk, use_table=tolerance >= _TABLE_TOLERANCE)
+        if given.window == "auto":
+            rows = len(self._timesteps) if given.max_batch is None else max(1, given.max_batch // len(sample))
+            self._pace = Pace(min(_WIDEST, rows, len(self._timesteps)))
+        width = self._pace.most if self._pace is not None else given.window
+        assert isinstance(width, int)
+        ahead = min(width, len(self._timesteps))
+        onward = chain.probe is None or not chain.probe.reach(ahead) or chain.probe.carries_forward()
+        iteration = given.iteration or (Picard() if onward else Exponential())
+        guess = given.guess or (FrozenSample() if drew else FrozenOutput())
+        settings = Settings(width, iteration, guess, Tolerance(noise=tolerance), lockstep=True)
+        return Window(chain, _flat(sample), settings)
+
+    def _tell(
+        self,
+        before: Any,
+        states: State,
+        outputs: list[Tensor],
+        samples: list[Tensor],
+        state: Tensor,
+        intact: bool,
+    ) -> None:
+        window, i, chain = self._window, self._i, self._chain
+        assert window is not None
+        if int(window.begin[0]) != i:
+            window.restart(i, _flat(samples[0]))
+        if len(samples) == 1:
+            window.ask()
+        chain.walk.dtype, chain.walk.output_dtype = samples[0].dtype, outputs[0].dtype
+        chain.stand(i, before, states)
+        window.narrow(len(samples))
+        x, out = _flat(samples[0]), torch.stack([_flat(item) for item in outputs])
+        chain.check(i, x, out[0], _flat(state))
+        window.correct(x[None] if intact else torch.stack([_flat(item) for item in samples]))
+        window.tell(out.flatten(0, 1))
+        chain.take(i, x, out[0])
+        begin = int(window.begin[0])
+        self._watch_for_stalls(len(samples), begin - i)
+        self._answers.replay.keep(i + 1, begin)
+        chain.forget(i + 1)
+        self.report.history = window.history
+        if self._pace is not None and self._answers.started is not None:
+            self._pace.note(len(samples), begin - i, perf_counter() - self._answers.started)
+            if self._pace.settled and self._pace.width == 1:
+                self.report.sequential = "a wider window would be slower here"
+        if self.report.predicted_gain is None and 4 * begin >= len(self._timesteps) > begin:
+            self.report.predicted_gain = self._predicted_gain(begin)
+
+    def _watch_for_stalls(self, width: int, stride: int) -> None:
+        """Narrow a window that goes on no faster than one step a round, and widen it again when it does."""
+        if width == 1:
+            return
+        self._stalled = self._stalled + 1 if stride == 1 else 0
+        if self._stalled == _PATIENCE:
+            self._cap, self._stalled = max(2, width // 2), 0
+        elif stride > width // 4:
+            self._cap = min(2 * self._cap, len(self._timesteps))
+
+    def _predicted_gain(self, done: int) -> float | None:
+        """The gain if the remaining steps take as long as those so far, but for the first round."""
+        single = single_step(self.report.round_seconds)
+        later = self.report.round_seconds[1:]
+        if single is None or not later or done < 2:
+            return None
+        return single * (done - 1) / sum(seconds for _, seconds in later)
+
+    def _edited(self, sample: Tensor) -> bool:
+        """Whether the pipeline changed the state between the last step and this one."""
+        handed, self._handed = self._handed, None
+        edited = handed is not None and handed[0] is not sample and not torch.equal(handed[0], sample)
+        if edited:
+            self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
+        return edited
+
+    def _set_back(self) -> None:
+        """Something did not fit: pause, the longer the more often that happened without a success in between."""
+        self._pause = self._patience
+        self._patience = max(1, 2 * self._patience)
+        self._cap = max(2, self._cap // 4)
+
+    # ---- what the pipeline gets
+
+    def _next(self, stepped: Any, state: Tensor) -> Any:
+        """The step's return value, carrying the window's states if the next iteration is a round."""
+        window = self._window
+        assert window is not None
+        if window.done or self._i + 1 != int(window.begin[0]) or self._pause or self.report.sequential is not None:
+            return stepped
+        rows = window.ask()
+        asked = len(rows.step) // len(state)
+        if self._pace is not None:
+            asked = min(asked, self._pace.width)
+        asked = min(asked, self._cap)
+        if not self._answers.checked:
+            asked -= 1  # its place is taken by the first state, once more
+        if asked <= 1:
+            return stepped
+        ahead = rows.state.reshape(-1, *state.shape)[1:asked].to(state.dtype).unbind(0)
+        self._handed = [state, *ahead]
+        self._lanes = Lanes(asked)
+        carried = self._lanes.tensor(self._handed)
+        if isinstance(stepped, BaseOutput):
+            return type(stepped)(**{**stepped, "prev_sample": carried})
+        return (carried, *stepped[1:])
+
+
+def _form(timestep: Any) -> torch.Size:
+    """The shape in which the pipeline gives its times to the scheduler."""
+    return timestep.shape if isinstance(timestep, Tensor) else torch.Size()
+
+
+def _items(value: Tensor, count: int) -> list[Tensor]:
+    return value.items if isinstance(value, WindowTensor) else [value] * count
+
+
+def _flat(state: Tensor) -> Tensor:
+    flat = state.reshape(len(state), -1)
+    return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+
+
+def _previous(stepped: Any) -> Tensor:
+    return stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample

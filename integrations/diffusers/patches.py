@@ -1,0 +1,109 @@
+"""Instance attributes in the place of methods: put there for a while, and taken away without a trace."""
+
+from collections.abc import Callable
+from functools import update_wrapper
+from threading import Lock, get_ident
+from typing import Any, Protocol
+
+from torch import nn
+
+_LOCK = Lock()
+
+
+class Denoising(Protocol):
+    """Who wants to answer a module's calls: one run of a pipeline's loop."""
+
+    def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Answer one call."""
+
+
+class Method:
+    """A function in the place of a scheduler's or a pipeline's method, with its name and signature."""
+
+    def __init__(self, owner: Any, name: str, call: Callable[..., Any]):
+        self._owner, self._name, self._call = owner, name, call
+        self.original = getattr(owner, name)
+        update_wrapper(self, self.original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError(
+            f"{type(self._owner).__name__}: the pipeline makes a deep copy of its scheduler, whose steps could not be "
+            "followed; call the pipeline itself, or write its loop with integrations.diffusers.denoise."
+        )
+
+    def put(self) -> None:
+        """Shadow the method."""
+        self._before = vars(self._owner).get(self._name)
+        self._owner.__dict__[self._name] = self
+
+    def remove(self) -> None:
+        """Give the method back, unless somebody has replaced it meanwhile."""
+        if vars(self._owner).get(self._name) is self:
+            del self._owner.__dict__[self._name]
+            if self._before is not None:
+                self._owner.__dict__[self._name] = self._before
+
+
+class Forward:
+    """A denoiser's forward, whose calls go to whoever runs a loop in the calling thread.
+
+    Several pipelines may share a module: it is patched once, and the patch goes with the last of them.
+    """
+
+    def __init__(self, module: nn.Module, name: str):
+        self.module, self.name = module, name
+        self.running: dict[int, list[Denoising]] = {}  # by thread, the innermost last
+        self.users = 0
+        self._before = vars(module).get(name)
+        self._original = getattr(module, name)
+        update_wrapper(self, self._original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer, or call the module's own."""
+        runs = self.running.get(get_ident())
+        if not runs:
+            return self._original(*args, **kwargs)
+        return runs[-1].forward(self.module, self._original, args, kwargs)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether nobody has replaced the patch."""
+        return vars(self.module).get(self.name) is self
+
+    @staticmethod
+    def on(module: nn.Module) -> "Forward":
+        """Patch a module, or share the patch that it has."""
+        # torch.compile in place makes nn.Module call this instead of forward
+        name = "_compiled_call_impl" if getattr(module, "_compiled_call_impl", None) is not None else "forward"
+        with _LOCK:
+            patch = vars(module).get(name)
+            if not isinstance(patch, Forward):
+                patch = Forward(module, name)
+                module.__dict__[name] = patch
+            patch.users += 1
+            return patch
+
+    def off(self) -> None:
+        """Leave; the last user restores the module, unless somebody has replaced the patch meanwhile."""
+        with _LOCK:
+            self.users -= 1
+            if self.users == 0 and self.in_place:
+                del self.module.__dict__[self.name]
+                if self._before is not None:
+                    self.module.__dict__[self.name] = self._before
+
+    def start(self, run: Denoising) -> None:
+        """Answer the calls of this thread with ``run``."""
+        self.running.setdefault(get_ident(), []).append(run)
+
+    def stop(self, run: Denoising) -> None:
+        """No longer."""
+        for thread, runs in list(self.running.items()):
+            if run in runs:
+                runs.remove(run)
+            if not runs:
+                self.running.pop(thread, None)

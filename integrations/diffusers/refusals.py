@@ -1,0 +1,57 @@
+"""What cannot be run in parallel: refused before any work, or run as it is and said so."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+STEP = ["model_output", "timestep", "sample"]
+
+
+def refuse_stateful(modules: Iterable[nn.Module]) -> None:
+    """Refuse denoisers with hooks that remember earlier steps.
+
+    Raises:
+        TypeError: a step cache (FirstBlockCache, TaylorSeer, PAB, FasterCache, MagCache, ...) is enabled.
+    """
+    for module in modules:
+        parts = [module]
+        while parts:  # module.modules() builds names, which takes milliseconds
+            part = parts.pop()
+            parts += [child for child in part._modules.values() if child is not None]
+            hooks = getattr(vars(part).get("_diffusers_hook"), "hooks", {})
+            for name, hook in hooks.items():
+                if getattr(hook, "_is_stateful", False):
+                    raise TypeError(
+                        f"{type(module).__name__}: its hook {name!r} remembers the step before, and steps run side by "
+                        "side here; call disable_cache() on it, or call the pipeline itself."
+                    )
+
+
+def refuse_tokens(scheduler: Any) -> None:
+    """Refuse schedulers of tokens, whose states cannot be close to each other.
+
+    Raises:
+        TypeError: the scheduler's states are integers.
+    """
+    sample = inspect.signature(getattr(scheduler, "step", _no_step)).parameters.get("sample")
+    if sample is not None and "LongTensor" in str(sample.annotation):
+        raise TypeError(
+            f"scheduler: {type(scheduler).__name__} steps integer tokens, and a fixed point is sought for real-valued "
+            "states; call the pipeline itself."
+        )
+
+
+def why_sequential(scheduler: Any) -> str | None:
+    """Why a scheduler's steps can only be taken one at a time; None if they need not."""
+    if not hasattr(scheduler, "step"):
+        return f"{type(scheduler).__name__} has no step()"
+    names = list(inspect.signature(scheduler.step).parameters)[:3]
+    if names == STEP:
+        return None
+    return f"{type(scheduler).__name__}.step takes ({', '.join(names)}, ...), not ({', '.join(STEP)}, ...)"
+
+
+def _no_step() -> None:
+    pass
