@@ -6,7 +6,9 @@ diffusers pipeline, loaded by ``DDPMPipeline.from_pretrained("examples/digits")`
 
 import argparse
 import copy
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,30 +41,48 @@ def denoiser() -> UNet2DModel:
     )
 
 
-def train(steps: int, batch: int, lr: float, seed: int) -> tuple[UNet2DModel, DDPMScheduler]:
-    """Noise-prediction training (Ho et al. 2020, algorithm 1) with a cosine learning rate and averaged weights."""
-    torch.manual_seed(seed)
-    images, _ = digits()
-    net, scheduler = denoiser(), DDPMScheduler()
+def fit(net: torch.nn.Module, loss: Callable[[], torch.Tensor], steps: int, lr: float) -> torch.nn.Module:
+    """Minimise ``loss()``, of a batch drawn anew in every call, by ``net``; its averaged weights."""
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-3)
     progress, loss_mean = trange(steps), 1.0
     for step in progress:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
-        clean = images[torch.randint(len(images), (batch,))]
-        noise, t = torch.randn_like(clean), torch.randint(len(scheduler.betas), (batch,))
-        loss = (net(scheduler.add_noise(clean, noise, t), t).sample - noise).square().mean()
+        value = loss()
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
             mean.lerp_(weight.detach(), max(0.001, 1 / (step + 1)))
-        loss_mean += 0.02 * (loss.item() - loss_mean)
+        loss_mean += 0.02 * (value.item() - loss_mean)
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss_mean:.4f}")
-    return average.eval(), scheduler
+    return average.eval()
+
+
+def train(steps: int, batch: int, lr: float, seed: int) -> tuple[UNet2DModel, DDPMScheduler]:
+    """Noise-prediction training (Ho et al. 2020, algorithm 1) with a cosine learning rate and averaged weights."""
+    torch.manual_seed(seed)
+    images, _ = digits()
+    net, scheduler = denoiser(), DDPMScheduler()
+
+    def loss() -> torch.Tensor:
+        clean = images[torch.randint(len(images), (batch,))]
+        noise, t = torch.randn_like(clean), torch.randint(len(scheduler.betas), (batch,))
+        return (net(scheduler.add_noise(clean, noise, t), t).sample - noise).square().mean()
+
+    return fit(net, loss, steps, lr), scheduler
+
+
+@functools.cache
+def classifier() -> tuple[MLPClassifier, np.ndarray, np.ndarray]:
+    """A small network trained on four fifths of the digits, and the images and classes of the last fifth."""
+    images, classes = digits()
+    x, y = images.flatten(1).numpy(), classes.numpy()
+    train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
+    return MLPClassifier((64,), max_iter=500, random_state=0).fit(train_x, train_y), test_x, test_y
 
 
 class Confidence(NamedTuple):
@@ -82,13 +102,10 @@ class Confidence(NamedTuple):
 
 
 def confidence(samples: torch.Tensor, threshold: float = 0.9) -> Confidence:
-    """Classify ``samples``, shape (n, 1, 8, 8) in [-1, 1], by a small network trained on four fifths of the digits."""
-    images, classes = digits()
-    x, y = images.flatten(1).numpy(), classes.numpy()
-    train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
-    classifier = MLPClassifier((64,), max_iter=500, random_state=0).fit(train_x, train_y)
-    sampled = classifier.predict_proba(samples.clamp(-1, 1).flatten(1).numpy())
-    real = classifier.predict_proba(test_x)
+    """Classify ``samples``, shape (n, 1, 8, 8) in [-1, 1], by ``classifier()``."""
+    network, test_x, test_y = classifier()
+    sampled = network.predict_proba(samples.clamp(-1, 1).flatten(1).numpy())
+    real = network.predict_proba(test_x)
     return Confidence(
         float((sampled.max(1) >= threshold).mean()),
         float((real.max(1) >= threshold).mean()),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from integrations.diffusers.batching import Batch, joined, tensors
-from integrations.diffusers.replay import Replay, signature
+from integrations.diffusers.replay import Call, Replay
 from integrations.diffusers.report import Report
 from integrations.diffusers.window_tensor import Lanes, WindowTensor, find, pick
 
@@ -44,8 +44,8 @@ class Answers:
     _number: int = 0
     _busy: bool = False
     _counted: bool = False
-    _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, for each form of call
-    _first: dict[int, tuple[nn.Module, tuple, dict, Any]] = field(default_factory=dict)
+    _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, by the shapes of the call
+    _first: dict[int, tuple[nn.Module, tuple, dict, Call]] = field(default_factory=dict)
 
     @property
     def checked(self) -> bool:
@@ -78,9 +78,10 @@ class Answers:
         if lanes is None or lanes.agreeing == 1:
             args, kwargs = pick(args, 0), pick(kwargs, 0)
             output = self._call(original, 1, args, kwargs)
-            self._forms[signature(module, args, kwargs)] = output
+            self._forms[_form(module, args, kwargs)] = output
             if self._step == 0:
-                self._first[number] = module, args, kwargs, output
+                given = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
+                self._first[number] = module, args, kwargs, Call(None, given, output)
             return output
         outputs = self._batched(module, original, number, lanes, args, kwargs)
         if outputs is None:
@@ -116,15 +117,15 @@ class Answers:
     ) -> tuple[list[Any], float]:
         """The outputs of the lanes, and how far the first iteration's is from itself, in their company."""
         called = list(range(lanes.agreeing))
-        form = self._forms.get(signature(module, pick(args, 0), pick(kwargs, 0)))
+        form = self._forms.get(_form(module, args, kwargs))
         try:
-            if first is None or first[0] is not module:
+            if first is None or first[0] is not module or not first[3].intact:
                 raise LookupError
             args, kwargs = _with_another_lane((args, kwargs), first[1:3])
         except LookupError:
             return self._call(original, called, args, kwargs, form), 0.0
         *outputs, again = self._call(original, [*called, lanes.count], args, kwargs, form)
-        distance = _distance(again, first[3])
+        distance = _distance(again, first[3].output)
         self.report.company = max(self.report.company, distance)
         return outputs, distance
 
@@ -149,6 +150,10 @@ class Answers:
         report.width = max(report.width, evaluated)
         self.evaluated = max(self.evaluated, evaluated)
         return out
+
+
+def _form(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    return id(module), tuple(tensor.shape for tensor in tensors((args, kwargs)))  # a window tensor's is its items'
 
 
 def _distance(output: Any, expected: Any) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from integrations.diffusers.loop import Numerics
 from integrations.diffusers.noise_tape import NoiseTape
-from integrations.diffusers.refusals import why_sequential
+from integrations.diffusers.refusals import refuse_tokens, why_sequential
 from integrations.diffusers.report import Report
 from integrations.diffusers.sampler import attach, sampler
 from picardsolve import Guess, Iteration
@@ -105,7 +105,8 @@ def denoise(
     Returns:
         The denoised ``x`` and the report.
     """
-    reason = why_sequential(scheduler) if hasattr(scheduler, "step") else None
+    refuse_tokens(scheduler)
+    reason = why_sequential(scheduler)
     if reason is not None:
         raise TypeError(f"scheduler: {reason}; write the loop yourself, within integrations.diffusers.sampler.")
     module = model if isinstance(model, nn.Module) else _Function(model)

@@ -37,6 +37,7 @@ from picardsolve.window import Settings, Window
 
 _TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
 _SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
+_REST = 16  # plain steps before a window of two, which did not pay, is tried again
 _PATIENCE = 5  # rounds of one step each until a window is narrowed
 _WIDEST = 128  # of the windows that are tried by themselves
 
@@ -293,6 +294,7 @@ class Loop:
         self._stalled = self._stalled + 1 if stride == 1 else 0
         if self._stalled == _PATIENCE:
             self._cap, self._stalled = max(2, width // 2), 0
+            self._pause = 0 if width > 2 else _REST
         elif stride > width // 4:
             self._cap = min(2 * self._cap, len(self._timesteps))
 
@@ -335,7 +337,8 @@ class Loop:
             asked -= 1  # its place is taken by the first state, once more
         if asked <= 1:
             return stepped
-        ahead = rows.state.reshape(-1, *state.shape)[1:asked].to(state.dtype).unbind(0)
+        # a copy: pipelines may write to their states
+        ahead = rows.state.reshape(-1, *state.shape)[1:asked].to(state.dtype, copy=True).unbind(0)
         self._handed = [state, *ahead]
         self._lanes = Lanes(asked)
         carried = self._lanes.tensor(self._handed)

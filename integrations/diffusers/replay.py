@@ -12,11 +12,20 @@ from integrations.diffusers.window_tensor import WindowTensor, pick
 
 @dataclass
 class Call:
-    """One denoiser call at one step, as the pipeline would have made it."""
+    """One denoiser call at one step, as the pipeline would have made it.
+
+    Attributes:
+        inputs: its tensors, each with its version: a pipeline may write to them afterwards.
+    """
 
     signature: Any
-    inputs: list[Tensor]
+    inputs: list[tuple[Tensor, int]]
     output: Any
+
+    @property
+    def intact(self) -> bool:
+        """Whether its tensors are as they were."""
+        return all(tensor._version == version for tensor, version in self.inputs)
 
 
 @dataclass
@@ -25,18 +34,23 @@ class Replay:
 
     Attributes:
         tolerance: how far an input may be from the remembered one, relative to its size.
+        copying: whether inputs are copied, once a pipeline was seen to write to them.
     """
 
     tolerance: float
     calls: dict[tuple[int, int], Call] = field(default_factory=dict)
+    copying: bool = False
 
     def recall(self, step: int, number: int, module: Any, args: tuple, kwargs: dict) -> Call | None:
         """The remembered call, if this one is the same to the tolerance."""
         call = self.calls.get((step, number))
         if call is None or call.signature != signature(module, args, kwargs):
             return None
+        if not call.intact:
+            self.copying = True
+            return None
         pairs = zip(tensors((args, kwargs)), call.inputs, strict=True)
-        return call if all(now is then or self._close(now, then) for now, then in pairs) else None
+        return call if all(now is then or self._close(now, then) for now, (then, _) in pairs) else None
 
     def _close(self, now: Tensor, then: Tensor) -> bool:
         """Equal, or states of which every sample is within tolerance; NaN is equal to NaN."""
@@ -53,8 +67,8 @@ class Replay:
         lanes_signature = signature(module, pick(args, 0), pick(kwargs, 0))  # lanes have the same shapes
         inputs = [t.items if isinstance(t, WindowTensor) else t for t in tensors((args, kwargs))]
         for j, output in enumerate(outputs):
-            own = [t[j] if isinstance(t, list) else t for t in inputs]
-            self.calls[first + j, number] = Call(lanes_signature, own, output)
+            own = [(t[j].clone() if self.copying else t[j]) if isinstance(t, list) else t for t in inputs]
+            self.calls[first + j, number] = Call(lanes_signature, [(t, t._version) for t in own], output)
 
     def keep(self, first: int, last: int) -> None:
         """Forget all but the steps ``first ... last - 1``."""
