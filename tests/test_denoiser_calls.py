@@ -15,7 +15,7 @@ from pipelines import assert_same, digits, generator
 from torch import nn
 
 from integrations.diffusers import denoise
-from integrations.diffusers.batching import Batch, joined
+from integrations.diffusers.batching import Batch, Outputs, joined
 from integrations.diffusers.replay import Replay
 from integrations.diffusers.window_tensor import Lanes, pick
 
@@ -45,15 +45,14 @@ def remembered(tolerance: float = 0.0) -> tuple[Replay, nn.Module, tuple, dict[s
     replay, module = Replay(tolerance), nn.Identity()
     states, times = windows([torch.ones(2, 3), 2 * torch.ones(2, 3)], [torch.tensor(10), torch.tensor(9)])
     kwargs = {"t": times, "scale": 2.0, "more": {"text": torch.arange(6.0)}}
-    replay.remember(4, 0, module, (states,), kwargs, ["first", "second"])
+    replay.remember(4, 0, module, (states,), kwargs, Outputs(1, chunks=[(["first", "second"], 2, 2)]))
+    replay.keep(range(4, 6))
     return replay, module, (2 * torch.ones(2, 3),), {**pick(kwargs, 1)}
 
 
 def test_recall_of_the_same_call():
     replay, module, args, kwargs = remembered()
-    call = replay.recall(5, 0, module, args, kwargs)
-    assert call is not None
-    assert call.output == "second"
+    assert replay.recall(5, 0, module, args, kwargs) == (True, ["second"])
 
 
 @pytest.mark.parametrize(
@@ -74,28 +73,31 @@ def test_recall_of_the_same_call():
 )
 def test_no_recall_of_another_call(step, number, change):
     replay, module, args, kwargs = remembered()
-    assert replay.recall(step, number, module, args, {**kwargs, **change}) is None
+    assert replay.recall(step, number, module, args, {**kwargs, **change}) == (False, None)
 
 
 def test_no_recall_for_another_module_or_another_state():
     replay, module, (x,), kwargs = remembered()
-    assert replay.recall(5, 0, nn.Identity(), (x,), kwargs) is None
+    assert replay.recall(5, 0, nn.Identity(), (x,), kwargs) == (False, None)
     for other in (x.double(), x[:1], x[:, :2], x + 1e-6):
-        assert replay.recall(5, 0, module, (other,), kwargs) is None
+        assert replay.recall(5, 0, module, (other,), kwargs) == (False, None)
 
 
 @given(tolerance=st.sampled_from([1e-4, 1e-2]), near=st.booleans())
 def test_recall_is_to_the_tolerance_relative_to_the_size(tolerance, near):
     replay, module, (x,), kwargs = remembered(tolerance)
     factor = 1 + tolerance * (0.9 if near else 1.1)
-    assert (replay.recall(5, 0, module, (factor * x,), kwargs) is not None) == near
+    assert replay.recall(5, 0, module, (factor * x,), kwargs)[0] == near
 
 
 def test_replay_keeps_the_steps_that_it_is_told_to():
     replay, module, args, kwargs = remembered()
-    replay.keep(4, 5)
-    assert replay.recall(5, 0, module, args, kwargs) is None
-    assert (4, 0) in replay.calls
+    replay.keep(range(4, 5))
+    assert replay.recall(5, 0, module, args, kwargs) == (False, None)
+    assert replay.recall(4, 0, module, (torch.ones(2, 3),), {**kwargs, "t": torch.tensor(10)}) == (True, ["first"])
+    replay.keep(range(0))
+    replay.keep(range(4, 6))
+    assert replay.recall(4, 0, module, (torch.ones(2, 3),), {**kwargs, "t": torch.tensor(10)}) == (False, None)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-3])
@@ -103,11 +105,22 @@ def test_nan_is_recalled_and_hides_no_other_sample(tolerance):
     replay, module = Replay(tolerance), nn.Identity()
     x = torch.ones(2, 3)
     x[0] = NAN
-    replay.remember(0, 0, module, tuple(windows([x, x.clone()])), {}, ["first", "second"])
-    assert replay.recall(1, 0, module, (x.clone(),), {}) is not None
+    replay.remember(0, 0, module, tuple(windows([x, x.clone()])), {}, "same")
+    replay.keep(range(2))
+    assert replay.recall(1, 0, module, (x.clone(),), {}) == (True, "same")
     other = x.clone()
     other[1] += 1
-    assert replay.recall(1, 0, module, (other,), {}) is None
+    assert replay.recall(1, 0, module, (other,), {}) == (False, None)
+
+
+def test_inputs_that_were_written_to_are_not_trusted_and_copied_from_then_on():
+    replay, module = Replay(0.0), nn.Identity()
+    for found in (False, True):
+        states = Lanes(2).tensor(torch.stack([torch.ones(2, 3), 2 * torch.ones(2, 3)]))
+        replay.remember(0, 0, module, (states,), {}, "same")
+        replay.keep(range(2))
+        states.mul_(3)
+        assert replay.recall(1, 0, module, (2 * torch.ones(2, 3),), {})[0] == found
 
 
 # ---- Batch
@@ -126,11 +139,13 @@ def test_a_batch_is_one_call_with_what_has_a_batch_repeated():
     states, t = windows(items, times)
     text, table = randn(1, 2, 4), randn(2, 4)
     kwargs = {"text": text, "table": table, "names": ["a", "b"], "img_ids": randn(3, 2, 3), "flag": True}
-    outputs, made, evaluated = Batch().call(model, [0, 1], (states, t), kwargs)
+    outputs = Batch().call(model, [0, 1], (states, t), kwargs)
     assert calls == [((4, 4), [0, 1, 0, 1], (4, 4), (4,), ["a", "a", "b", "b"], (2, 3), True)]
-    assert (len(outputs), made, evaluated) == (2, 1, 2)
-    for j, output in enumerate(outputs):
-        assert torch.equal(output["sample"], items[j] + times[j] + text + table)
+    assert (len(outputs), len(outputs.chunks), outputs.evaluated) == (2, 1, 2)
+    whole = outputs.window(Lanes(2))["sample"]
+    for j in range(2):
+        assert torch.equal(whole.items[j], outputs.lane(j)["sample"])
+        assert torch.equal(outputs.lane(j)["sample"], items[j] + times[j] + text + table)
 
 
 @given(
@@ -146,12 +161,16 @@ def test_chunks_and_padding_change_no_output(count, samples, limit, pad):
 
     rows = []
     items, names = list(randn(0, count, samples, 4)), list(range(samples))
-    outputs, made, evaluated = Batch(limit, pad).call(model, list(range(count)), (*windows(items), names), {})
+    outputs = Batch(limit, pad).call(model, list(range(count)), (*windows(items), names), {})
     assert len(outputs) == count
-    for item, (product, texts) in zip(items, outputs, strict=True):
+    whole, texts_of_first = outputs.window(Lanes(count))
+    assert texts_of_first == outputs.lane(0)[1]
+    for j, item in enumerate(items):
+        product, texts = outputs.lane(j)
+        assert torch.equal(whole.items[j], product)
         assert torch.equal(product, item * torch.arange(samples)[:, None])
         assert texts == [f"{name}!" for name in names]
-    assert (len(rows), sum(rows)) == (made, evaluated * samples)
+    assert (len(rows), sum(rows)) == (len(outputs.chunks), outputs.evaluated * samples)
     if limit is not None:
         assert max(rows) <= max(limit, samples)
     if pad is not None:

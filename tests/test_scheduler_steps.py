@@ -237,6 +237,24 @@ def test_a_path_is_one_image_after_the_other(name):
     assert_same(ahead, path[6:], 1e-12)
 
 
+@pytest.mark.parametrize("name", SIGMAS)
+@given(first=st.integers(0, 5), known=st.integers(0, 4))
+@settings(max_examples=10)
+def test_a_path_with_one_output_held_is_a_product(name, first, known):
+    scheduler = SCHEDULERS[name]()
+    scheduler.set_timesteps(8)
+    steps = len(scheduler.timesteps)
+    probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
+    assert probe.reach(steps)
+    table, start, output = probe.table, randn(0, 2, 3), randn(1, 2, 3)
+    past = list(zip(randn(2, known, 2, 3), randn(3, known, 2, 3), strict=True))
+    held = table.held(first, steps - first, start, output, past)
+    if held is None:
+        assert table.noisy[first:].any()
+        return
+    assert_same(held, table.path(first, start, [lambda n, y: output] * (steps - first), None, past), 1e-12)
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from integrations.diffusers.batching import Batch, joined, tensors
+from integrations.diffusers.batching import Batch, Outputs, tensors
 from integrations.diffusers.replay import Call, Replay
 from integrations.diffusers.report import Report
 from integrations.diffusers.window_tensor import Lanes, WindowTensor, find, pick
@@ -56,6 +56,8 @@ class Answers:
         """A new iteration."""
         self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
+        if not replaying:
+            self.replay.keep(range(0))
 
     def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """What the module returns."""
@@ -63,45 +65,43 @@ class Answers:
             return original(*args, **kwargs)
         number, self._number = self._number, self._number + 1
         if self.replaying and not self.missed:
-            call = self.replay.recall(self._step, number, module, args, kwargs)
-            if call is not None:
-                return call.output
+            found, output = self.replay.recall(self._step, number, module, args, kwargs)
+            if found:
+                return output
             self.missed = True
             self.report.misses += 1
         lanes, windows = self.lanes, find((args, kwargs))
         if lanes is not None and not windows:
-            output = self._call(original, 1, args, kwargs)
-            self.replay.remember(self._step, number, module, args, kwargs, [output] * lanes.agreeing)
+            output = self._call(original, args, kwargs)
+            self.replay.remember(self._step, number, module, args, kwargs, output)
             return output
         if lanes is not None and all(window.items[0].dim() < 2 for window in windows):
             lanes.cut(1)  # times travel through the loop, but no states: it went on with others of its own
-        if lanes is None or lanes.agreeing == 1:
+        if lanes is None or lanes.count == 1:
             args, kwargs = pick(args, 0), pick(kwargs, 0)
-            output = self._call(original, 1, args, kwargs)
+            output = self._call(original, args, kwargs)
             self._forms[_form(module, args, kwargs)] = output
             if self._step == 0:
-                given = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
-                self._first[number] = module, args, kwargs, Call(None, given, output)
+                self._first[number] = module, args, kwargs, Call.of(module, args, kwargs, output)
             return output
         outputs = self._batched(module, original, number, lanes, args, kwargs)
         if outputs is None:
             lanes.cut(1)
-            return self._call(original, 1, pick(args, 0), pick(kwargs, 0))
+            return self._call(original, pick(args, 0), pick(kwargs, 0))
         self.replay.remember(self._step, number, module, args, kwargs, outputs)
-        outputs += outputs[-1:] * (lanes.count - len(outputs))
-        return joined(outputs, lanes.tensor)
+        return outputs.window(lanes)
 
     def _batched(
         self, module: nn.Module, original: Callable, number: int, lanes: Lanes, args: tuple, kwargs: dict
-    ) -> list[Any] | None:
-        """One output per lane; None, and a reason in the report, if the denoiser cannot be batched."""
+    ) -> Outputs | None:
+        """The outputs of the lanes; None, and a reason in the report, if the denoiser cannot be batched."""
         first, why = self._first.pop(number, None), ""
         for nested in dict.fromkeys([self.batch.nested, True]):
             self.batch.nested = nested
             try:
                 outputs, distance = self._compared(module, original, first, lanes, args, kwargs)
             except _UNFIT as error:
-                why = why or f"the denoiser failed on {lanes.agreeing} steps at once ({error})"
+                why = why or f"the denoiser failed on {lanes.count} steps at once ({error})"
                 continue
             if distance <= _COMPANY:
                 return outputs
@@ -114,34 +114,37 @@ class Answers:
 
     def _compared(
         self, module: nn.Module, original: Callable, first: Any, lanes: Lanes, args: tuple, kwargs: dict
-    ) -> tuple[list[Any], float]:
+    ) -> tuple[Outputs, float]:
         """The outputs of the lanes, and how far the first iteration's is from itself, in their company."""
-        called = list(range(lanes.agreeing))
+        called = list(range(lanes.count))
         form = self._forms.get(_form(module, args, kwargs))
         try:
             if first is None or first[0] is not module or not first[3].intact:
                 raise LookupError
             args, kwargs = _with_another_lane((args, kwargs), first[1:3])
         except LookupError:
-            return self._call(original, called, args, kwargs, form), 0.0
-        *outputs, again = self._call(original, [*called, lanes.count], args, kwargs, form)
-        distance = _distance(again, first[3].output)
+            return self._call(original, args, kwargs, called, form), 0.0
+        outputs = self._call(original, args, kwargs, [*called, lanes.count], form)
+        distance = _distance(outputs.lane(lanes.count), first[3].output(0))
         self.report.company = max(self.report.company, distance)
         return outputs, distance
 
-    def _call(self, original: Callable, lanes: list[int] | int, args: tuple, kwargs: dict, form: Any = None) -> Any:
-        """Really call, and count."""
-        report = self.report
+    def _call(
+        self, original: Callable, args: tuple, kwargs: dict, lanes: list[int] | None = None, form: Any = None
+    ) -> Any:
+        """Really call, for one step or for some lanes, and count."""
         if self.started is None:
             self.started = perf_counter()
         self._busy = True
         try:
-            if isinstance(lanes, int):
+            if lanes is None:
                 out, calls, evaluated = original(*args, **kwargs), 1, 1
             else:
-                out, calls, evaluated = self.batch.call(original, lanes, args, kwargs, form)
+                out = self.batch.call(original, lanes, args, kwargs, form)
+                calls, evaluated = len(out.chunks), out.evaluated
         finally:
             self._busy = False
+        report = self.report
         report.calls += calls
         if not self._counted:
             self._counted = True

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from integrations.diffusers.window_tensor import WindowTensor, find
+from integrations.diffusers.window_tensor import Lanes, WindowTensor, find
 
 _SHARED = ("img_ids", "txt_ids")  # arguments of transformers that have no batch dimension,
 _SHARED_KINDS = ("rotary", "rope")  # and words in the names of more of them
@@ -36,7 +35,7 @@ class Batch:
 
     def call(
         self, function: Callable[..., Any], lanes: list[int], args: tuple, kwargs: dict, like: Any = None
-    ) -> tuple[list[Any], int, int]:
+    ) -> "Outputs":
         """Call a denoiser for some lanes of its window arguments.
 
         Args:
@@ -45,23 +44,58 @@ class Batch:
             args: its arguments by position.
             kwargs: and by name.
             like: an output of it for one lane, if known.
-
-        Returns:
-            One output per lane, the calls made, and the lanes that they held, padding included.
         """
         samples = _samples(args, kwargs)
         most = len(lanes) if self.limit is None else max(1, self.limit // samples)
         even = -(-len(lanes) // -(-len(lanes) // most))
         size = even if self.pad is None else min(self.pad, most)
-        outputs: list[Any] = []
+        outputs = Outputs(samples, like)
         for start in range(0, len(lanes), size):
             chunk = lanes[start : start + size]
             padded = chunk if self.pad is None else chunk + chunk[-1:] * (size - len(chunk))
             wide = _Widened(padded, samples, self.nested, self._repeated)
             out = function(*wide(args), **{key: wide(value, key) for key, value in kwargs.items()})
-            outputs += [_part(out, j, len(padded), samples, like) for j in range(len(chunk))]
-        calls = -(-len(lanes) // size)
-        return outputs, calls, len(lanes) if self.pad is None else calls * size
+            outputs.chunks.append((out, len(padded), len(chunk)))
+        outputs.lane(0)  # shows whether the denoiser returned what it should
+        return outputs
+
+
+@dataclass
+class Outputs:
+    """What a denoiser made of many lanes.
+
+    Attributes:
+        samples: rows of one lane.
+        like: an output of one lane, if known.
+        chunks: outputs, the lanes that they hold, and how many of those are not padding.
+    """
+
+    samples: int
+    like: Any = None
+    chunks: list[tuple[Any, int, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(count for _, _, count in self.chunks)
+
+    @property
+    def evaluated(self) -> int:
+        """Lanes that were given to the denoiser, padding included."""
+        return sum(width for _, width, _ in self.chunks)
+
+    def lane(self, j: int) -> Any:
+        """The output of one lane."""
+        for out, width, count in self.chunks:
+            if j < count:
+                return _part(out, j, width, self.samples, self.like)
+            j -= count
+        raise IndexError(j)
+
+    def window(self, lanes: Lanes) -> Any:
+        """One output whose tensors carry the lanes."""
+        if len(self.chunks) == 1:
+            out, width, _ = self.chunks[0]
+            return _whole(out, width, self.samples, self.like, lanes)
+        return joined([self.lane(j) for j in range(lanes.count)], lanes.tensor)
 
 
 def _samples(args: tuple, kwargs: dict) -> int:
@@ -85,10 +119,12 @@ class _Widened:
 
     def __call__(self, value: Any, name: str = "") -> Any:
         if isinstance(value, WindowTensor):
-            items = [value.items[j] for j in self.lanes]
-            if items[0].dim() == 0 or (items[0].dim() == 1 < self.samples and len(items[0]) == 1):
-                return torch.stack(items).flatten().repeat(self.samples)  # one time for all rows
-            return torch.stack(items, 1).flatten(0, 1) if len(items[0]) > 1 else torch.cat(items)
+            stack = value.stack
+            if self.lanes != list(range(len(stack))):
+                stack = stack[self.lanes[0] : self.lanes[-1] + 1] if _in_a_row(self.lanes) else stack[self.lanes]
+            if stack.dim() == 1 or (stack.dim() == 2 and stack.shape[1] == 1 < self.samples):
+                return stack.flatten().repeat(self.samples)  # one time for all rows
+            return stack.transpose(0, 1).flatten(0, 1)
         if isinstance(value, Tensor):
             shared = name in _SHARED or any(word in name for word in _SHARED_KINDS)
             return value if shared or value.dim() == 0 else self._repeat(value)
@@ -131,6 +167,10 @@ def _item(value: Any, j: int) -> Any:
     return value.items[j] if isinstance(value, WindowTensor) else value
 
 
+def _in_a_row(lanes: list[int]) -> bool:
+    return lanes == list(range(lanes[0], lanes[0] + len(lanes)))
+
+
 def _part(out: Any, j: int, width: int, samples: int, like: Any = None) -> Any:
     """The output of lane ``j`` of ``width``; ``like`` is one of a single lane."""
     if isinstance(out, Tensor):
@@ -149,6 +189,19 @@ def _part(out: Any, j: int, width: int, samples: int, like: Any = None) -> Any:
     if isinstance(getattr(out, "sample", None), Tensor):
         return with_sample(out, _part(out.sample, j, width, samples, getattr(like, "sample", None)))
     return out
+
+
+def _whole(out: Any, width: int, samples: int, like: Any, lanes: Lanes) -> Any:
+    """The outputs of all lanes in one, with window tensors for tensors."""
+    if isinstance(out, Tensor):
+        rows = len(like) if isinstance(like, Tensor) and like.dim() else samples
+        return lanes.tensor(out.unflatten(0, (rows, width)).transpose(0, 1)[: lanes.count])
+    if isinstance(out, dict):
+        return type(out)(**{key: _whole(out[key], width, samples, _at(like, key), lanes) for key in out})
+    if isinstance(out, tuple):
+        parts = [_whole(value, width, samples, _at(like, k), lanes) for k, value in enumerate(out)]
+        return type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
+    return joined([_part(out, j, width, samples, like) for j in range(lanes.count)], lanes.tensor)
 
 
 def _at(like: Any, key: Any) -> Any:

@@ -39,6 +39,8 @@ _TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a 
 _SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
 _REST = 16  # plain steps before a window of two, which did not pay, is tried again
 _PATIENCE = 5  # rounds of one step each until a window is narrowed
+_CHECKED = 2  # rounds in which a scheduler's table is compared to its step, and then every eighth
+_WIDE = (torch.float32, torch.float64)  # types that states are kept in as they are
 _WIDEST = 128  # of the windows that are tried by themselves
 
 
@@ -80,7 +82,7 @@ class Loop:
         self._pace: Pace | None = None
         self._window: Window | None = None
         self._lanes: Lanes | None = None  # those that travel now, or will in the next iteration
-        self._handed: list[Tensor] | None = None  # the states that travel into the next round
+        self._handed: _Handed | None = None
         self._i = self._stepped = 0
         self._cap = len(timesteps) if numerics.window == "auto" else numerics.window
         self._stalled = 0  # rounds without progress, of which there may be so many until the cap on the width falls
@@ -104,7 +106,7 @@ class Loop:
             return
         self.carrying = True
         with LaneMode():
-            yield lanes.tensor([self._timesteps[self._i + j] for j in range(lanes.count)])
+            yield lanes.tensor(self._timesteps[self._i : self._i + lanes.count])
         self.carrying = False
         if self._lanes is lanes:  # the pipeline took no step
             self.close()
@@ -137,6 +139,10 @@ class Loop:
         if first is sample.items[0] or self._window is None:
             return sample if first is sample.items[0] else first
         chain, items = self._chain, [first]
+        factors = None if chain.probe is None or not chain.use_table else chain.probe.scales
+        if factors is not None and chain.probe is not None and chain.probe.reach(self._i + sample.lanes.count):
+            column = torch.from_numpy(factors[self._i : self._i + sample.lanes.count]).to(first.device, first.dtype)
+            return sample.lanes.tensor(sample.stack * column.reshape(-1, *[1] * first.dim()))
         for j, item in enumerate(sample.items[1:], 1):
             n = self._i + j
             items.append(scaled_ahead(chain.probe, self._scheduler, self._own, n, j, item, self._timesteps[n]))
@@ -188,34 +194,37 @@ class Loop:
     def _round(self, output: Tensor, timestep: Any, sample: Tensor, extra: dict[str, Any]) -> Any:
         """Take the first step for real, and tell the window what the denoiser made of all of them."""
         lanes, self._lanes = self._lanes, None
-        count, shown = (1, 1) if lanes is None else (lanes.count, lanes.agreeing)
-        outputs, samples = _items(output, count), _items(sample, count)
+        count = 1 if lanes is None else lanes.count
         if find(extra):
-            shown, extra = 1, pick(extra, 0)
+            count, extra = 1, pick(extra, 0)
             self.report.note("The scheduler's step is given more than the state and the output of the loop.")
+        handed, self._handed = self._handed, None
+        intact = handed is not None and handed.intact(sample)
+        outputs, samples = _stack(output, count), _stack(sample, count)
+        first, timestep = pick(sample, 0), pick(timestep, 0)
+        if self._window is not None and first.shape != self._chain.walk.shape:
+            self.report.sequential = "the states change their shape in the loop"
         before = copy_of(self._scheduler, self._own)
-        tape = NoiseTape.of(extra.get("generator"), samples[0].device)
+        tape = NoiseTape.of(extra.get("generator"), first.device)
         states = tape.states()
-        stepped = self._real_step(outputs[0], pick(timestep, 0), samples[0], **extra)
+        stepped = self._real_step(pick(output, 0), timestep, first, **extra)
         if lanes is not None:
             lanes.close()
         state = _previous(stepped)
-        if self._window is not None and samples[0].shape != self._chain.walk.shape:
-            self.report.sequential = "the states change their shape in the loop"
+        if self.report.sequential is not None:
             return stepped
         if self._window is None:
             drew = not same(states, tape.states())
-            first = pick(timestep, 0)
-            self._window = self._begin(before, outputs[0], first, samples[0], state, extra, tape, drew)
-        handed = self._handed
-        intact = handed is not None and all(a is b for a, b in zip(samples, handed, strict=True))
-        intact = intact and samples[0].dtype in (torch.float32, torch.float64)  # the window's own
-        if self._edited(samples[0]) or shown == 1 < self._answers.evaluated:
+            self._window = self._begin(before, outputs[0], timestep, first, state, extra, tape, drew)
+        if handed is not None and not torch.equal(handed.state, first) and not self._ties(handed.state, first):
+            self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
+            self._set_back()
+        elif count == 1 < self._answers.evaluated:
             self._set_back()
         if self._pause:
             self._pause -= 1
             return stepped
-        self._tell(before, states, outputs[:shown], samples[:shown], state, intact)
+        self._tell(before, states, outputs, samples, state, intact and samples.dtype in _WIDE)
         return self._next(stepped, state)
 
     def _begin(
@@ -256,8 +265,8 @@ class Loop:
         self,
         before: Any,
         states: State,
-        outputs: list[Tensor],
-        samples: list[Tensor],
+        outputs: Tensor,
+        samples: Tensor,
         state: Tensor,
         intact: bool,
     ) -> None:
@@ -267,17 +276,18 @@ class Loop:
             window.restart(i, _flat(samples[0]))
         if len(samples) == 1:
             window.ask()
-        chain.walk.dtype, chain.walk.output_dtype = samples[0].dtype, outputs[0].dtype
+        chain.walk.dtype, chain.walk.output_dtype = samples.dtype, outputs.dtype
         chain.stand(i, before, states)
         window.narrow(len(samples))
-        x, out = _flat(samples[0]), torch.stack([_flat(item) for item in outputs])
-        chain.check(i, x, out[0], _flat(state))
-        window.correct(x[None] if intact else torch.stack([_flat(item) for item in samples]))
+        x, out = _flat(samples[0]), _flat(outputs, 2)
+        if len(window.history) < _CHECKED or len(window.history) % 8 == 0:
+            chain.check(i, x, out[0], _flat(state))
+        window.correct(x[None] if intact else _flat(samples, 2))
         window.tell(out.flatten(0, 1))
         chain.take(i, x, out[0])
         begin = int(window.begin[0])
         self._watch_for_stalls(len(samples), begin - i)
-        self._answers.replay.keep(i + 1, begin)
+        self._answers.replay.keep(range(i + 1, begin))
         chain.forget(i + 1)
         self.report.history = window.history
         if self._pace is not None and self._answers.started is not None:
@@ -306,13 +316,19 @@ class Loop:
             return None
         return single * (done - 1) / sum(seconds for _, seconds in later)
 
-    def _edited(self, sample: Tensor) -> bool:
-        """Whether the pipeline changed the state between the last step and this one."""
-        handed, self._handed = self._handed, None
-        edited = handed is not None and handed[0] is not sample and not torch.equal(handed[0], sample)
-        if edited:
-            self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
-        return edited
+    def _ties(self, handed: Tensor, found: Tensor) -> bool:
+        """Whether the loop's only change was to overwrite rows with other rows, as guidance on a doubled batch does."""
+        walk = self._chain.walk
+        if torch.equal(walk.tied(handed), found):
+            return True
+        same = (handed == found).flatten(1).all(1).tolist()
+        kept = [row for row, unchanged in enumerate(same) if unchanged]
+        rows = [row for row, unchanged in enumerate(same) if not unchanged]
+        sources = [next((other for other in kept if torch.equal(found[row], found[other])), None) for row in rows]
+        if None in sources:
+            return False
+        walk.ties = rows, [source for source in sources if source is not None]
+        return True
 
     def _set_back(self) -> None:
         """Something did not fit: pause, the longer the more often that happened without a success in between."""
@@ -326,7 +342,7 @@ class Loop:
         """The step's return value, carrying the window's states if the next iteration is a round."""
         window = self._window
         assert window is not None
-        if window.done or self._i + 1 != int(window.begin[0]) or self._pause or self.report.sequential is not None:
+        if self._i + 1 != window.begin[0] or self._pause or self.report.sequential is not None or window.done:
             return stepped
         rows = window.ask()
         asked = len(rows.step) // len(state)
@@ -338,10 +354,11 @@ class Loop:
         if asked <= 1:
             return stepped
         # a copy: pipelines may write to their states
-        ahead = rows.state.reshape(-1, *state.shape)[1:asked].to(state.dtype, copy=True).unbind(0)
-        self._handed = [state, *ahead]
+        ahead = rows.state.reshape(-1, *state.shape)[:asked].to(state.dtype, copy=True)
+        ahead[0] = state
         self._lanes = Lanes(asked)
-        carried = self._lanes.tensor(self._handed)
+        carried = self._lanes.tensor(ahead)
+        self._handed = _Handed(carried, ahead._version, state)
         if isinstance(stepped, BaseOutput):
             return type(stepped)(**{**stepped, "prev_sample": carried})
         return (carried, *stepped[1:])
@@ -352,13 +369,28 @@ def _form(timestep: Any) -> torch.Size:
     return timestep.shape if isinstance(timestep, Tensor) else torch.Size()
 
 
-def _items(value: Tensor, count: int) -> list[Tensor]:
-    return value.items if isinstance(value, WindowTensor) else [value] * count
+@dataclass(frozen=True)
+class _Handed:
+    """The states that travel into the next round, as they were given to the pipeline; ``state`` is the true one."""
+
+    carried: WindowTensor
+    version: int
+    state: Tensor
+
+    def intact(self, sample: Tensor) -> bool:
+        """Whether these are what the pipeline gives back, and nobody has written to them."""
+        return sample is self.carried and self.carried.stack._version == self.version
 
 
-def _flat(state: Tensor) -> Tensor:
-    flat = state.reshape(len(state), -1)
-    return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+def _stack(value: Tensor, count: int) -> Tensor:
+    """The first lanes of a value, ``(count, ...)``."""
+    return value.stack[:count] if isinstance(value, WindowTensor) else value.expand(count, *value.shape)
+
+
+def _flat(states: Tensor, dims: int = 1) -> Tensor:
+    """All but the first dimensions in one, in at least single precision."""
+    flat = states.reshape(*states.shape[:dims], -1)
+    return flat if flat.dtype in _WIDE else flat.float()
 
 
 def _previous(stepped: Any) -> Tensor:

@@ -51,6 +51,7 @@ class Probe:
 
     Attributes:
         table: filled up to the steps that were reached.
+        scales: by what ``scale_model_input`` multiplies.
         linear: False once a step was not a linear map: then the table is of no use.
     """
 
@@ -61,6 +62,7 @@ class Probe:
         )
         config = getattr(scheduler, "config", {})
         limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # unit vectors may not show it
+        self.scales = np.ones(steps)
         self.linear = not limited and not any(isinstance(value, Tensor) for value in extra.values())
         self._scheduler, self._timesteps, self._own = copy_of(scheduler, own), timesteps, own
         self._extra = {key: value for key, value in extra.items() if key != "return_dict"}
@@ -101,6 +103,10 @@ class Probe:
         generator = self._tape.generators[0].manual_seed(n)
         before = self._tape.states()
         self._stages[n] = copy_of(self._scheduler, self._own)
+        if hasattr(self._scheduler, "scale_model_input"):
+            one = torch.ones(1, 1, 1, 1, dtype=x.dtype, device=x.device)
+            stage = copy_of(self._scheduler, self._own)
+            self.scales[n] = float(type(stage).scale_model_input(stage, one, self._timesteps[n]))
         try:
             step = type(self._scheduler).step
             y = step(self._scheduler, output, self._timesteps[n], x, **self._extra, return_dict=False)[0]

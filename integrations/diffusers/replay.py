@@ -6,51 +6,86 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from integrations.diffusers.batching import tensors
-from integrations.diffusers.window_tensor import WindowTensor, pick
+from integrations.diffusers.batching import Outputs
+from integrations.diffusers.window_tensor import WindowTensor
 
 
 @dataclass
 class Call:
-    """One denoiser call at one step, as the pipeline would have made it.
+    """One call, alone or for a whole window.
 
     Attributes:
-        inputs: its tensors, each with its version: a pipeline may write to them afterwards.
+        form: what must agree exactly between two calls.
+        inputs: its tensors; of a window those of all lanes, stacked, where they differ.
+        versions: of the inputs: a pipeline may write to them afterwards.
+        varies: which of the inputs differ between lanes.
+        outputs: of the window, or the output of a call of its own.
+        first: the step of its first lane.
     """
 
-    signature: Any
-    inputs: list[tuple[Tensor, int]]
-    output: Any
+    form: Any
+    inputs: list[Tensor]
+    versions: list[int]
+    varies: list[bool]
+    outputs: Any
+    first: int = 0
+
+    @staticmethod
+    def of(module: Any, args: tuple, kwargs: dict, outputs: Any, first: int = 0, copying: bool = False) -> "Call":
+        """Remember a call."""
+        form, tensors = described(module, args, kwargs)
+        varies = [isinstance(tensor, WindowTensor) for tensor in tensors]
+        inputs = [tensor.stack if isinstance(tensor, WindowTensor) else tensor for tensor in tensors]
+        if copying:
+            inputs = [x.clone() if of_lanes else x for x, of_lanes in zip(inputs, varies, strict=True)]
+        return Call(form, inputs, [x._version for x in inputs], varies, outputs, first)
 
     @property
     def intact(self) -> bool:
         """Whether its tensors are as they were."""
-        return all(tensor._version == version for tensor, version in self.inputs)
+        return [x._version for x in self.inputs] == self.versions
+
+    def input(self, number: int, lane: int) -> Tensor:
+        """One of its tensors."""
+        return self.inputs[number][lane] if self.varies[number] else self.inputs[number]
+
+    def output(self, lane: int) -> Any:
+        """What the denoiser returned."""
+        return self.outputs.lane(lane) if isinstance(self.outputs, Outputs) else self.outputs
 
 
 @dataclass
 class Replay:
-    """Remembered calls by step and number within the step.
+    """Remembered calls of the latest round, by their number within a step.
 
     Attributes:
         tolerance: how far an input may be from the remembered one, relative to its size.
         copying: whether inputs are copied, once a pipeline was seen to write to them.
+        steps: those that calls are given back for.
     """
 
     tolerance: float
-    calls: dict[tuple[int, int], Call] = field(default_factory=dict)
     copying: bool = False
+    steps: range = range(0)
+    _calls: dict[int, Call] = field(default_factory=dict)
 
-    def recall(self, step: int, number: int, module: Any, args: tuple, kwargs: dict) -> Call | None:
-        """The remembered call, if this one is the same to the tolerance."""
-        call = self.calls.get((step, number))
-        if call is None or call.signature != signature(module, args, kwargs):
-            return None
+    def recall(self, step: int, number: int, module: Any, args: tuple, kwargs: dict) -> tuple[bool, Any]:
+        """Whether a call is the remembered one, to the tolerance; and its output."""
+        call = self._calls.get(number)
+        if call is None or step not in self.steps:
+            return False, None
+        form, tensors = described(module, args, kwargs)
+        if form != call.form:
+            return False, None
         if not call.intact:
             self.copying = True
-            return None
-        pairs = zip(tensors((args, kwargs)), call.inputs, strict=True)
-        return call if all(now is then or self._close(now, then) for now, (then, _) in pairs) else None
+            return False, None
+        lane = step - call.first
+        for k, now in enumerate(tensors):
+            then = call.inputs[k]
+            if now is not then and not self._close(now, call.input(k, lane)):
+                return False, None
+        return True, call.output(lane)
 
     def _close(self, now: Tensor, then: Tensor) -> bool:
         """Equal, or states of which every sample is within tolerance; NaN is equal to NaN."""
@@ -62,29 +97,29 @@ class Replay:
         both = now.isnan() & then.isnan()
         return bool(both.any()) and self._close(now.masked_fill(both, 0), then.masked_fill(both, 0))
 
-    def remember(self, first: int, number: int, module: Any, args: tuple, kwargs: dict, outputs: list[Any]) -> None:
-        """Keep the outputs of one batched call, one for each step from ``first``."""
-        lanes_signature = signature(module, pick(args, 0), pick(kwargs, 0))  # lanes have the same shapes
-        inputs = [t.items if isinstance(t, WindowTensor) else t for t in tensors((args, kwargs))]
-        for j, output in enumerate(outputs):
-            own = [(t[j].clone() if self.copying else t[j]) if isinstance(t, list) else t for t in inputs]
-            self.calls[first + j, number] = Call(lanes_signature, [(t, t._version) for t in own], output)
+    def remember(self, first: int, number: int, module: Any, args: tuple, kwargs: dict, outputs: Any) -> None:
+        """Keep the outputs of a batched call, or the output of one call for all lanes, for the steps from ``first``."""
+        self._calls[number] = Call.of(module, args, kwargs, outputs, first, self.copying)
 
-    def keep(self, first: int, last: int) -> None:
-        """Forget all but the steps ``first ... last - 1``."""
-        self.calls = {key: call for key, call in self.calls.items() if first <= key[0] < last}
+    def keep(self, steps: range) -> None:
+        """Give back calls for these steps only; forget what is for none of them."""
+        self.steps = steps
+        if not steps:
+            self._calls = {}
 
 
-def signature(module: Any, args: tuple, kwargs: dict) -> Any:
-    """What must agree exactly between two calls."""
+def described(module: Any, args: tuple, kwargs: dict) -> tuple[Any, list[Tensor]]:
+    """What must agree exactly between two calls, and their tensors, in order."""
+    tensors: list[Tensor] = []
 
     def describe(value: Any) -> Any:
         if isinstance(value, Tensor):
+            tensors.append(value)
             return value.shape, value.dtype
         if isinstance(value, list | tuple):
             return tuple([describe(part) for part in value])
         if isinstance(value, dict):
-            return tuple([(key, describe(part)) for key, part in sorted(value.items())])
+            return tuple([(key, describe(value[key])) for key in sorted(value)])
         return value if isinstance(value, int | float | str | bool | type(None)) else id(value)
 
-    return id(module), describe(args), describe(kwargs)
+    return (id(module), describe(args), describe(kwargs)), tensors

@@ -12,7 +12,7 @@ from integrations.diffusers.patches import Forward, Method
 from integrations.diffusers.refusals import refuse_stateful, refuse_tokens, why_sequential
 from integrations.diffusers.report import Report
 from integrations.diffusers.timesteps import Timesteps
-from integrations.diffusers.window_tensor import without_lane_mode
+from integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
 from picardsolve import Guess, Iteration
 from picardsolve.checks import check_optional_positive_integer
 
@@ -38,6 +38,7 @@ class Sampler:
         self._forwards: list[Forward] = []
         self._loops: list[Loop] = []  # the innermost last
         self._bar: Any = None
+        self._shown = 0
 
     # ---- instance attributes shadow the methods, and are removed again
 
@@ -133,7 +134,7 @@ class Sampler:
 
     def _scale(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Tensor:
         real = self._real["scale_model_input"]
-        if not self._loops:
+        if not self._loops or not (type(sample) is WindowTensor or type(timestep) is WindowTensor):
             return real(sample, timestep, *args, **kwargs)
         with without_lane_mode():
             return self._loops[-1].scale_model_input(real, sample, timestep, *args, **kwargs)
@@ -146,7 +147,8 @@ class Sampler:
         self.report = loop.report
         with without_lane_mode():
             stepped = loop.step(*args, **kwargs)
-        if self._bar is not None:
+        if self._bar is not None and self._shown != self.report.rounds:
+            self._shown = self.report.rounds
             self._bar.set_postfix(rounds=self.report.rounds, refresh=False)
         return stepped
 

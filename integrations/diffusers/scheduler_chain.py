@@ -85,6 +85,10 @@ class SchedulerChain(Chain):
         end, past = self._tail
         if end != first:  # after a divergence
             past = [(start, source.output)] * table.lags
+        if hold == "output" or self._levels is None:
+            guess = table.held(first, len(n), start, source.output, past)
+            if guess is not None:
+                return guess
         return table.path(first, start, held, self._noise_of(table, first, len(held), start), past)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
@@ -104,7 +108,7 @@ class SchedulerChain(Chain):
         table = self._table(step + 1)
         if table is not None:
             noise = self._noise_of(table, step, 1, x)
-            ours = table.images(step, x[None], output[None], noise, self._past)[0]
+            ours, image = table.images(step, x[None], output[None], noise, self._past)[0], self.walk.tied(image)
             self.use_table = bool((ours - image).abs().max() <= _TABLE_ERROR * image.abs().max())
 
     def take(self, step: int, x: Tensor, output: Tensor) -> None:
@@ -149,7 +153,8 @@ class SchedulerChain(Chain):
                 if table.noisy[n]:
                     self._noise[n] = randn_tensor(tuple(walk.shape), generators, like.device, dtype)
                 tape.end(n)
-        return torch.stack([self._noise[n].flatten(1) for n in range(first, first + count)]).to(like.dtype)
+        noise = [walk.tied(self._noise[n].flatten(1)) for n in range(first, first + count)]
+        return torch.stack(noise).to(like.dtype)
 
     def _held(self, hold: Hold, step: int, source: Evaluated) -> Held:
         """The output to give at a later step."""

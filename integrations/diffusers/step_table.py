@@ -82,6 +82,24 @@ class StepTable:
             y = new
         return out
 
+    def held(self, first: int, count: int, start: Tensor, output: Tensor, past: Past = ()) -> Tensor | None:
+        """The path from ``start`` with one output for all steps, by two products; None where noise or a limit is."""
+        if self.clip is not None or self.noisy[first : first + count].any():
+            return None
+        states, outputs = ([visit[k] for visit in past] for k in (0, 1))
+        known = len(past)
+        # each state as a combination of those before, of start, of the outputs before, and of the output held
+        rows = np.eye(known + 1 + count, known + 1 + known + 1)
+        rows[known + 1 :] = 0.0
+        for j in range(count):
+            n, at = first + j, known + 1 + j
+            for k in range(min(self.lags, at - 1) + 1):
+                rows[at] += self.x[n, k] * rows[at - 1 - k]
+                rows[at, -1 if k <= j else known + 1 + known - (k - j)] += self.o[n, k]
+        basis = torch.stack([row.to(start.dtype) for row in (*states, start, *outputs, output)])
+        weights = torch.from_numpy(rows[known + 1 :]).to(start.device, start.dtype)
+        return torch.tensordot(weights, basis, 1)
+
     def _add_lag(self, y: Tensor, n: int, k: int, earlier: tuple[Tensor, Tensor]) -> None:
         y.add_(earlier[0], alpha=float(self.x[n, k])).add_(earlier[1], alpha=float(self.o[n, k]))
 

@@ -45,6 +45,7 @@ class Walk:
         extra: further arguments of ``step``, by name.
         tape: of the generators that ``step`` may draw from.
         form: the shape in which ``step`` is given its time.
+        ties: rows of the batch that the loop overwrites with others before the next step, and those others.
         ahead: the copy that took the latest steps, standing at step ``ahead_at``.
     """
 
@@ -57,6 +58,7 @@ class Walk:
     extra: dict[str, Any]
     tape: NoiseTape
     form: tuple[int, ...] = ()
+    ties: tuple[list[int], list[int]] | None = None
     ahead: Any = None
     ahead_at: int = -1
 
@@ -95,4 +97,11 @@ class Walk:
             return_dict=False,
         )[0]
         self.tape.end(n)
-        return stepped.reshape(len(x), -1).to(x.dtype)
+        return self.tied(stepped.reshape(len(x), -1).to(x.dtype))
+
+    def tied(self, rows: Tensor) -> Tensor:
+        """Rows as the loop will leave them, ``(B, ...)``."""
+        if self.ties is not None:
+            rows = rows.clone()
+            rows[self.ties[0]] = rows[self.ties[1]]
+        return rows

@@ -10,49 +10,55 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
 
+from integrations.diffusers.stacked import stacked
+
 _WRITING = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__")
 _RANDOM = ("randn_like", "rand_like", "randint_like", "bernoulli", "multinomial", "poisson", "normal")
 _FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray, torch.full)
 
 
 class Lanes:
-    """One pass of ``count`` steps side by side through a loop body written for one: the makers of window tensors.
+    """One pass of several steps side by side through a loop body written for one: the makers of window tensors.
 
     Attributes:
-        count: items in every tensor of this pass.
-        agreeing: how many of them, from the first, still take the branches that the first one takes.
+        count: lanes that still take the branches that the first one takes.
     """
 
     def __init__(self, count: int):
-        self.count = self.agreeing = count
+        self.count = count
         self._made: list[ref] = []
 
-    def tensor(self, items: Sequence[Tensor]) -> "WindowTensor":
-        """Wrap one tensor per lane."""
+    def tensor(self, items: Sequence[Tensor] | Tensor) -> "WindowTensor":
+        """Wrap one tensor per lane: a list, or all of them stacked in front."""
         wrapped = Tensor._make_subclass(WindowTensor, items[0].detach())
-        wrapped.items, wrapped.lanes = list(items), self
-        self._made.append(ref(wrapped))
+        self._carry(wrapped, items)
         return wrapped
 
     def spread(self, target: Tensor) -> None:
         """Make of a plain tensor that is about to be written to a window tensor, in place."""
         items = [target.detach(), *(target.detach().clone() for _ in range(self.count - 1))]
         target.__class__ = WindowTensor
-        spread: Any = target
-        spread.items, spread.lanes = items, self
-        self._made.append(ref(target))
+        self._carry(target, items)
 
-    def cut(self, agreeing: int) -> None:
-        """Note that only the first ``agreeing`` lanes can go on."""
-        self.agreeing = min(self.agreeing, agreeing)
+    def _carry(self, wrapped: Any, items: Sequence[Tensor] | Tensor) -> None:
+        wrapped.lanes = self
+        wrapped._stack, wrapped._items = (items, None) if isinstance(items, Tensor) else (None, list(items))
+        self._made.append(ref(wrapped))
+
+    def cut(self, count: int) -> None:
+        """Go on with the first ``count`` lanes only."""
+        self.count = min(self.count, count)
 
     def close(self) -> None:
         """Make every window tensor of this pass, wherever it is kept, the plain tensor of its first lane."""
         for made in self._made:
             window = made()
             if window is not None:
-                del window.items, window.lanes
+                alone = window._stack is None
+                del window.lanes, window._stack, window._items
                 window.__class__ = Tensor
+                if not alone:
+                    window.data = window.data.clone()  # whoever keeps it does not keep the other lanes
         self._made.clear()
 
     def joined(self, outs: list[Any]) -> Any:
@@ -81,8 +87,25 @@ class WindowTensor(Tensor):
     as the sequential loop draws them. A plain tensor that a window tensor is written into becomes one.
     """
 
-    items: list[Tensor]
     lanes: Lanes
+    _stack: Tensor | None
+    _items: list[Tensor] | None
+
+    @property
+    def items(self) -> list[Tensor]:
+        """The tensor of every lane."""
+        if self._items is None:
+            assert self._stack is not None
+            self._items = list(self._stack.unbind(0))
+        return self._items[: self.lanes.count]
+
+    @property
+    def stack(self) -> Tensor:
+        """All lanes in one, ``(W, ...)``."""
+        if self._stack is None:
+            # the list stays what it is: others may hold its tensors
+            return torch.stack(self.items)
+        return self._stack[: self.lanes.count]
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -92,6 +115,9 @@ class WindowTensor(Tensor):
         windows = [arg for arg in args if type(arg) is WindowTensor] if flat else find((args, kwargs))
         lanes = windows[-1].lanes
         with torch._C.DisableTorchFunctionSubclass():
+            together = stacked(func, args, kwargs, WindowTensor)
+            if together is not None:
+                return _wrapped(together, lanes)
             name = getattr(func, "__name__", "")
             if name in _WRITING or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs:
                 for target in (*args[:1], kwargs.get("out")):
@@ -150,3 +176,9 @@ def pick(value: Any, j: int) -> Any:
         picked = {key: pick(part, j) for key, part in value.items()}
         return picked if type(value) is dict else type(value)(**picked)
     return value
+
+
+def _wrapped(together: Any, lanes: Lanes) -> Any:
+    if isinstance(together, Tensor):
+        return lanes.tensor(together)
+    return type(together)(lanes.tensor(part) for part in together)
