@@ -268,6 +268,14 @@ def test_no_table_for_steps_that_are_not_linear(scheduler):
     assert not probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {}).reach(8)
 
 
+def test_no_table_for_a_memory_that_never_ends():
+    scheduler = diffusers.UniPCMultistepScheduler()
+    scheduler.set_timesteps(20)
+    probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
+    assert probe.reach(15)
+    assert not probe.reach(20)
+
+
 def test_a_probe_is_kept_for_an_equal_scheduler_only():
     def probe(steps=8, **config):
         scheduler = EulerDiscreteScheduler(**config)

@@ -16,9 +16,9 @@ from integrations.diffusers.noise_tape import NoiseTape, same
 from integrations.diffusers.step_table import StepTable
 from integrations.diffusers.walk import PATCHED, copy_of
 
-_LAGS = 16  # steps of memory that are told apart; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
+LAGS = 16  # steps of memory that are told apart; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
 _SPARE = 2  # columns of zeros, which show the noise
-_SMALL = 1e-9  # below, a coefficient is rounding
+_SMALL = 1e-6  # below, a coefficient is rounding, of single precision where noise is drawn in that
 _KEPT = 8  # schedulers whose tables are kept from run to run
 _LOCK = Lock()
 _probes: "OrderedDict[Any, Probe]" = OrderedDict()
@@ -52,13 +52,13 @@ class Probe:
     Attributes:
         table: filled up to the steps that were reached.
         scales: by what ``scale_model_input`` multiplies.
-        linear: False once a step was not a linear map: then the table is of no use.
+        linear: False once a step was not a linear map, or one of too long a memory: then the table is of no use.
     """
 
     def __init__(self, scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, Any]):
         steps = len(timesteps)
         self.table = StepTable(
-            np.zeros((steps, _LAGS)), np.zeros((steps, _LAGS)), np.zeros(steps), np.zeros(steps, dtype=bool)
+            np.zeros((steps, LAGS)), np.zeros((steps, LAGS)), np.zeros(steps), np.zeros(steps, dtype=bool)
         )
         config = getattr(scheduler, "config", {})
         limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # unit vectors may not show it
@@ -96,10 +96,10 @@ class Probe:
 
     def _step(self, n: int) -> tuple[Tensor, Tensor, bool] | None:
         """The step's outcome for unit vectors, what noise it can have drawn, and whether it drew."""
-        columns = 2 * _LAGS + _SPARE
+        columns = 2 * LAGS + _SPARE
         x = torch.zeros(1, columns, 1, 1, dtype=torch.float64, device=self._timesteps.device)
         output = torch.zeros_like(x)
-        x[0, n % _LAGS] = output[0, _LAGS + n % _LAGS] = 1.0
+        x[0, n % LAGS] = output[0, LAGS + n % LAGS] = 1.0
         generator = self._tape.generators[0].manual_seed(n)
         before = self._tape.states()
         self._stages[n] = copy_of(self._scheduler, self._own)
@@ -133,9 +133,12 @@ class Probe:
                 return
             if drew and np.abs(size).max() > _SMALL:
                 self.table.noise_dtype = torch.float32 if kind else None
-            lag = (n - np.arange(_LAGS)) % _LAGS
-            x, o = unit[lag], unit[_LAGS + lag]
+            lag = (n - np.arange(LAGS)) % LAGS
+            x, o = unit[lag], unit[LAGS + lag]
             x[np.abs(x) < _SMALL], o[np.abs(o) < _SMALL] = 0.0, 0.0
+            if x[-1] or o[-1]:  # a longer memory (UniPC's corrector never forgets) would not be told apart
+                self.linear = False
+                return
             table = self.table
             table.x[n], table.o[n], table.s[n], table.noisy[n] = x, o, size[0], drew
             table.lags = max(table.lags, *np.flatnonzero((x != 0) | (o != 0)).tolist(), 0)

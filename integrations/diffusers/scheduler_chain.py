@@ -9,7 +9,7 @@ from torch import Tensor
 
 from integrations.diffusers.closed_form import closed_form
 from integrations.diffusers.noise_tape import State
-from integrations.diffusers.probe import Probe, probe_of
+from integrations.diffusers.probe import LAGS, Probe, probe_of
 from integrations.diffusers.step_table import StepTable
 from integrations.diffusers.walk import Held, Walk
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
@@ -85,6 +85,7 @@ class SchedulerChain(Chain):
         end, past = self._tail
         if end != first:  # after a divergence
             past = [(start, source.output)] * table.lags
+        past = past[len(past) - table.lags :] if len(past) > table.lags else past
         if hold == "output" or self._levels is None:
             guess = table.held(first, len(n), start, source.output, past)
             if guess is not None:
@@ -113,9 +114,8 @@ class SchedulerChain(Chain):
 
     def take(self, step: int, x: Tensor, output: Tensor) -> None:
         """The scheduler has really taken ``step`` from ``x``."""
-        table = self._table(step + 1)
-        if table is not None and table.lags:
-            self._past = [*self._past, (x, output)][-table.lags :]
+        if self.probe is not None and self.use_table:  # how much of it is needed shows later
+            self._past = [*self._past, (x, output)][-LAGS:]
 
     def forget(self, step: int) -> None:
         """Drop what was kept for the steps before ``step``."""
@@ -133,9 +133,9 @@ class SchedulerChain(Chain):
         return self.probe.table if self.probe.reach(end) else None
 
     def _note_tail(self, table: StepTable, first: int, x: Tensor, outputs: Tensor) -> None:
-        if table.lags:
-            visits = [*self._past, *zip(x, outputs, strict=True)]
-            self._tail = first + len(x), visits[-table.lags :]
+        if self.probe is not None:
+            visits = [*self._past, *zip(x[-LAGS:], outputs[-LAGS:], strict=True)]
+            self._tail = first + len(x), visits[-LAGS:]
 
     def _noise_of(self, table: StepTable, first: int, count: int, like: Tensor) -> Tensor | None:
         """The noise that the scheduler will draw in steps ``first ...``, drawn once for each."""
