@@ -29,6 +29,7 @@ class Answers:
         replaying: whether this iteration's step is accepted, its outputs remembered.
         missed: a remembered output did not fit in this iteration.
         evaluated: lanes in this iteration's largest call.
+        rows: of the states that the denoiser is given for one step (guidance doubles them).
         started: when this iteration first really called the denoiser.
     """
 
@@ -39,6 +40,7 @@ class Answers:
     replaying: bool = False
     missed: bool = False
     evaluated: int = 0
+    rows: int = 1
     started: float | None = None
     _step: int = 0
     _number: int = 0
@@ -82,6 +84,8 @@ class Answers:
             output = self._call(original, args, kwargs)
             self._forms[_form(module, args, kwargs)] = output
             if self._step == 0:
+                sizes = [len(x) for x in tensors((args, kwargs)) if x.dim() > 2 and x.is_floating_point()]
+                self.rows = max([self.rows, *sizes])
                 self._first[number] = module, args, kwargs, Call.of(module, args, kwargs, output)
             return output
         outputs = self._batched(module, original, number, lanes, args, kwargs)

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from integrations.diffusers.loop import Numerics
 from integrations.diffusers.noise_tape import NoiseTape
+from integrations.diffusers.numerics import Numerics
 from integrations.diffusers.refusals import refuse_tokens, why_sequential
 from integrations.diffusers.report import Report
 from integrations.diffusers.sampler import attach, sampler

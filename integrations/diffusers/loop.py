@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.utils.outputs import BaseOutput
@@ -23,36 +23,20 @@ from torch import Tensor, nn
 
 from integrations.diffusers.answers import Answers
 from integrations.diffusers.batching import Batch
+from integrations.diffusers.caution import Caution
 from integrations.diffusers.noise_tape import NoiseTape, State, same
+from integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
 from integrations.diffusers.pace import Pace
 from integrations.diffusers.probe import scaled_ahead
 from integrations.diffusers.replay import Replay
 from integrations.diffusers.report import Report, single_step
 from integrations.diffusers.scheduler_chain import SchedulerChain
-from integrations.diffusers.walk import Walk, copy_of
+from integrations.diffusers.walk import copy_of
 from integrations.diffusers.window_tensor import LaneMode, Lanes, WindowTensor, find, pick, without_lane_mode
-from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Picard
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.window import Window
 
-_TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
 _SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
-_REST = 16  # plain steps before a window of two, which did not pay, is tried again
-_PATIENCE = 5  # rounds of one step each until a window is narrowed
 _CHECKED = 2  # rounds in which a scheduler's table is compared to its step, and then every eighth
-_WIDE = (torch.float32, torch.float64)  # types that states are kept in as they are
-_WIDEST = 128  # of the windows that are tried by themselves
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """How a run is solved; see `sampler` for the meaning."""
-
-    window: int | Literal["auto"]
-    tolerance: float
-    iteration: Iteration | None
-    guess: Guess | None
-    max_batch: int | None
 
 
 class Loop:
@@ -76,17 +60,16 @@ class Loop:
         self.report = Report(steps=len(timesteps), tolerance=numerics.tolerance, sequential=why)
         self._scheduler, self._real_step, self._own, self._timesteps = scheduler, step, own, timesteps
         self.carrying = False
-        self._signature = None if why is not None else inspect.signature(step)
+        self._names = [] if why is not None else list(inspect.signature(step).parameters)
         self._numerics = numerics
         self._answers = Answers(batch, Replay(_SLACK * numerics.tolerance), self.report)
-        self._pace: Pace | None = None
+        widest = numerics.widest(len(timesteps))
+        self._pace = Pace(widest) if numerics.window == "auto" else None
+        self._caution = Caution(len(timesteps), widest)
         self._window: Window | None = None
         self._lanes: Lanes | None = None  # those that travel now, or will in the next iteration
         self._handed: _Handed | None = None
         self._i = self._stepped = 0
-        self._cap = len(timesteps) if numerics.window == "auto" else numerics.window
-        self._stalled = 0  # rounds without progress, of which there may be so many until the cap on the width falls
-        self._pause = self._patience = 0  # plain steps until the next window; and after the next setback
 
     # ---- one iteration after the other
 
@@ -158,11 +141,8 @@ class Loop:
             stepped = self._real_step(*pick(args, 0), **pick(kwargs, 0))
             self.close()
             return self._timed(stepped)
-        assert self._signature is not None
-        bound = self._signature.bind(*args, **kwargs)
-        output, timestep, sample = (bound.arguments.pop(name) for name in ("model_output", "timestep", "sample"))
-        extra = dict(bound.arguments)
-        extra.update(extra.pop("kwargs", {}))
+        extra = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        output, timestep, sample = (extra.pop(name) for name in ("model_output", "timestep", "sample"))
         if self._answers.replaying:
             return self._replay(output, timestep, sample, extra)
         return self._timed(self._round(output, timestep, sample, extra))
@@ -180,13 +160,13 @@ class Loop:
         stepped = self._real_step(output, timestep, sample, **extra)
         window, state = self._window, _previous(stepped)
         assert window is not None
-        self._chain.take(self._i, _flat(sample), _flat(output))
+        self._chain.take(self._i, flat(sample), flat(output))
         if self._answers.missed:
-            self._set_back()
+            self._caution.set_back()
             if self._i + 1 < len(self._timesteps):
-                window.restart(self._i + 1, _flat(state))
+                window.restart(self._i + 1, flat(state))
         else:
-            self._patience = 0
+            self._caution.success()
         return self._next(stepped, state)
 
     # ---- a round
@@ -215,51 +195,25 @@ class Loop:
             return stepped
         if self._window is None:
             drew = not same(states, tape.states())
-            self._window = self._begin(before, outputs[0], timestep, first, state, extra, tape, drew)
+            given = FirstStep(outputs[0], timestep, first, state, extra, tape, drew)
+            self._window = self._begin(before, given)
         if handed is not None and not torch.equal(handed.state, first) and not self._ties(handed.state, first):
             self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
-            self._set_back()
+            self._caution.set_back()
         elif count == 1 < self._answers.evaluated:
-            self._set_back()
-        if self._pause:
-            self._pause -= 1
+            self._caution.set_back()
+        if self._caution.pausing:
+            self._caution.step()
             return stepped
-        self._tell(before, states, outputs, samples, state, intact and samples.dtype in _WIDE)
+        self._tell(before, states, outputs, samples, state, intact and samples.dtype in WIDE)
         return self._next(stepped, state)
 
-    def _begin(
-        self,
-        scheduler: Any,
-        output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        state: Tensor,
-        extra: dict[str, Any],
-        tape: NoiseTape,
-        drew: bool,
-    ) -> Window:
-        given, report = self._numerics, self.report
-        report.samples = len(sample)
-        kept = {key: value for key, value in extra.items() if key != "return_dict"}
-        shapes = sample.shape, output.shape, state.dtype, output.dtype
-        walk = Walk(self._timesteps, self._own, *shapes, kept, tape, _form(timestep))
-        tolerance = given.tolerance
-        shows = torch.finfo(state.dtype).eps
-        if 0 < tolerance < shows:
-            tolerance = report.tolerance = self._answers.replay.tolerance = shows
-            report.note(f"The tolerance is {shows:.1g}, not {given.tolerance:.1g}: {state.dtype} shows no less.")
-        chain = SchedulerChain(scheduler, walk, use_table=tolerance >= _TABLE_TOLERANCE)
-        if given.window == "auto":
-            rows = len(self._timesteps) if given.max_batch is None else max(1, given.max_batch // len(sample))
-            self._pace = Pace(min(_WIDEST, rows, len(self._timesteps)))
-        width = self._pace.most if self._pace is not None else given.window
-        assert isinstance(width, int)
-        ahead = min(width, len(self._timesteps))
-        onward = chain.probe is None or not chain.probe.reach(ahead) or chain.probe.carries_forward()
-        iteration = given.iteration or (Picard() if onward else Exponential())
-        guess = given.guess or (FrozenSample() if drew else FrozenOutput())
-        settings = Settings(width, iteration, guess, Tolerance(noise=tolerance), lockstep=True)
-        return Window(chain, _flat(sample), settings)
+    def _begin(self, scheduler: Any, step: FirstStep) -> Window:
+        report, numerics = self.report, self._numerics
+        report.samples = len(step.sample)
+        report.tolerance = numerics.settled_tolerance(step.state.dtype, report)
+        self._answers.replay.tolerance = _SLACK * report.tolerance
+        return numerics.open(scheduler, step, self._timesteps, self._own, report.tolerance)
 
     def _tell(
         self,
@@ -273,20 +227,20 @@ class Loop:
         window, i, chain = self._window, self._i, self._chain
         assert window is not None
         if int(window.begin[0]) != i:
-            window.restart(i, _flat(samples[0]))
+            window.restart(i, flat(samples[0]))
         if len(samples) == 1:
             window.ask()
         chain.walk.dtype, chain.walk.output_dtype = samples.dtype, outputs.dtype
         chain.stand(i, before, states)
         window.narrow(len(samples))
-        x, out = _flat(samples[0]), _flat(outputs, 2)
+        x, out = flat(samples[0]), flat(outputs, 2)
         if len(window.history) < _CHECKED or len(window.history) % 8 == 0:
-            chain.check(i, x, out[0], _flat(state))
-        window.correct(x[None] if intact else _flat(samples, 2))
+            chain.check(i, x, out[0], flat(state))
+        window.correct(x[None] if intact else flat(samples, 2))
         window.tell(out.flatten(0, 1))
         chain.take(i, x, out[0])
         begin = int(window.begin[0])
-        self._watch_for_stalls(len(samples), begin - i)
+        self._caution.round(len(samples), begin - i)
         self._answers.replay.keep(range(i + 1, begin))
         chain.forget(i + 1)
         self.report.history = window.history
@@ -296,17 +250,6 @@ class Loop:
                 self.report.sequential = "a wider window would be slower here"
         if self.report.predicted_gain is None and 4 * begin >= len(self._timesteps) > begin:
             self.report.predicted_gain = self._predicted_gain(begin)
-
-    def _watch_for_stalls(self, width: int, stride: int) -> None:
-        """Narrow a window that goes on no faster than one step a round, and widen it again when it does."""
-        if width == 1:
-            return
-        self._stalled = self._stalled + 1 if stride == 1 else 0
-        if self._stalled == _PATIENCE:
-            self._cap, self._stalled = max(2, width // 2), 0
-            self._pause = 0 if width > 2 else _REST
-        elif stride > width // 4:
-            self._cap = min(2 * self._cap, len(self._timesteps))
 
     def _predicted_gain(self, done: int) -> float | None:
         """The gain if the remaining steps take as long as those so far, but for the first round."""
@@ -330,25 +273,19 @@ class Loop:
         walk.ties = rows, [source for source in sources if source is not None]
         return True
 
-    def _set_back(self) -> None:
-        """Something did not fit: pause, the longer the more often that happened without a success in between."""
-        self._pause = self._patience
-        self._patience = max(1, 2 * self._patience)
-        self._cap = max(2, self._cap // 4)
-
     # ---- what the pipeline gets
 
     def _next(self, stepped: Any, state: Tensor) -> Any:
         """The step's return value, carrying the window's states if the next iteration is a round."""
         window = self._window
         assert window is not None
-        if self._i + 1 != window.begin[0] or self._pause or self.report.sequential is not None or window.done:
+        if self._i + 1 != window.begin[0] or self._caution.pausing or self.report.sequential is not None or window.done:
             return stepped
         rows = window.ask()
-        asked = len(rows.step) // len(state)
+        asked = min(len(rows.step) // len(state), self._caution.cap)
         if self._pace is not None:
-            asked = min(asked, self._pace.width)
-        asked = min(asked, self._cap)
+            limit = self._numerics.max_batch or asked * self._answers.rows
+            asked = min(asked, self._pace.width, max(1, limit // self._answers.rows))
         if not self._answers.checked:
             asked -= 1  # its place is taken by the first state, once more
         if asked <= 1:
@@ -362,11 +299,6 @@ class Loop:
         if isinstance(stepped, BaseOutput):
             return type(stepped)(**{**stepped, "prev_sample": carried})
         return (carried, *stepped[1:])
-
-
-def _form(timestep: Any) -> torch.Size:
-    """The shape in which the pipeline gives its times to the scheduler."""
-    return timestep.shape if isinstance(timestep, Tensor) else torch.Size()
 
 
 @dataclass(frozen=True)
@@ -385,12 +317,6 @@ class _Handed:
 def _stack(value: Tensor, count: int) -> Tensor:
     """The first lanes of a value, ``(count, ...)``."""
     return value.stack[:count] if isinstance(value, WindowTensor) else value.expand(count, *value.shape)
-
-
-def _flat(states: Tensor, dims: int = 1) -> Tensor:
-    """All but the first dimensions in one, in at least single precision."""
-    flat = states.reshape(*states.shape[:dims], -1)
-    return flat if flat.dtype in _WIDE else flat.float()
 
 
 def _previous(stepped: Any) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from integrations.diffusers.batching import Batch
-from integrations.diffusers.loop import Loop, Numerics
+from integrations.diffusers.loop import Loop
+from integrations.diffusers.numerics import Numerics
 from integrations.diffusers.patches import Forward, Method
 from integrations.diffusers.refusals import refuse_stateful, refuse_tokens, why_sequential
 from integrations.diffusers.report import Report

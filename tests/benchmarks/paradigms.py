@@ -186,15 +186,15 @@ def samplings() -> list[tuple[Sampling, dict[float, float]]]:
     unclipped = Model("digits, no clip", digits.parts, digits.inputs, UNCLIPPED)
     return [
         (Sampling(sd, "DDPM", 1000, 48, ddpm), {0.1: 1e-2}),
-        (Sampling(sd, "DDPM", 100, 25, ddpm), {0.1: 3e-2, 0.01: 3e-3}),
-        (Sampling(sd, "DDIM", 100, 16, ddim), {0.1: 3e-2, 0.01: 3e-3}),
-        (Sampling(sd, "DDIM", 50, 16, ddim), {0.1: 3e-2, 0.01: 3e-3}),
-        (Sampling(digits, "DDPM", 1000, 48, TRAILING), {0.1: 3e-4}),
-        (Sampling(digits, "DDPM", 100, 25, TRAILING), {0.1: 3e-4, 0.01: 3e-5}),
-        (Sampling(digits, "DDIM", 100, 16, TO_ONE), {0.1: 1e-2, 0.01: 3e-4}),
-        (Sampling(digits, "DDIM", 50, 16, TO_ONE), {0.1: 1e-2, 0.01: 3e-4}),
-        (Sampling(unclipped, "DDIM", 100, 16, TO_ONE), {0.1: 3e-3, 0.01: 3e-4}),
-        (Sampling(unclipped, "DDIM", 50, 16, TO_ONE), {0.1: 3e-3, 0.01: 3e-4}),
+        (Sampling(sd, "DDPM", 100, 25, ddpm), {0.1: 2e-2, 0.01: 2e-3}),
+        (Sampling(sd, "DDIM", 100, 16, ddim), {0.1: 5e-2, 0.01: 2e-3}),
+        (Sampling(sd, "DDIM", 50, 16, ddim), {0.1: 5e-2, 0.01: 5e-3}),
+        (Sampling(digits, "DDPM", 1000, 48, TRAILING), {0.1: 5e-4}),
+        (Sampling(digits, "DDPM", 100, 25, TRAILING), {0.1: 5e-4, 0.01: 5e-4}),
+        (Sampling(digits, "DDIM", 100, 16, TO_ONE), {0.1: 1e-2, 0.01: 5e-4}),
+        (Sampling(digits, "DDIM", 50, 16, TO_ONE), {0.1: 1e-2, 0.01: 1e-3}),
+        (Sampling(unclipped, "DDIM", 100, 16, TO_ONE), {0.1: 5e-3, 0.01: 1e-3}),
+        (Sampling(unclipped, "DDIM", 50, 16, TO_ONE), {0.1: 5e-3, 0.01: 5e-4}),
     ]
 
 
