@@ -31,6 +31,7 @@ class Answers:
         evaluated: lanes in this iteration's largest call.
         rows: of the states that the denoiser is given for one step (guidance doubles them).
         started: when this iteration first really called the denoiser.
+        seconds: from there to the end of its step.
     """
 
     batch: Batch
@@ -42,6 +43,7 @@ class Answers:
     evaluated: int = 0
     rows: int = 1
     started: float | None = None
+    seconds: float = 0.0
     _step: int = 0
     _number: int = 0
     _busy: bool = False
@@ -60,6 +62,12 @@ class Answers:
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
         if not replaying:
             self.replay.keep(range(0))
+
+    def end(self, state: Any) -> None:
+        """The step is taken: note the time, once the device is there."""
+        if isinstance(state, Tensor) and state.is_cuda:
+            torch.cuda.synchronize(state.device)
+        self.seconds = 0.0 if self.started is None else perf_counter() - self.started
 
     def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """What the module returns."""

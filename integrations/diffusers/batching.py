@@ -46,7 +46,7 @@ class Batch:
             like: an output of it for one lane, if known.
         """
         samples = _samples(args, kwargs)
-        most = len(lanes) if self.limit is None else max(1, self.limit // samples)
+        most = max(len(lanes), self.pad or 1) if self.limit is None else max(1, self.limit // samples)
         even = -(-len(lanes) // -(-len(lanes) // most))
         size = even if self.pad is None else min(self.pad, most)
         outputs = Outputs(samples, like)

@@ -93,6 +93,7 @@ class Loop:
         self.carrying = False
         if self._lanes is lanes:  # the pipeline took no step
             self.close()
+            self._handed = None
 
     def close(self) -> None:
         """Leave no window tensor behind."""
@@ -139,6 +140,7 @@ class Loop:
         if self.report.sequential is not None:
             self._window = None
             stepped = self._real_step(*pick(args, 0), **pick(kwargs, 0))
+            self._answers.end(_previous(stepped))
             self.close()
             return self._timed(stepped)
         extra = {**dict(zip(self._names, args, strict=False)), **kwargs}
@@ -148,10 +150,10 @@ class Loop:
         return self._timed(self._round(output, timestep, sample, extra))
 
     def _timed(self, stepped: Any) -> Any:
-        """Note what this iteration's round took."""
+        """Note what this iteration took, but for what this window does with it."""
         answers = self._answers
         if answers.started is not None and self._stepped == 1:
-            self.report.round_seconds.append((answers.evaluated, perf_counter() - answers.started))
+            self.report.round_seconds.append((answers.evaluated, answers.seconds))
         return stepped
 
     # ---- a replay
@@ -191,6 +193,7 @@ class Loop:
         if lanes is not None:
             lanes.close()
         state = _previous(stepped)
+        self._answers.end(state)
         if self.report.sequential is not None:
             return stepped
         if self._window is None:
@@ -245,7 +248,8 @@ class Loop:
         chain.forget(i + 1)
         self.report.history = window.history
         if self._pace is not None and self._answers.started is not None:
-            self._pace.note(len(samples), begin - i, perf_counter() - self._answers.started)
+            whole = perf_counter() - self._answers.started
+            self._pace.note(len(samples), begin - i, self._answers.seconds if len(samples) == 1 else whole)
             if self._pace.settled and self._pace.width == 1:
                 self.report.sequential = "a wider window would be slower here"
         if self.report.predicted_gain is None and 4 * begin >= len(self._timesteps) > begin:
@@ -319,5 +323,5 @@ def _stack(value: Tensor, count: int) -> Tensor:
     return value.stack[:count] if isinstance(value, WindowTensor) else value.expand(count, *value.shape)
 
 
-def _previous(stepped: Any) -> Tensor:
-    return stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
+def _previous(stepped: Any) -> Any:
+    return stepped[0] if isinstance(stepped, tuple) else getattr(stepped, "prev_sample", None)

@@ -20,6 +20,7 @@ class Pace:
     most: int
     width: int = field(init=False)
     settled: bool = field(init=False, default=False)
+    _hopeless: int = field(init=False, default=0)
     _single: float = field(init=False, default=0.0)
     _rates: dict[int, float] = field(init=False, default_factory=dict)
     _rounds: list[tuple[int, float]] = field(init=False, default_factory=list)
@@ -31,6 +32,10 @@ class Pace:
         """Take a round of ``width`` steps that accepted ``stride`` of them; choose the width of the next one."""
         if width == 1:
             self._single = min(self._single or seconds, seconds)
+        elif self._single and width * self._single < _BETTER * seconds and not self.settled:
+            self._hopeless += 1  # not even a round that accepts all its steps would pay
+            if self._hopeless == 2:
+                self.width, self.settled = 1, True
         if width != self.width or self.settled:
             return
         self._rounds.append((stride, seconds))

@@ -23,7 +23,7 @@ class Method:
     def __init__(self, owner: Any, name: str, call: Callable[..., Any]):
         self._owner, self._name, self._call = owner, name, call
         self.original = getattr(owner, name)
-        update_wrapper(self, self.original)
+        update_wrapper(self, self.original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
@@ -60,7 +60,7 @@ class Forward:
         self.users = 0
         self._before = vars(module).get(name)
         self._original = getattr(module, name)
-        update_wrapper(self, self._original)
+        update_wrapper(self, self._original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer, or call the module's own."""
@@ -88,22 +88,26 @@ class Forward:
             return patch
 
     def off(self) -> None:
-        """Leave; the last user restores the module, unless somebody has replaced the patch meanwhile."""
+        """Leave; the last user restores the module, and whatever keeps the patch as what it took for the original."""
         with _LOCK:
             self.users -= 1
-            if self.users == 0 and self.in_place:
-                del self.module.__dict__[self.name]
-                if self._before is not None:
-                    self.module.__dict__[self.name] = self._before
+            if self.users:
+                return
+            for name in [name for name, value in vars(self.module).items() if value is self]:
+                if name == self.name and self._before is None:
+                    del self.module.__dict__[name]
+                else:
+                    self.module.__dict__[name] = self._original
 
     def start(self, run: Denoising) -> None:
         """Answer the calls of this thread with ``run``."""
-        self.running.setdefault(get_ident(), []).append(run)
+        with _LOCK:
+            self.running.setdefault(get_ident(), []).append(run)
 
     def stop(self, run: Denoising) -> None:
-        """No longer."""
-        for thread, runs in list(self.running.items()):
-            if run in runs:
-                runs.remove(run)
-            if not runs:
-                self.running.pop(thread, None)
+        """No longer, whichever thread says so."""
+        with _LOCK:
+            for thread, runs in list(self.running.items()):
+                self.running[thread] = [other for other in runs if other is not run]
+                if not self.running[thread]:
+                    del self.running[thread]
