@@ -218,8 +218,8 @@ def matched_error() -> None:
     print(
         "StableDiffusionParadigmsPipeline and picardsolve at matched measured error; median / worst of 8 seeds\n\n"
         "Error: RMS distance of the final latents to those of the sequential pipeline with the same noise, relative\n"
-        "to their RMS. A tolerance of theirs is relative to the noise of a step, one of ours to the state: ours is 1, 2 or\n"
-        "5 times a power of ten at which neither the median nor the worst error is larger than theirs.\n\n"
+        "to their RMS. A tolerance of theirs is relative to the noise of a step, one of ours to the state: ours is 1,\n"
+        "2 or 5 times a power of ten at which neither the median nor the worst error is larger than theirs.\n\n"
         "model            sampler    window  side    tolerance  rounds       evaluations/N  width  error              "
         " rounds,\n" + 99 * " " + "theirs : ours"
     )
@@ -275,12 +275,12 @@ def attempt(sampling: Sampling, run: Run, expected: Tensor | None) -> tuple[str,
         try:
             image = run(sampling.pipe(run), sampling.window, 1e-3, **sampling.inputs(generator(0)))
         except Exception as error:
-            return shorten(f"{type(error).__name__} {error}", 40, placeholder="..."), ""
+            return shorten(f"{type(error).__name__}: {error}".rstrip(": "), 46, placeholder=" ..."), ""
     return "ran" if expected is None else f"{distance(image, expected):.1e}", str(len(rows))
 
 
 def print_row(case: str, cells: Sequence[str]) -> None:
-    print("{:45s}  {:40s}  {:>6s}  {:40s}  {:>6s}".format(case, *cells))
+    print(f"{case:43s}  {cells[0]:46s}  {cells[1]:>6s}  {cells[2]:36s}  {cells[3]:>6s}".rstrip())
 
 
 def one_sided() -> None:
