@@ -556,6 +556,17 @@ def test_autocast(tolerance):
     assert report.rounds < report.steps or tolerance == 0
 
 
+@both_tolerances
+def test_inference_mode(tolerance):
+    pipe, inputs = stable_diffusion(), {**PROMPT, **STEPS}
+    with torch.inference_mode():
+        expected = untouched(pipe, **inputs)
+        actual, report = parallel(pipe, tolerance=tolerance, **inputs)
+    check(actual, expected, report, tolerance)
+    assert report.sequential is None
+    assert report.rounds < report.steps or tolerance == 0
+
+
 # ---- 5. torch.compile
 
 
@@ -1012,6 +1023,7 @@ def test_nan_in_a_sample_hides_no_other(bad, make, tolerance):
     actual, report = parallel(pipe, latents=latents, tolerance=tolerance, **inputs)
     assert torch.equal(actual.isnan(), expected.isnan())
     check(actual[1 - bad], expected[1 - bad], report, tolerance)
+    assert not any("changed" in note for note in report.notes)  # nobody did
 
 
 # ---- 10. other loops
@@ -1208,6 +1220,15 @@ def accumulating(pipe: Any, x: Tensor, g: Any) -> Tensor:
     return x + out
 
 
+def overwriting_outputs(pipe: Any, x: Tensor, g: Any) -> Tensor:
+    for t in pipe.scheduler.timesteps:
+        prediction = pipe.net(pipe.scheduler.scale_model_input(x, t), t)
+        prediction *= 0.8
+        prediction[:, :, 1] = 0.1
+        x = pipe.scheduler.step(prediction, t, x, return_dict=False)[0]
+    return x
+
+
 def feeding_back(pipe: Any, x: Tensor, g: Any) -> Tensor:
     out = torch.zeros_like(x)
     for t in pipe.scheduler.timesteps:
@@ -1236,7 +1257,7 @@ LOOPS = [
     *[skipping, skipping_high_noise, ending_early],
     *[guided_in_an_interval, guided_in_half_of_the_steps, of_other_inputs_every_time, of_other_times],
     *[drawing, drawing_from_the_generator, drawing_unless_late, drawing_numbers_of_python],
-    *[accumulating, feeding_back, writing_rows],
+    *[accumulating, overwriting_outputs, feeding_back, writing_rows],
 ]
 PARALLEL = [plain, precomputed, looked_at_first]
 LOOP_SCHEDULERS = {
