@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned so that figures can be compared; the package itself supports torch >= 2.4 (make TORCH=torch==2.4.1 ...).
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench quality docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,12 @@ test: check
 
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/adapter.py
+	$(BIN)/python tests/benchmarks/paradigms.py
+
+# a third of an hour on one core
+quality: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/quality.py
 
 docs: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out docs/images

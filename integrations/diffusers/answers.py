@@ -58,6 +58,8 @@ class Answers:
 
     def begin(self, step: int, lanes: Lanes | None, replaying: bool) -> None:
         """A new iteration."""
+        if self.lanes is not None:
+            self._first.clear()  # what was not compared in the first round is not called again
         self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
         if not replaying:
