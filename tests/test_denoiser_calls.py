@@ -1,5 +1,6 @@
 """Denoiser calls: batched, remembered, and the loop that needs no pipeline."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pipelines import assert_same, digits, generator
 from torch import nn
 
-from integrations.diffusers import denoise
+from integrations.diffusers import denoise, sampler
 from integrations.diffusers.batching import Batch, Outputs, joined
 from integrations.diffusers.replay import Replay
 from integrations.diffusers.window_tensor import Lanes, pick
@@ -121,6 +122,21 @@ def test_inputs_that_were_written_to_are_not_trusted_and_copied_from_then_on():
         replay.keep(range(2))
         states.mul_(3)
         assert replay.recall(1, 0, module, (2 * torch.ones(2, 3),), {})[0] == found
+
+
+def test_outputs_that_were_written_to_are_not_trusted_and_copied_from_then_on():
+    replay, module = Replay(0.0), nn.Identity()
+    for found in (False, True):
+        (states,) = windows([torch.ones(2, 3), 2 * torch.ones(2, 3)])
+        outputs = Outputs(2, chunks=[(torch.ones(4, 3), 2, 2)])
+        replay.remember(0, 0, module, (states,), {}, outputs)
+        replay.keep(range(2))
+        outputs.window(Lanes(2)).mul_(3)
+        assert replay.recall(1, 0, module, (2 * torch.ones(2, 3),), {})[0] == found
+        for lane in range(2) if found else ():
+            _, output = replay.recall(lane, 0, module, ((1 + lane) * torch.ones(2, 3),), {})
+            assert torch.equal(output, torch.ones(2, 3))
+            output.mul_(3)  # neither is what is given back
 
 
 # ---- Batch
@@ -309,3 +325,23 @@ def test_denoise_batches_the_window():
     assert len(rows) == report.rounds < 20
     assert sum(rows) == report.evaluations
     assert max(rows) == 2 * 6
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+@pytest.mark.parametrize("write", [lambda out: out.mul_(1.5), lambda out: out.clamp_(-0.3, 0.3), lambda out: out])
+def test_a_loop_that_writes_to_the_denoisers_output(write, tolerance):
+    """What is remembered for a replay must not have been written to before."""
+    results, reports = [], []
+    for parallel in (False, True):
+        scheduler, module = DDIMScheduler(clip_sample=False), Model()
+        scheduler.set_timesteps(20)
+        x, owner = randn(0, 2, 4), SimpleNamespace(scheduler=scheduler, components={"model": module})
+        with torch.no_grad(), sampler(owner, tolerance=tolerance, window=6) if parallel else nullcontext() as run:
+            for t in scheduler.timesteps:
+                out = module(x, t)
+                write(out)
+                x = scheduler.step(out, t, x, return_dict=False)[0]
+        results.append(x)
+        reports.append(getattr(run, "report", None))
+    assert_same(results[1], results[0], 1e-6 if tolerance == 0 else tolerance * reports[1].rounds)
+    assert reports[1].sequential is None

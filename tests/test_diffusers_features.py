@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -448,9 +449,29 @@ def by_hand(steps: int, x: Tensor) -> Tensor:
     return x
 
 
-def test_auto_is_sequential_where_time_grows_with_the_rows():
+class Clock:
+    """A time that passes only in the denoiser, so that what is decided by the clock is the same everywhere."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    for module in ("answers", "loop"):
+        monkeypatch.setattr(f"integrations.diffusers.{module}.perf_counter", made)
+    return made
+
+
+def test_auto_is_sequential_where_time_grows_with_the_rows(clock):
     def model(x, t):
-        time.sleep(0.002 * len(x))
+        clock.sleep(0.002 * len(x))
         return cheap(x, t)
 
     x = noise(1, 4, 4, 4, seed=1)
@@ -463,9 +484,9 @@ def test_auto_is_sequential_where_time_grows_with_the_rows():
     assert report.evaluations < 3 * 60  # what was tried in vain
 
 
-def test_auto_is_parallel_where_every_call_takes_the_same_time():
+def test_auto_is_parallel_where_every_call_takes_the_same_time(clock):
     def model(x, t):
-        time.sleep(0.004)
+        clock.sleep(0.004)
         return cheap(x, t)
 
     x = noise(1, 4, 4, 4, seed=1)
@@ -477,10 +498,10 @@ def test_auto_is_parallel_where_every_call_takes_the_same_time():
 
 
 @pytest.mark.parametrize("limit", [2, 3, 8, 20])
-def test_auto_within_max_batch(limit):
+def test_auto_within_max_batch(limit, clock):
     def model(x, t):
         rows.append(len(x))
-        time.sleep(0.002)
+        clock.sleep(0.002)
         return cheap(x, t)
 
     x, rows = noise(2, 4, 4, 4, seed=1), []
@@ -899,7 +920,7 @@ def in_threads(*functions: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
         assert not thread.is_alive()
     if errors:
         raise errors[0]
@@ -911,7 +932,7 @@ def in_threads(*functions: Callable[[], Any]) -> list[Any]:
 def test_two_pipelines_in_two_threads(make, in_step):
     def meet(pipe, i, t, tensors):
         if in_step and i < 9:  # they take turns
-            barrier.wait(30)
+            barrier.wait(120)
         return {}
 
     pipes = [stable_diffusion(with_betas(make)) for _ in range(2)]
@@ -939,6 +960,27 @@ def test_two_pipelines_in_two_threads(make, in_step):
             assert_same(actual, expected, 1e-9)
             assert report.rounds == before.rounds < report.steps == inputs["num_inference_steps"]
             assert report.evaluations == before.evaluations
+
+
+def test_two_equal_pipelines_that_start_at_once():
+    """With a schedule that no run before had, so that nothing is known of its steps."""
+    often = sys.getswitchinterval()
+    pipes = [stable_diffusion(with_betas(EulerDiscreteScheduler)) for _ in range(2)]
+    for trial in range(6):
+        calls = [
+            partial(parallel, pipe, seed=seed, **PROMPT, sigmas=[sigma + 1e-3 * trial for sigma in SIGMAS])
+            for seed, pipe in enumerate(pipes)
+        ]
+        try:
+            sys.setswitchinterval(1e-5)
+            together = in_threads(*calls)
+        finally:
+            sys.setswitchinterval(often)
+        for (actual, report), call in zip(together, calls, strict=True):
+            expected, alone = call()
+            assert report.sequential is None
+            assert report.rounds == alone.rounds < report.steps
+            assert_same(actual, expected, 1e-9)
 
 
 @both_tolerances

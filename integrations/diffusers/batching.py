@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from integrations.diffusers.same import version
 from integrations.diffusers.window_tensor import Lanes, WindowTensor, find
 
 _SHARED = ("img_ids", "txt_ids")  # arguments of transformers that have no batch dimension,
@@ -31,7 +32,7 @@ class Batch:
     limit: int | None = None
     pad: int | None = None
     nested: bool = False
-    _repeated: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+    _repeated: dict[tuple[int, int], tuple[Tensor, int | None, Tensor]] = field(default_factory=dict)
 
     def call(
         self, function: Callable[..., Any], lanes: list[int], args: tuple, kwargs: dict, like: Any = None
@@ -78,6 +79,15 @@ class Outputs:
         return sum(count for _, _, count in self.chunks)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the outputs."""
+        return [tensor for out, _, _ in self.chunks for tensor in tensors(out)]
+
+    def copied(self) -> "Outputs":
+        """The same outputs in memory of their own."""
+        return Outputs(self.samples, self.like, [(copied(out), width, count) for out, width, count in self.chunks])
+
+    @property
     def evaluated(self) -> int:
         """Lanes that were given to the denoiser, padding included."""
         return sum(width for _, width, _ in self.chunks)
@@ -115,7 +125,7 @@ class _Widened:
     lanes: list[int]
     samples: int
     nested: bool
-    repeated: dict[tuple[int, int], tuple[Tensor, int, Tensor]]
+    repeated: dict[tuple[int, int], tuple[Tensor, int | None, Tensor]]
 
     def __call__(self, value: Any, name: str = "") -> Any:
         if isinstance(value, WindowTensor):
@@ -152,12 +162,12 @@ class _Widened:
                 return value
         key = id(value), len(self.lanes)
         kept = self.repeated.get(key)
-        if kept is None or kept[0] is not value or kept[1] != value._version:
+        if kept is None or kept[0] is not value or kept[1] is None or kept[1] != version(value):
             if dim == 1:
                 wide = value.repeat_interleave(len(self.lanes), 1)
             else:  # rows that belong to one row of the state stay together
                 wide = value.unflatten(0, (self.samples, groups)).repeat_interleave(len(self.lanes), 0).flatten(0, 1)
-            kept = self.repeated[key] = value, value._version, wide
+            kept = self.repeated[key] = value, version(value), wide
             while len(self.repeated) > 16:
                 del self.repeated[next(iter(self.repeated))]
         return kept[2]
@@ -236,6 +246,11 @@ def tensors(value: Any) -> list[Tensor]:
         return [tensor for part in value for tensor in tensors(part)]
     sample = getattr(value, "sample", None)
     return [sample] if isinstance(sample, Tensor) else []
+
+
+def copied(out: Any) -> Any:
+    """The same output in memory of its own."""
+    return joined([out], lambda values: values[0].clone())
 
 
 def with_sample(out: Any, sample: Any) -> Any:

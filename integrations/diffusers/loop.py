@@ -30,6 +30,7 @@ from integrations.diffusers.pace import Pace
 from integrations.diffusers.probe import scaled_ahead
 from integrations.diffusers.replay import Replay
 from integrations.diffusers.report import Report, single_step
+from integrations.diffusers.same import equal, version
 from integrations.diffusers.scheduler_chain import SchedulerChain
 from integrations.diffusers.walk import copy_of
 from integrations.diffusers.window_tensor import LaneMode, Lanes, WindowTensor, find, pick, without_lane_mode
@@ -200,7 +201,7 @@ class Loop:
             drew = not same(states, tape.states())
             given = FirstStep(outputs[0], timestep, first, state, extra, tape, drew)
             self._window = self._begin(before, given)
-        if handed is not None and not torch.equal(handed.state, first) and not self._ties(handed.state, first):
+        if handed is not None and not equal(handed.state, first) and not self._ties(handed.state, first):
             self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
             self._caution.set_back()
         elif count == 1 < self._answers.evaluated:
@@ -266,12 +267,14 @@ class Loop:
     def _ties(self, handed: Tensor, found: Tensor) -> bool:
         """Whether the loop's only change was to overwrite rows with other rows, as guidance on a doubled batch does."""
         walk = self._chain.walk
-        if torch.equal(walk.tied(handed), found):
+        if equal(walk.tied(handed), found):
             return True
-        same = (handed == found).flatten(1).all(1).tolist()
+        if handed.shape != found.shape:
+            return False
+        same = [equal(before, now) for before, now in zip(handed, found, strict=True)]
         kept = [row for row, unchanged in enumerate(same) if unchanged]
         rows = [row for row, unchanged in enumerate(same) if not unchanged]
-        sources = [next((other for other in kept if torch.equal(found[row], found[other])), None) for row in rows]
+        sources = [next((other for other in kept if equal(found[row], found[other])), None) for row in rows]
         if None in sources:
             return False
         walk.ties = rows, [source for source in sources if source is not None]
@@ -299,7 +302,7 @@ class Loop:
         ahead[0] = state
         self._lanes = Lanes(asked)
         carried = self._lanes.tensor(ahead)
-        self._handed = _Handed(carried, ahead._version, state)
+        self._handed = _Handed(carried, version(ahead), state)
         if isinstance(stepped, BaseOutput):
             return type(stepped)(**{**stepped, "prev_sample": carried})
         return (carried, *stepped[1:])
@@ -310,12 +313,12 @@ class _Handed:
     """The states that travel into the next round, as they were given to the pipeline; ``state`` is the true one."""
 
     carried: WindowTensor
-    version: int
+    version: int | None
     state: Tensor
 
     def intact(self, sample: Tensor) -> bool:
         """Whether these are what the pipeline gives back, and nobody has written to them."""
-        return sample is self.carried and self.carried.stack._version == self.version
+        return self.version is not None and sample is self.carried and version(self.carried.stack) == self.version
 
 
 def _stack(value: Tensor, count: int) -> Tensor:

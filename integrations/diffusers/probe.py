@@ -78,6 +78,8 @@ class Probe:
         """Probe the steps before ``end``; whether all of them so far are linear."""
         if self._alive and self._reached < end:
             with _LOCK, self._tape.ahead(), torch.no_grad():
+                if self._reached >= end:  # another thread was here meanwhile
+                    return self.linear and self._alive
                 results = [self._step(n) for n in range(self._reached, end) if self._alive]
                 if self.linear and self._alive:
                     self._note(results)

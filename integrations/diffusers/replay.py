@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from integrations.diffusers.batching import Outputs
+from integrations.diffusers.batching import Outputs, copied
+from integrations.diffusers.batching import tensors as flat_tensors
+from integrations.diffusers.same import version
 from integrations.diffusers.window_tensor import WindowTensor
 
 
@@ -17,7 +19,7 @@ class Call:
     Attributes:
         form: what must agree exactly between two calls.
         inputs: its tensors; of a window those of all lanes, stacked, where they differ.
-        versions: of the inputs: a pipeline may write to them afterwards.
+        versions: of the inputs and the outputs: a pipeline may write to them afterwards.
         varies: which of the inputs differ between lanes.
         outputs: of the window, or the output of a call of its own.
         first: the step of its first lane.
@@ -25,7 +27,7 @@ class Call:
 
     form: Any
     inputs: list[Tensor]
-    versions: list[int]
+    versions: list[int | None]
     varies: list[bool]
     outputs: Any
     first: int = 0
@@ -36,14 +38,21 @@ class Call:
         form, tensors = described(module, args, kwargs)
         varies = [isinstance(tensor, WindowTensor) for tensor in tensors]
         inputs = [tensor.stack if isinstance(tensor, WindowTensor) else tensor for tensor in tensors]
-        if copying:
+        if copying or any(tensor.is_inference() for tensor in inputs):
             inputs = [x.clone() if of_lanes else x for x, of_lanes in zip(inputs, varies, strict=True)]
-        return Call(form, inputs, [x._version for x in inputs], varies, outputs, first)
+            outputs = outputs.copied() if isinstance(outputs, Outputs) else copied(outputs)
+        call = Call(form, inputs, [], varies, outputs, first)
+        call.versions = call._present()
+        return call
+
+    def _present(self) -> list[int | None]:
+        outputs = self.outputs.tensors if isinstance(self.outputs, Outputs) else flat_tensors(self.outputs)
+        return [version(x) for x in (*self.inputs, *outputs)]
 
     @property
     def intact(self) -> bool:
-        """Whether its tensors are as they were."""
-        return [x._version for x in self.inputs] == self.versions
+        """Whether its inputs and its outputs are as they were."""
+        return self._present() == self.versions
 
     def input(self, number: int, lane: int) -> Tensor:
         """One of its tensors."""
@@ -85,7 +94,8 @@ class Replay:
             then = call.inputs[k]
             if now is not then and not self._close(now, call.input(k, lane)):
                 return False, None
-        return True, call.output(lane)
+        output = call.output(lane)
+        return True, copied(output) if self.copying or (call.versions and call.versions[0] is None) else output
 
     def _close(self, now: Tensor, then: Tensor) -> bool:
         """Equal, or states of which every sample is within tolerance; NaN is equal to NaN."""
