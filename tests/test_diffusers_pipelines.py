@@ -196,8 +196,17 @@ def rows() -> list[tuple[Case, str, dict[str, Any]]]:
         cases = [case for case in CASES if case.schedulers == kind]
         configs = [(name, config) for name, listed in schedulers.items() for config in listed]
         for i, (name, config) in enumerate(configs):
-            made += [(case, name, config) for case in cases[i % 4 :: 4]]
+            made += [(case, name, config) for case in cases[i % 4 :: 4] if not unfit(case, name)]
     return made
+
+
+def unfit(case: Case, name: str) -> bool:
+    """Whether the untouched pipeline does not run with a scheduler, or not to a result that means anything."""
+    # Heun's second stage starts from a view of the state, which this pipeline has overwritten by then
+    if name == "FlowMatchHeunDiscreteScheduler" and case.name == "Kandinsky 5, video":
+        return True
+    # IPNDM cannot add noise to an image
+    return name == "IPNDMScheduler" and ("image to image" in case.name or "inpainting" in case.name)
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,8 @@ def test_no_table_for_a_memory_that_never_ends():
     probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
     assert probe.reach(15)
     assert not probe.reach(20)
+    assert probe.reach(15)  # what is in the table stays
+    assert not probe.carries_forward()
 
 
 def test_a_probe_is_kept_for_an_equal_scheduler_only():

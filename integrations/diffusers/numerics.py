@@ -65,8 +65,9 @@ class Numerics:
             scheduler, Walk(timesteps, own, *shapes, extra, step.tape, form), tolerance >= _TABLE_TOLERANCE
         )
         width = self.widest(len(timesteps))
-        linear = chain.probe is not None and chain.probe.reach(min(width, len(timesteps)))
-        onward = chain.probe is None or not linear or chain.probe.carries_forward()
+        if chain.probe is not None:
+            chain.probe.reach(min(width, len(timesteps)))
+        onward = chain.probe is None or chain.probe.carries_forward()
         iteration = self.iteration or (Picard() if onward else Exponential())
         guess = self.guess or (FrozenSample() if step.drew else FrozenOutput())
         settings = Settings(width, iteration, guess, Tolerance(noise=tolerance), lockstep=True)

@@ -52,7 +52,7 @@ class Probe:
     Attributes:
         table: filled up to the steps that were reached.
         scales: by what ``scale_model_input`` multiplies.
-        linear: False once a step was not a linear map, or one of too long a memory: then the table is of no use.
+        linear: False once a step was not a linear map, or one of too long a memory: the table ends before it.
     """
 
     def __init__(self, scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, Any]):
@@ -71,20 +71,20 @@ class Probe:
             self._tape = NoiseTape.of(torch.Generator(timesteps.device), timesteps.device)
             self._extra["generator"] = self._tape.generators[0]
         self._stages: dict[int, Any] = {}
-        self._reached = 0
+        self._reached = self._noted = 0  # steps that were taken, and those of them that are in the table
         self._alive = True
 
     def reach(self, end: int) -> bool:
-        """Probe the steps before ``end``; whether all of them so far are linear."""
+        """Probe the steps before ``end``; whether the table has all of them."""
         if self._alive and self._reached < end:
             with _LOCK, self._tape.ahead(), torch.no_grad():
                 if self._reached >= end:  # another thread was here meanwhile
-                    return self.linear and self._alive
+                    return end <= self._noted
                 results = [self._step(n) for n in range(self._reached, end) if self._alive]
                 if self.linear and self._alive:
                     self._note(results)
                 self._reached = max(self._reached, end)
-        return self.linear and self._alive
+        return end <= self._noted
 
     def stage(self, n: int) -> Any:
         """A copy of the scheduler as it stands before step ``n``, but for the states it keeps; None if unknown."""
@@ -93,8 +93,8 @@ class Probe:
 
     def carries_forward(self) -> bool:
         """Whether the steps so far start from the state they are given, most of them, more than from earlier ones."""
-        x = np.abs(self.table.x[: self._reached])
-        return bool(np.mean(x[:, 0] < x[:, 1:].sum(1)) < 0.25)
+        x = np.abs(self.table.x[: self._noted])
+        return self._noted == 0 or bool(np.mean(x[:, 0] < x[:, 1:].sum(1)) < 0.25)
 
     def _step(self, n: int) -> tuple[Tensor, Tensor, bool] | None:
         """The step's outcome for unit vectors, what noise it can have drawn, and whether it drew."""
@@ -143,6 +143,7 @@ class Probe:
                 return
             table = self.table
             table.x[n], table.o[n], table.s[n], table.noisy[n] = x, o, size[0], drew
+            self._noted = n + 1
             table.lags = max(table.lags, *np.flatnonzero((x != 0) | (o != 0)).tolist(), 0)
 
 
