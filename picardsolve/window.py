@@ -18,7 +18,7 @@ from torch import Tensor
 from picardsolve.guesses import Guess
 from picardsolve.history import Round
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
-from picardsolve.iterations.base import Iteration
+from picardsolve.iterations.base import Iteration, Memory
 from picardsolve.tolerances import Tolerance
 
 _BLOW_UP = 10.0  # growth of the largest change in one round that counts as divergence
@@ -72,6 +72,7 @@ class Window:
         self._kept = np.zeros(samples, dtype=np.int64)  # states ahead that an earlier round has swept
         self._peak = np.zeros(samples)  # and the largest change among them, in that round
         self._past: Tensor | None = None
+        self._memory: Memory = ()
         self._noise: Tensor | None = None
         self._position = np.arange(widest)[:, None]
         self._zero = np.zeros(samples, dtype=np.int64)
@@ -99,12 +100,13 @@ class Window:
         """Take the outputs of the rows that were asked for, shape ``(R, K)``."""
         x, out = self._old_states(), self._with_past(self._arranged(outputs))
         steps = self.chain.steps(self._n, x[:-1], out, self._drawn(len(self._n)))
-        y, change, residuals = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]))
-        within, size = self.settings.tolerance.within(change, y, steps.noise_scale())
-        stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), y)  # the round's one wait for the device
-        self.history.append(Round.of(self.begin, stride, self._span, size, residuals))
-        self._accept(y, stride)
-        self._slide(x, y, out, stride, last)
+        swept = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
+        within, size = self.settings.tolerance.within(swept.change, swept.y, steps.noise_scale())
+        stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), swept.y)  # the round's one device wait
+        self.history.append(Round.of(self.begin, stride, self._span, size, swept.residual))
+        self._accept(swept.y, stride)
+        self._remember(swept.memory, stride, last)
+        self._slide(x, swept.y, out, stride, last)
 
     def narrow(self, width: int) -> None:
         """Announce that only the first ``width`` steps of what was asked for will be told."""
@@ -122,7 +124,7 @@ class Window:
     def restart(self, step: int, y: Tensor) -> None:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin, self._kept = np.full_like(self.begin, step), np.zeros_like(self._kept)
-        self.x, self._noise, self._past = y[None], None, None
+        self.x, self._noise, self._past, self._memory = y[None], None, None, ()
 
     def _take_stock(self, span: Index) -> None:
         """Note what a round holds: ``span[s]`` steps of sample s."""
@@ -221,6 +223,23 @@ class Window:
         step, row, sample = (self._on_device(index) for index in (self.begin[sample] + 1 + row, row, sample))
         self.path[step, sample] = y[row, sample]
 
+    def _remembered(self, width: int) -> Memory:
+        """What the iteration remembers of the window's steps, zeros for those that are new."""
+        missing = [width - len(part) for part in self._memory]
+        return tuple(
+            torch.cat([part, part.new_zeros(more, *part.shape[1:])]) if more > 0 else part[:width]
+            for part, more in zip(self._memory, missing, strict=True)
+        )
+
+    def _remember(self, memory: Memory, stride: Index, last: Index) -> None:
+        if _alike(stride) and _alike(last):
+            self._memory = tuple(part[int(stride[0]) : int(last[0])] for part in memory)
+        else:
+            kept = last - stride
+            gone = self._on_device(self._position[: int(kept.max())] >= kept)
+            moved = [_rows(part, stride, len(gone)) for part in memory]
+            self._memory = tuple(part.masked_fill_(gone[..., *[None] * (part.dim() - 2)], 0) for part in moved)
+
     def _slide(self, x: Tensor, y: Tensor, out: Tensor, stride: Index, last: Index) -> None:
         """Move to the new begin; keep what is known of the states ahead and guess the rest."""
         if _alike(self.begin) and _alike(stride) and _alike(last) and not self.failed.any():
@@ -246,7 +265,8 @@ class Window:
 
     def _slide_apart(self, x: Tensor, y: Tensor, out: Tensor, stride: Index, last: Index) -> None:
         source, memory = np.maximum(last - 1, 0), self.chain.memory
-        held = Evaluated((self.begin + source)[None], _rows(x, source, 1)[0], _rows(out, memory + source, 1)[0])
+        at = np.minimum(self.begin + source, self.chain.length - 1)  # a sample at its end has no next step
+        held = Evaluated(at[None], _rows(x, source, 1)[0], _rows(out, memory + source, 1)[0])
         if memory:
             self._past = _rows(out, stride, memory)
         if self._noise is not None:

@@ -1,29 +1,53 @@
 """The interface of an iteration: how a window answers to what one round computed."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
 from picardsolve.integrators.base import Steps
+
+Memory: TypeAlias = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep made of a window of W steps of B samples.
+
+    Attributes:
+        y: the new states ``Y[b + 1] ... Y[b + W]``, ``(W, B, D)``.
+        change: ``Y - X``, ``(W, B, D)``.
+        residual: root mean square of ``F[n] - X[n + 1]``, ``(W, B)``; None where the sweep does not compute it.
+        slope: estimate of how a change of ``X[n]`` changes ``Phi_n(X[n])``, ``(W, B)``; None where there is none.
+        misfit: what the estimate left unexplained in this round, relative to the change, ``(W, B)``; infinite where a
+            step has not been seen twice.
+        memory: what the next sweep wants to know of the same steps: tensors ``(W, B, ...)``.
+    """
+
+    y: Tensor
+    change: Tensor
+    residual: Tensor | None
+    slope: Tensor | None = None
+    misfit: Tensor | None = None
+    memory: Memory = ()
 
 
 class Iteration(ABC):
     """One choice of ``delta`` in ``Y[n+1] = F[n] + delta_n(Y[n], X[n])``, ``F[n] = Phi_n(X[n])``, ``Y[b] = X[b]``.
 
     Whatever the choice, after k sweeps the first k states of a window are the sequential ones, and the fixed point is
-    the sequential solution.
+    the sequential solution. An iteration holds hyper-parameters only; what it knows of a run is its memory, which the
+    window keeps, moves along with the steps, and fills with zeros for steps that enter.
     """
 
     @abstractmethod
-    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """New states from old ones.
 
         Args:
             steps: the window's steps with this round's outputs.
-            x: the old states ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``.
+            x: the old states ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``; not to be written to.
             scratch: ``(W, B, D)`` memory that the change may be returned in.
-
-        Returns:
-            The new states ``Y[b + 1] ... Y[b + W]`` and their change ``Y - X``, each ``(W, B, D)``, and the root mean
-            square of the residuals ``F[n] - X[n + 1]``, ``(W, B)`` (None where the sweep does not compute them).
+            memory: of the sweep before, moved to this window's steps; empty at first.
         """

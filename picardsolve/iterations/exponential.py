@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from picardsolve.integrators.base import Steps
-from picardsolve.iterations.base import Iteration
+from picardsolve.iterations.base import Iteration, Memory, Swept
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,6 @@ class Exponential(Iteration):
     Chen et al. 2024). On Runge-Kutta methods it is Picard.
     """
 
-    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = frozen_n(Y[n])``."""
-        return steps.frozen(x, scratch)
+        return Swept(*steps.frozen(x, scratch))

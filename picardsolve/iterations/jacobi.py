@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrators.base import Steps
-from picardsolve.iterations.base import Iteration
+from picardsolve.iterations.base import Iteration, Memory, Swept
 from picardsolve.recurrence import rms
 
 
@@ -14,8 +14,8 @@ from picardsolve.recurrence import rms
 class Jacobi(Iteration):
     """``delta = 0``: every state becomes the image of its predecessor (Song et al. 2021b). Slow; a baseline."""
 
-    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n]``."""
         images = steps.images()
         residual = torch.sub(images, x[1:], out=scratch)
-        return images, residual, rms(residual)
+        return Swept(images, residual, rms(residual))
