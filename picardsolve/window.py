@@ -238,7 +238,9 @@ class Window:
             kept = last - stride
             gone = self._on_device(self._position[: int(kept.max())] >= kept)
             moved = [_rows(part, stride, len(gone)) for part in memory]
-            self._memory = tuple(part.masked_fill_(gone[..., *[None] * (part.dim() - 2)], 0) for part in moved)
+            self._memory = tuple(
+                part.masked_fill_(gone.reshape(*gone.shape, *[1] * (part.dim() - 2)), 0) for part in moved
+            )
 
     def _slide(self, x: Tensor, y: Tensor, out: Tensor, stride: Index, last: Index) -> None:
         """Move to the new begin; keep what is known of the states ahead and guess the rest."""
