@@ -12,6 +12,7 @@ from picardsolve.brownian import BrownianPath
 from picardsolve.checks import check_optional_positive_integer, check_type
 from picardsolve.integrators import Integrator, Problem
 from picardsolve.state import Layout
+from picardsolve.stopping import Stop
 from picardsolve.terms import ODE, SDE, Denoiser, Term
 from picardsolve.tolerances import Tolerance
 
@@ -60,6 +61,7 @@ def tolerance_of(
     tol: float | Tensor | None,
     rtol: float | Tensor | None,
     atol: float | Tensor | None,
+    stop: Stop,
 ) -> Tolerance:
     """The tolerance that ``tol``, or ``rtol`` and ``atol``, ask for."""
     for name, value in (("tol", tol), ("rtol", rtol), ("atol", atol)):
@@ -83,6 +85,8 @@ def tolerance_of(
 
     if tol is None:
         return Tolerance(atol=moved(1e-7 if atol is None else atol), rtol=moved(1e-5 if rtol is None else rtol))
-    if isinstance(term, ODE):
+    if isinstance(term, Denoiser) and stop == "error":
+        return Tolerance(state=moved(tol))
+    if isinstance(term, ODE) or stop == "error":
         return Tolerance(atol=moved(tol), rtol=moved(tol))
     return Tolerance(noise=moved(tol))

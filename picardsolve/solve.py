@@ -1,7 +1,7 @@
 """The public calls: check what was given, choose the parts, run, return a `Solution`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from picardsolve.integrators import RK4, Chain, Euler, Heun, Integrator, Problem
 from picardsolve.iterations import Iteration, Picard
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.stopping import ErrorEstimate, Increment, Stop
 from picardsolve.terms import ODE, Term
 from picardsolve.window import Settings, Window
 
@@ -42,6 +43,7 @@ def solve(
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
+    stop: Stop = "increment",
     brownian: BrownianPath | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
@@ -97,9 +99,13 @@ def solve(
         check_guess(guess, term)
     if iteration is not None:
         check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
-    tolerance = tolerance_of(term, problem.layout, tol, rtol, atol)
+    check_choice("stop", stop, get_args(Stop))
+    tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, stop)
     chain = integrator.chain(problem)
-    settings = Settings(window, iteration or Picard(), guess or default_guess(term, chain.noise_size > 0), tolerance)
+    stopping = (
+        Increment(tolerance) if stop == "increment" or tolerance.nothing else ErrorEstimate(tolerance, chain.length)
+    )
+    settings = Settings(window, iteration or Picard(), guess or default_guess(term, chain.noise_size > 0), stopping)
     loop = Window(chain, y, settings, _path(chain, y) if save == "all" else None)
     with Progress(chain.length, progress) as bar:
         while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):

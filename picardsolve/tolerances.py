@@ -1,4 +1,4 @@
-"""When a state has stopped moving."""
+"""How much a state may be off."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ _TINY = 1e-30  # weights at least as large are normal numbers in every dtype tha
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A state counts as converged when its change in a round is within tolerance, in root mean square over the state.
+    """What changes and errors of states are measured by, in root mean square over the state.
 
     Each field is a number, or a tensor of shape ``(B,)`` with one value per sample.
 
@@ -20,14 +20,21 @@ class Tolerance:
         atol: absolute tolerance.
         rtol: tolerance relative to the size of each element of the state.
         noise: tolerance relative to the noise that the step itself adds (Shih et al. 2023, section 3.2).
+        state: tolerance relative to the root mean square of the whole state.
     """
 
     atol: float | Tensor = 0.0
     rtol: float | Tensor = 0.0
     noise: float | Tensor = 0.0
+    state: float | Tensor = 0.0
 
-    def within(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compare changes with what is allowed.
+    @property
+    def nothing(self) -> bool:
+        """Whether no change at all is allowed."""
+        return all(map(_is_zero, (self.rtol, self.atol, self.noise, self.state)))
+
+    def measure(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Measure changes in units of what is allowed.
 
         Args:
             change: ``(W, B, D)``.
@@ -35,17 +42,27 @@ class Tolerance:
             noise: standard deviation of the step's noise, ``(W, B)``, or None where there is none.
 
         Returns:
-            ``(W, B)`` booleans, and the root mean square of each change, ``(W, B)``.
+            The size of each change in units of the tolerance, and its root mean square, ``(W, B)`` both. Where nothing
+            is allowed the former is 0 for no change at all, and infinite for any other.
         """
         size = rms(change)
-        if _is_zero(self.rtol) and _is_zero(self.atol) and _is_zero(self.noise):
-            return _is_still(change), size  # not by the size, whose squares may underflow
-        if _is_zero(self.rtol):
-            allowed = self.atol if noise is None else self.atol + self.noise * noise
-            within = size <= allowed
-            if isinstance(self.atol, Tensor) or isinstance(self.noise, Tensor):
-                within &= (allowed > 0) | _is_still(change)
-            return within, size
+        if self.nothing:
+            return _any(change), size  # not by the size, whose squares may underflow
+        if not _is_zero(self.rtol):
+            return self._by_element(change, y, noise), size
+        allowed = self.atol + (0 if noise is None else self.noise * noise)
+        allowed = allowed if _is_zero(self.state) else allowed + self.state * rms(y)
+        scaled = torch.where(size == 0, 0, size / allowed)
+        if any(isinstance(value, Tensor) for value in (self.atol, self.noise, self.state)):
+            scaled = torch.where(torch.as_tensor(allowed) > 0, scaled, _any(change))
+        return scaled, size
+
+    def within(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Whether each change is within tolerance, ``(W, B)`` booleans, and its root mean square; see `measure`."""
+        scaled, size = self.measure(change, y, noise)
+        return scaled <= 1, size
+
+    def _by_element(self, change: Tensor, y: Tensor, noise: Tensor | None) -> Tensor:
         weights = y.abs()
         if isinstance(self.rtol, Tensor) or isinstance(self.atol, Tensor):
             weights.mul_(_column(self.rtol)).add_(_column(self.atol))
@@ -55,11 +72,12 @@ class Tolerance:
             weights += (self.noise * noise)[..., None]
         if isinstance(self.atol, Tensor) or self.atol < _TINY:
             weights.clamp_(min=torch.finfo(y.dtype).tiny)
-        return rms(torch.div(change, weights, out=weights)) <= 1, size
+        return rms(torch.div(change, weights, out=weights))
 
 
-def _is_still(change: Tensor) -> Tensor:
-    return change.abs().amax(-1) == 0
+def _any(change: Tensor) -> Tensor:
+    """Infinite where there is any change, else 0."""
+    return torch.where(change.abs().amax(-1) == 0, 0.0, torch.inf).to(change.dtype)
 
 
 def _is_zero(value: float | Tensor) -> bool:

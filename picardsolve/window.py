@@ -19,7 +19,7 @@ from picardsolve.guesses import Guess
 from picardsolve.history import Round
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.iterations.base import Iteration, Memory
-from picardsolve.tolerances import Tolerance
+from picardsolve.stopping import Stopping
 
 _BLOW_UP = 10.0  # growth of the largest change in one round that counts as divergence
 
@@ -30,13 +30,14 @@ class Settings:
 
     Attributes:
         width: steps in the window.
+        stopping: which states may be left behind; of this solve only, for it remembers its rounds.
         lockstep: all samples share one position, that of the slowest.
     """
 
     width: int
     iteration: Iteration
     guess: Guess
-    tolerance: Tolerance
+    stopping: Stopping
     lockstep: bool = False
 
 
@@ -78,6 +79,8 @@ class Window:
         self._zero = np.zeros(samples, dtype=np.int64)
         self._sample = np.zeros_like(self._position) + np.arange(samples)
         self._scratch = y0[:0]  # allocating a window anew costs as much as computing one
+        if self.settings.guess.hold is not None:
+            self._foresee(widest)
         self._take_stock(self._zero)
 
     @property
@@ -101,11 +104,12 @@ class Window:
         x, out = self._old_states(), self._with_past(self._arranged(outputs))
         steps = self.chain.steps(self._n, x[:-1], out, self._drawn(len(self._n)))
         swept = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
-        within, size = self.settings.tolerance.within(swept.change, swept.y, steps.noise_scale())
+        within, size = self.settings.stopping.judge(swept, steps.noise_scale())
         stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), swept.y)  # the round's one device wait
         self.history.append(Round.of(self.begin, stride, self._span, size, swept.residual))
         self._accept(swept.y, stride)
         self._remember(swept.memory, stride, last)
+        self.settings.stopping.slide(self._on_device(stride), self._on_device(last))
         self._slide(x, swept.y, out, stride, last)
 
     def narrow(self, width: int) -> None:
@@ -125,6 +129,7 @@ class Window:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin, self._kept = np.full_like(self.begin, step), np.zeros_like(self._kept)
         self.x, self._noise, self._past, self._memory = y[None], None, None, ()
+        self.settings.stopping.restart()
 
     def _take_stock(self, span: Index) -> None:
         """Note what a round holds: ``span[s]`` steps of sample s."""
@@ -287,6 +292,12 @@ class Window:
         kept = np.minimum(first + position, len(states) - 1)
         index = np.where(position <= known, kept, len(states) + position - known - 1)
         self.x = _take(torch.cat([states, ahead]), np.minimum(index, len(states) + missing - 1))
+
+    def _foresee(self, width: int) -> None:
+        noise = self._drawn(width) if self.chain.noise_size else None
+        ahead = self.chain.foresee(self._steps(width), self.x[0], noise)
+        if ahead is not None:
+            self.x = torch.cat([self.x, ahead])
 
     def _guess(self, start: Tensor, held: Evaluated, known: Index | int, count: int) -> Tensor:
         hold = self.settings.guess.hold

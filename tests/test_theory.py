@@ -16,6 +16,7 @@ from problems import generator, randn, seeds
 import picardsolve as ps
 from picardsolve.integrators import Chain, Problem
 from picardsolve.state import Layout
+from picardsolve.stopping import Increment
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
 
@@ -23,7 +24,7 @@ from picardsolve.window import Settings, Window
 def full_window(drift, y0: torch.Tensor, span: float, steps: int, iteration: ps.Iteration) -> tuple[Chain, Window]:
     ts = ps.grids.uniform(0, span, steps)
     chain = ps.Euler().chain(Problem(ps.ODE(drift), Layout.of(y0, 0), ts, (), ps.BrownianPath(0)))
-    return chain, Window(chain, y0[None], Settings(steps, iteration, ps.Copy(), Tolerance()))
+    return chain, Window(chain, y0[None], Settings(steps, iteration, ps.Copy(), Increment(Tolerance())))
 
 
 def formula(k: int, ratio: float, guess: torch.Tensor, shift: int = 0) -> torch.Tensor:

@@ -74,6 +74,10 @@ class Steps(ABC):
             The new states and their changes, ``(W, B, D)``, and the sizes of the residuals, ``(W, B)`` or None.
         """
 
+    def expected_slope(self) -> Tensor | None:
+        """``(W, B or 1, 1)``: how ``Phi_n`` is expected to scale a change of its state; None: unchanged, 1."""
+        return None
+
     @abstractmethod
     def noise_scale(self) -> Tensor | None:
         """``(W, B)``: standard deviation of the noise of the step that leaves each new state; None where none."""
@@ -119,6 +123,13 @@ class Chain(ABC):
         Returns:
             The states after each step, ``(L, B, D)``.
         """
+
+    def foresee(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
+        """Go on from a state before anything has been evaluated; None where nothing is known of the drift.
+
+        Arguments and result as for `extend`.
+        """
+        return None
 
     @abstractmethod
     def increments(self, n: Index, sample: Index) -> Tensor:

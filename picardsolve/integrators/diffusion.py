@@ -113,6 +113,9 @@ class DiffusionChain(DriftChain):
         self.memory = len(coefficients.q) - 1
         self._levels, self._table = levels, coefficients
         self._from_state, self._from_output = term.sample_map(levels.alpha, levels.sigma)
+        variance = term.sigma_data**2  # of data N(0, sigma_data^2), whose predicted samples are a multiple of x
+        gain = levels.alpha * variance / (levels.alpha**2 * variance + levels.sigma**2)
+        self._expected = coefficients.p + coefficients.q.sum(0) * gain
         self._ts, self._brownian = problem.ts, problem.brownian
         self.noise_size = problem.layout.size if bool((coefficients.s > 0).any()) else 0
         if self.noise_size:
@@ -143,7 +146,7 @@ class DiffusionChain(DriftChain):
         if noise is not None:
             images.addcmul_(per_step(self._table.s, n, x), noise)
         linear = per_step(self._table.p + self._table.q[0] * self._from_state, n, x)
-        return _DiffusionSteps(images, linear, per_step(self._leaving, n, x)[..., 0])
+        return _DiffusionSteps(images, linear, per_step(self._expected, n, x), per_step(self._leaving, n, x)[..., 0])
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed predicted noise ("output") or towards a fixed predicted sample ("sample")."""
@@ -158,6 +161,12 @@ class DiffusionChain(DriftChain):
         if noise is not None:
             c = c.addcmul(per_step(self._table.s, n, start), noise)
         return recurrence(a, c, start)
+
+    def foresee(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
+        """Steps for data from ``N(0, sigma_data^2)``."""
+        scale = per_step(self._table.s, n, start)
+        c = start.new_zeros(len(n), *start.shape) if noise is None else scale * noise
+        return recurrence(per_step(self._expected, n, start), c, start)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
         """The step's noise z: its Brownian increment over the square root of the step."""
@@ -174,6 +183,7 @@ class DiffusionChain(DriftChain):
 class _DiffusionSteps(Steps):
     image: Tensor
     factor: Tensor
+    expected: Tensor
     noise: Tensor
 
     def images(self) -> Tensor:
@@ -181,6 +191,9 @@ class _DiffusionSteps(Steps):
 
     def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return linear_sweep(self.image, self.factor, x, scratch)
+
+    def expected_slope(self) -> Tensor | None:
+        return self.expected
 
     def noise_scale(self) -> Tensor | None:
         return self.noise

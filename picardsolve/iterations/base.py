@@ -19,9 +19,7 @@ class Swept:
         y: the new states ``Y[b + 1] ... Y[b + W]``, ``(W, B, D)``.
         change: ``Y - X``, ``(W, B, D)``.
         residual: root mean square of ``F[n] - X[n + 1]``, ``(W, B)``; None where the sweep does not compute it.
-        slope: estimate of how a change of ``X[n]`` changes ``Phi_n(X[n])``, ``(W, B)``; None where there is none.
-        misfit: what the estimate left unexplained in this round, relative to the change, ``(W, B)``; infinite where a
-            step has not been seen twice.
+        slope: factor by which a change of ``X[n]`` is taken to change ``Phi_n(X[n])``, ``(W, B)``; None for 1.
         memory: what the next sweep wants to know of the same steps: tensors ``(W, B, ...)``.
     """
 
@@ -29,7 +27,6 @@ class Swept:
     change: Tensor
     residual: Tensor | None
     slope: Tensor | None = None
-    misfit: Tensor | None = None
     memory: Memory = ()
 
 

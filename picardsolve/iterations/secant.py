@@ -7,7 +7,7 @@ from torch import Tensor
 
 from picardsolve.integrators.base import Steps
 from picardsolve.iterations.base import Iteration, Memory, Swept
-from picardsolve.recurrence import linear_sweep, rms
+from picardsolve.recurrence import linear_sweep
 
 _SEEN = 1e-13  # changes of a state below this fraction of its size are rounding, and say nothing of the slope
 
@@ -17,7 +17,8 @@ class Secant(Iteration):
     """``delta = c (y - x)``, one number c for each step: the slope of the step between the last two rounds.
 
     ``c_n = <dX_n, dF_n> / <dX_n, dX_n>``, the least-squares multiple of the identity for ``Phi_n``'s Jacobian, costs no
-    evaluation. Steps that have been seen only once take the Picard slope, 1.
+    evaluation. A step that has been seen only once takes the slope that its integrator expects: 1 for an ODE or SDE
+    (as Picard does), for a denoiser that of normally distributed data.
 
     Args:
         lowest: slopes are clipped from below.
@@ -30,24 +31,21 @@ class Secant(Iteration):
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + c_n (Y[n] - X[n])``."""
         images, states = steps.images(), x[:-1]
-        slope, misfit = self._slopes(images, states, memory)
-        kept = (states, images.clone(), slope[..., None], torch.ones_like(slope)[..., None])
-        y, change, residual = linear_sweep(images, slope[..., None], x, scratch)
-        return Swept(y, change, residual, slope, misfit, kept)
+        expected = steps.expected_slope()
+        slope = images.new_ones(*images.shape[:2], 1) if expected is None else expected.expand(*images.shape[:2], 1)
+        if memory:
+            slope = self._slope(slope, states, images, memory)
+        slope = slope.clamp(self.lowest, self.highest)
+        kept = states, images.clone(), slope, torch.ones_like(slope)
+        y, change, residual = linear_sweep(images, slope, x, scratch)
+        return Swept(y, change, residual, slope[..., 0], kept)
 
-    def _slopes(self, images: Tensor, states: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        if not memory:
-            one = images.new_ones(images.shape[:2])
-            return one, torch.full_like(one, torch.inf)
+    @staticmethod
+    def _slope(expected: Tensor, states: Tensor, images: Tensor, memory: Memory) -> Tensor:
         before, image_before, slope_before, seen = memory
         dx, df = states - before, images - image_before
         largest = dx.abs().amax(-1, keepdim=True)
         dx, df = dx / largest, df / largest  # squares of small changes would underflow
-        square = torch.linalg.vecdot(dx, dx)
-        along = torch.linalg.vecdot(dx, df) / square
-        known = seen[..., 0] > 0
-        fresh = known & (largest[..., 0] > _SEEN * states.abs().amax(-1)) & along.isfinite()
-        carried = torch.where(known, slope_before[..., 0], 1.0)
-        slope = torch.where(fresh, along, carried).clamp(self.lowest, self.highest)
-        left = rms(df.addcmul_(slope[..., None], dx, value=-1)) / rms(dx)
-        return slope, torch.where(fresh, left, torch.inf)
+        along = (torch.linalg.vecdot(dx, df) / torch.linalg.vecdot(dx, dx))[..., None]
+        moved = (largest > _SEEN * states.abs().amax(-1, keepdim=True)) & along.isfinite()
+        return torch.where(seen > 0, torch.where(moved, along, slope_before), expected)

@@ -1,0 +1,143 @@
+"""Which states of a window may be left behind."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from picardsolve.iterations.base import Swept
+from picardsolve.recurrence import recurrence
+from picardsolve.tolerances import Tolerance
+
+Stop = Literal["error", "increment"]
+
+_SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
+
+
+class Stopping(ABC):
+    """A rule, with what it remembers of the rounds of one solve."""
+
+    tolerance: Tolerance
+
+    @abstractmethod
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Judge the states that a sweep made.
+
+        Args:
+            swept: of W steps of B samples.
+            noise: standard deviation of each step's noise, ``(W, B)``, or None where there is none.
+
+        Returns:
+            ``(W, B)`` booleans: the leading ones, and the state after them, may be left; and the root mean square of
+            each change, ``(W, B)``.
+        """
+
+    @abstractmethod
+    def slide(self, stride: Tensor, last: Tensor) -> None:
+        """Learn that ``stride[s]`` steps of sample s were left, and that the states up to ``last[s]`` are kept."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Forget the states ahead."""
+
+
+@dataclass
+class Increment(Stopping):
+    """A state may be left when a round changes it by no more than the tolerance (Shih et al. 2023, section 3.2).
+
+    That is no bound on its error, and is often a round late.
+    """
+
+    tolerance: Tolerance
+
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compare changes with the tolerance."""
+        scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
+        return scaled <= 1, size
+
+    def slide(self, stride: Tensor, last: Tensor) -> None:
+        """Nothing to remember."""
+
+    def restart(self) -> None:
+        """Nothing to forget."""
+
+
+@dataclass
+class ErrorEstimate(Stopping):
+    """A state may be left when its estimated distance to the sequential solution is within the tolerance.
+
+    The new states have residuals ``Phi_n(Y[n]) - Y[n+1]`` that the next round would show. They are predicted from what
+    this round showed of the last sweep: ``q_n = |F[n] - X[n+1]| / |change of X[n] in the last round|`` is how much of a
+    change the iteration failed to foresee, so that ``q_n |Y[n] - X[n]|`` is to be expected now. Slopes c carry the
+    errors on, ``E[n+1] = |c_n| E[n] + q_n |Y[n] - X[n]|``, from the error that the window's first state was left with.
+
+    What may be spent grows by a share for each step, and by what the step forgives:
+    ``A[n+1] = |c_n| A[n] + max(1 - |c_n|, 0) / 2 + 1 / N`` in units of the tolerance. A step that has been seen only once
+    takes the ratio of the last one seen twice; where there was none in two rounds, a step is kept to be seen again.
+    """
+
+    tolerance: Tolerance
+    length: int
+    _error: Tensor | None = field(init=False, default=None)  # of the window's first state, (B,)
+    _allowed: Tensor | None = field(init=False, default=None)
+    _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
+    _ratio: Tensor | None = field(init=False, default=None)  # that new steps take, (B,)
+    _blind: Tensor | None = field(init=False, default=None)  # rounds since a step was seen twice, (B,)
+    _round: tuple[Tensor, ...] = field(init=False, default=())
+
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Estimate errors, and compare them with what may be spent."""
+        scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
+        if self._error is None:
+            self._error, self._allowed = torch.zeros_like(size[0]), torch.zeros_like(size[0])
+            self._ratio, self._blind = torch.full_like(size[0], torch.inf), torch.zeros_like(size[0])
+        change, scaled_change = _arriving(size), _arriving(scaled)
+        ratio = self._ratios(swept, change)
+        expected = torch.where(scaled_change > 0, _SAFETY * ratio * scaled_change, 0)
+        slope = torch.ones_like(size) if swept.slope is None else swept.slope.abs()
+        share = (1 - slope).clamp(min=0) / 2 + 1 / self.length
+        error = recurrence(slope[..., None], expected[..., None], self._error[..., None])[..., 0]
+        allowed = recurrence(slope[..., None], share[..., None], self._allowed[..., None])[..., 0]
+        self._round = error, allowed, change
+        fits = error <= allowed
+        fits[-1] &= self._blind < 2
+        return torch.cat([fits[1:], torch.zeros_like(fits[:1])]), size
+
+    def _ratios(self, swept: Swept, change: Tensor) -> Tensor:
+        """How much of a change the iteration fails to foresee, for each step."""
+        if self._before is None or swept.residual is None:
+            self._blind = self._blind + 1
+            return self._ratio.expand_as(change)
+        before = self._before[: len(change)]
+        missing = len(change) - len(before)
+        if missing:
+            before = torch.cat([before, before.new_full((missing, *before.shape[1:]), torch.nan)])
+        ratio = swept.residual / before
+        seen = ratio.isfinite()
+        position = torch.arange(1, len(seen) + 1, device=seen.device)[:, None]
+        latest = (position * seen).amax(0)  # 0 where no step has been seen twice
+        at = ratio.gather(0, (latest - 1).clamp(min=0)[None])[0]
+        self._ratio = torch.where(latest > 0, at, self._ratio)
+        self._blind = torch.where(latest > 0, 0, self._blind + 1)
+        return torch.where(seen, ratio, self._ratio)
+
+    def slide(self, stride: Tensor, last: Tensor) -> None:
+        """Move to the window's new first state."""
+        error, allowed, change = self._round
+        at = (stride - 1).clamp(min=0)[None]
+        self._error = torch.where(stride > 0, error.gather(0, at)[0], self._error)
+        self._allowed = torch.where(stride > 0, allowed.gather(0, at)[0], self._allowed)
+        position = torch.arange(len(change), device=change.device)[:, None] + stride
+        moved = change.gather(0, position.clamp(max=len(change) - 1))
+        self._before = moved.masked_fill(position >= last, torch.nan)
+
+    def restart(self) -> None:
+        """Nothing is known of the states ahead."""
+        self._before = None
+
+
+def _arriving(size: Tensor) -> Tensor:
+    """The changes of the states that steps start from, of those they lead to."""
+    return torch.cat([torch.zeros_like(size[:1]), size[:-1]])
