@@ -5,7 +5,7 @@ from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Copy, FrozenOutput, FrozenSample, Guess
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
-from picardsolve.iterations import Exponential, Iteration, Jacobi, Picard, Secant
+from picardsolve.iterations import Exponential, Iteration, Jacobi, MultiSecant, Picard, Secant
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import odeint, sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
@@ -32,6 +32,7 @@ __all__ = [
     "Integrator",
     "Iteration",
     "Jacobi",
+    "MultiSecant",
     "Picard",
     "Result",
     "Round",

@@ -71,6 +71,9 @@ def solve(
         rtol: instead of ``tol``: allowed change in a round relative to ``|y|``. Default 1e-5 where tol is not given.
         atol: with ``rtol``: allowed absolute change. Default 1e-7 where tol is not given. A `Denoiser` without any
             tolerance uses ``tol=0.05``.
+        stop: what may be left behind: "error", states whose estimated distance to the sequential solution is within
+            tolerance (then ``tol`` is relative to the state: its root mean square for a `Denoiser`, ``1 + |y|``
+            elementwise otherwise); "increment", states that a round changed by no more than the tolerance (ParaDiGMS).
         brownian: the noise; ``BrownianPath(seed=0)`` by default.
         args: passed on to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed on to a `Denoiser`'s model by name; tensors hold an entry per sample.

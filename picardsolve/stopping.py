@@ -1,7 +1,7 @@
 """Which states of a window may be left behind."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -74,61 +74,65 @@ class ErrorEstimate(Stopping):
     errors on, ``E[n+1] = |c_n| E[n] + q_n |Y[n] - X[n]|``, from the error that the window's first state was left with.
 
     What may be spent grows by a share for each step, and by what the step forgives:
-    ``A[n+1] = |c_n| A[n] + max(1 - |c_n|, 0) / 2 + 1 / N`` in units of the tolerance. A step that has been seen only once
-    takes the ratio of the last one seen twice; where there was none in two rounds, a step is kept to be seen again.
+    ``A[n+1] = |c_n| A[n] + max(1 - |c_n|, 0) / 2 + 1 / N`` in units of the tolerance. A step that has been seen only
+    once takes the ratio of the last one seen twice; where there was none in two rounds, a step is kept to be seen
+    again.
     """
 
     tolerance: Tolerance
     length: int
-    _error: Tensor | None = field(init=False, default=None)  # of the window's first state, (B,)
-    _allowed: Tensor | None = field(init=False, default=None)
+    _account: "_Account | None" = field(init=False, default=None)
     _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
-    _ratio: Tensor | None = field(init=False, default=None)  # that new steps take, (B,)
-    _blind: Tensor | None = field(init=False, default=None)  # rounds since a step was seen twice, (B,)
-    _round: tuple[Tensor, ...] = field(init=False, default=())
+    _round: tuple[Tensor, Tensor, Tensor] | None = field(init=False, default=None)
 
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Estimate errors, and compare them with what may be spent."""
         scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
-        if self._error is None:
-            self._error, self._allowed = torch.zeros_like(size[0]), torch.zeros_like(size[0])
-            self._ratio, self._blind = torch.full_like(size[0], torch.inf), torch.zeros_like(size[0])
         change, scaled_change = _arriving(size), _arriving(scaled)
-        ratio = self._ratios(swept, change)
+        account = self._account = self._measured(swept.residual, change)
+        ratio = torch.where(account.measured, account.ratios, account.ratio)
         expected = torch.where(scaled_change > 0, _SAFETY * ratio * scaled_change, 0)
         slope = torch.ones_like(size) if swept.slope is None else swept.slope.abs()
         share = (1 - slope).clamp(min=0) / 2 + 1 / self.length
-        error = recurrence(slope[..., None], expected[..., None], self._error[..., None])[..., 0]
-        allowed = recurrence(slope[..., None], share[..., None], self._allowed[..., None])[..., 0]
+        error, allowed = (
+            recurrence(slope[..., None], new[..., None], spent[..., None])[..., 0]
+            for new, spent in ((expected, account.error), (share, account.allowed))
+        )
         self._round = error, allowed, change
         fits = error <= allowed
-        fits[-1] &= self._blind < 2
+        fits[-1] &= account.blind < 2
         return torch.cat([fits[1:], torch.zeros_like(fits[:1])]), size
 
-    def _ratios(self, swept: Swept, change: Tensor) -> Tensor:
-        """How much of a change the iteration fails to foresee, for each step."""
-        if self._before is None or swept.residual is None:
-            self._blind = self._blind + 1
-            return self._ratio.expand_as(change)
-        before = self._before[: len(change)]
-        missing = len(change) - len(before)
-        if missing:
-            before = torch.cat([before, before.new_full((missing, *before.shape[1:]), torch.nan)])
-        ratio = swept.residual / before
-        seen = ratio.isfinite()
-        position = torch.arange(1, len(seen) + 1, device=seen.device)[:, None]
-        latest = (position * seen).amax(0)  # 0 where no step has been seen twice
-        at = ratio.gather(0, (latest - 1).clamp(min=0)[None])[0]
-        self._ratio = torch.where(latest > 0, at, self._ratio)
-        self._blind = torch.where(latest > 0, 0, self._blind + 1)
-        return torch.where(seen, ratio, self._ratio)
+    def _measured(self, residual: Tensor | None, change: Tensor) -> "_Account":
+        """The account with this round's ratios."""
+        account = self._account or _Account.opened(change)
+        ratios = torch.full_like(change, torch.nan)
+        if self._before is not None and residual is not None:
+            known = min(len(change), len(self._before))
+            ratios[:known] = residual[:known] / self._before[:known]
+        measured = ratios.isfinite()
+        position = torch.arange(1, len(ratios) + 1, device=ratios.device)[:, None]
+        latest = (position * measured).amax(0)  # 0 where no step has been seen twice
+        at = ratios.gather(0, (latest - 1).clamp(min=0)[None])[0]
+        return replace(
+            account,
+            ratios=ratios,
+            measured=measured,
+            ratio=torch.where(latest > 0, at, account.ratio),
+            blind=torch.where(latest > 0, 0, account.blind + 1),
+        )
 
     def slide(self, stride: Tensor, last: Tensor) -> None:
         """Move to the window's new first state."""
+        assert self._round is not None
+        assert self._account is not None
         error, allowed, change = self._round
         at = (stride - 1).clamp(min=0)[None]
-        self._error = torch.where(stride > 0, error.gather(0, at)[0], self._error)
-        self._allowed = torch.where(stride > 0, allowed.gather(0, at)[0], self._allowed)
+        self._account = replace(
+            self._account,
+            error=torch.where(stride > 0, error.gather(0, at)[0], self._account.error),
+            allowed=torch.where(stride > 0, allowed.gather(0, at)[0], self._account.allowed),
+        )
         position = torch.arange(len(change), device=change.device)[:, None] + stride
         moved = change.gather(0, position.clamp(max=len(change) - 1))
         self._before = moved.masked_fill(position >= last, torch.nan)
@@ -136,6 +140,33 @@ class ErrorEstimate(Stopping):
     def restart(self) -> None:
         """Nothing is known of the states ahead."""
         self._before = None
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What is known of each sample, in units of its tolerance.
+
+    Attributes:
+        error: of the window's first state, ``(B,)``.
+        allowed: what may have been spent on it, ``(B,)``.
+        ratio: of residual to change, of the last step seen twice, ``(B,)``.
+        blind: rounds since there was one, ``(B,)``.
+        ratios: of the window's steps, ``(W, B)``.
+        measured: whether they could be measured in this round, ``(W, B)``.
+    """
+
+    error: Tensor
+    allowed: Tensor
+    ratio: Tensor
+    blind: Tensor
+    ratios: Tensor
+    measured: Tensor
+
+    @staticmethod
+    def opened(change: Tensor) -> "_Account":
+        """Nothing is spent, nothing is known."""
+        zero = torch.zeros_like(change[0])
+        return _Account(zero, zero, torch.full_like(zero, torch.inf), zero, change, change.isnan())
 
 
 def _arriving(size: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def grids(draw, max_span: float = 2.0, increasing: bool = False, min_steps: int 
     return random_grid(draw(seeds), draw(st.integers(min_steps, max_steps)), start, start + sign * span)
 
 
-iterations = st.sampled_from([ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Secant()])
+iterations = st.sampled_from([ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Secant(), ps.MultiSecant()])
 windows = st.integers(1, 24)
 
 

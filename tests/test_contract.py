@@ -376,7 +376,7 @@ BAD_FUNCTIONS = {
         lambda: solve_sde(decay, decay, "general"), ValueError, "diffusion", r"shape \(1, 2, m\)"
     ),
     "diffusion dtype": (lambda: solve_sde(decay, lambda t, y: y.double()), TypeError, "diffusion", "dtype of y0"),
-    "model shape": (lambda: solve_model(lambda x, t: x[:, :1]), ValueError, "model", r"shape \(\d+, 2\) for \d+ states"),
+    "model shape": (lambda: solve_model(lambda x, t: x[:, :1]), ValueError, "model", r"shape \(\d+, 2\) for"),
     "model shape, what to do": (lambda: solve_model(lambda x, t: x[:, :1]), ValueError, "model", NO_VECTORIZED),
     "model dtype": (lambda: solve_model(lambda x, t: x.double()), TypeError, "model", "the dtype of y0"),
 }  # fmt: skip
