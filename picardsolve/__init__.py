@@ -2,7 +2,7 @@
 
 from picardsolve import grids, schedules
 from picardsolve.brownian import BrownianPath
-from picardsolve.guesses import Copy, FrozenOutput, FrozenSample, Guess
+from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
 from picardsolve.iterations import Exponential, Iteration, Jacobi, Picard, Secant
@@ -19,12 +19,14 @@ __all__ = [
     "RK4",
     "SDE",
     "BrownianPath",
+    "Coarse",
     "Copy",
     "DPMSolver",
     "Denoiser",
     "Euler",
     "EulerMaruyama",
     "Exponential",
+    "FromTrajectory",
     "FrozenOutput",
     "FrozenSample",
     "Guess",
@@ -33,6 +35,7 @@ __all__ = [
     "Iteration",
     "Jacobi",
     "Picard",
+    "Polynomial",
     "Result",
     "Round",
     "Secant",
