@@ -134,6 +134,17 @@ def guesses(term: Any) -> st.SearchStrategy:
 
 
 @st.composite
+def trajectories(draw, case: "Case") -> ps.FromTrajectory:
+    """The sequential states, as they are or far from it, of a sample with states that are not finite."""
+    noise = "same" if isinstance(case.term, ps.SDE) else draw(st.sampled_from(["same", "new"]))
+    ys, size = case.sequential().ys, draw(st.sampled_from([0.0, 1e-3, 1.0, 100.0]))
+    states = (ys.double() + size * randn(generator(draw(seeds)), *ys.shape)).to(ys.dtype)
+    if case.batch_dims and draw(st.booleans()):
+        states[len(states) // 2 :, 0] = torch.nan
+    return ps.FromTrajectory(states, noise)
+
+
+@st.composite
 def numerics(draw, term: Any) -> dict[str, Any]:
     """Whatever may not change the answer."""
     return {

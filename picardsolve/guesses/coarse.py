@@ -16,7 +16,8 @@ class Coarse(Guess):
 
     Each evaluation is held fixed for ``every`` steps, and the state it leads to is evaluated in the next round. That
     round also holds the states behind it, so it refines what the coarse steps have passed over while they go on (SRDS
-    in its pipelined form, Selvam et al. 2024), and the window is full after ``window / every`` rounds.
+    in its pipelined form, Selvam et al. 2024), and the window is full after ``window / every`` rounds. It saves
+    evaluations where the window is wide and its far end would be far off; rounds only if ``every`` is large.
 
     Args:
         every: steps that one evaluation is held fixed for.

@@ -18,13 +18,15 @@ class Polynomial(Guess):
     """Extrapolate the last states of the window over the grid's times, and go on with the last output held fixed.
 
     The nodes are spread over as many steps back as are looked ahead, and it is never looked further ahead than back:
-    so the extrapolated errors of the nodes stay bounded (17 times the largest for degree 2), whatever the window.
+    so what becomes of the nodes' errors is bounded, whatever the window (17 times the largest for degree 2, 111 for 3,
+    769 for 4, on equal steps). Helps on smooth ODEs with windows that take many to cover the grid (a third to a half
+    of the rounds saved), not where one or two do, and not on samplers.
 
     Args:
         degree: of the polynomial; lower where fewer states are known.
     """
 
-    degree: int = 2
+    degree: int = 3
     ts: Tensor | None = field(default=None, repr=False, compare=False, kw_only=True)  # once the problem is known
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from picardsolve.checks import check_choice
 from picardsolve.guesses.base import Entering, Guess, copies_where_not_finite
-from picardsolve.guesses.polynomial import extrapolated
+from picardsolve.guesses.polynomial import Polynomial, extrapolated
 from picardsolve.integrators.base import Chain, Evaluated, Problem
 from picardsolve.solution import Solution
 from picardsolve.terms import ODE, SDE, Denoiser, Term
@@ -18,8 +18,8 @@ from picardsolve.terms import ODE, SDE, Denoiser, Term
 class FromTrajectory(Guess):
     """Start from an earlier trajectory on the same grid: the last plan, the last frame, the last prompt.
 
-    It is moved by its distance to the states already known. For an `ODE` this distance is extrapolated (by
-    `Polynomial`'s rule, of degree 2), for an `SDE` it is kept, and for a `Denoiser` it shrinks as a step shrinks its
+    It is moved by its distance to the states already known. For an `ODE` this distance is extrapolated (as by
+    `Polynomial`), for an `SDE` it is kept, and for a `Denoiser` it shrinks as a step shrinks its
     state with the predicted clean sample held fixed. The first window is full from the first round.
 
     Args:
@@ -82,5 +82,5 @@ class FromTrajectory(Guess):
             zero = torch.zeros_like(now)
             return entering.chain.extend(entering.n, "sample", now, Evaluated(entering.n[:1], zero, zero), None)
         if isinstance(term, ODE) and entering.trail is not None:
-            return extrapolated(entering, self.problem.ts, 2, self.rows)
+            return extrapolated(entering, self.problem.ts, Polynomial.degree, self.rows)
         return now
