@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -27,6 +28,7 @@ from problems import (
 )
 
 import picardsolve as ps
+from picardsolve.guesses import Entering, UserGuess
 from picardsolve.integrators import Problem
 from picardsolve.state import Layout
 from picardsolve.tolerances import Tolerance
@@ -190,6 +192,28 @@ def test_each_sample_is_guessed_at_its_own_times(data, window):
         expected = [min(k * window, case.steps) for k in range(len(begins))]
         assert begins == expected
     assert calls[0] == 1
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 6))
+def test_states_said_for_one_time_are_not_used_at_another(begins, count):
+    ts, start = ps.grids.uniform(0, 1, 10), torch.zeros(len(begins), 1, dtype=torch.float64)
+    guess = UserGuess(lambda ts, y: ts[:, None, None].expand(-1, *y.shape), Layout.of(start, 1), ts)
+    n = np.minimum(np.array(begins) + np.arange(count)[:, None], 9)
+    wanted = np.minimum(count, 10 - np.array(begins))
+    states = guess.ahead(Entering(None, n, wanted, start, None, None, None))  # type: ignore[arg-type]
+    for sample, begin in enumerate(begins):
+        said = states[: wanted[sample], sample, 0]
+        assert torch.equal(said, ts[begin + 1 : begin + 1 + len(said)])
+
+
+@given(st.integers(1, 30), windows, st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+def test_copies_stand_in_for_what_is_not_finite(steps, window, value):
+    """y' = 0, so that copies are exact."""
+    bad, y0 = torch.full((steps + 1, 3), value), torch.ones(3)
+    for guess in (ps.FromTrajectory(bad), lambda ts, y: bad[: len(ts)]):
+        term, ts = ps.ODE(lambda t, y: 0 * y), ps.grids.uniform(0, 1, steps)
+        sol = ps.solve(term, y0, ts, integrator=ps.Euler(), window=window, guess=guess)
+        assert sol.stats.rounds == fewest(steps, window)
 
 
 @given(st.data(), st.integers(1, 5))
