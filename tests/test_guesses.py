@@ -88,6 +88,20 @@ def test_the_trajectory_of_one_sample_is_nothing_to_another(data):
             assert begins[: len(by_itself.history)] == [int(record.begin[0]) for record in by_itself.history]
 
 
+@given(seeds, windows, st.integers(10, 40))
+def test_how_far_a_polynomial_looks_does_not_depend_on_the_company(seed, window, steps):
+    """A sample beside one that falls behind changes in every round by what it changes by alone."""
+    term, y0 = ps.ODE(lambda t, y, pace: pace * torch.sin(3 * y + t)), randn(generator(seed), 2, 3)
+    how = {"integrator": ps.Euler(), "window": window, "tol": 1e-4, "guess": ps.Polynomial(), "batch_dims": 1}
+    ts, pace = ps.grids.uniform(0, 2, steps), torch.tensor([[1.0], [4.0]], dtype=torch.float64)
+    together = ps.solve(term, y0, ts, args=(pace,), **how)
+    alone = ps.solve(term, y0[:1], ts, args=(pace[:1],), **how)
+    for one, other in zip(together.history, alone.history, strict=False):
+        width = int(other.width[0])
+        assert int(one.width[0]) == width
+        assert torch.allclose(one.increments[:width, 0], other.increments[:width, 0], rtol=1e-6, atol=1e-12)
+
+
 # ---- where a guess is exact, every window is accepted at once
 
 
