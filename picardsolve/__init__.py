@@ -2,7 +2,7 @@
 
 from picardsolve import grids, schedules
 from picardsolve.brownian import BrownianPath
-from picardsolve.guesses import Copy, FrozenOutput, FrozenSample, Guess
+from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
 from picardsolve.iterations import Exponential, Iteration, Jacobi, MultiSecant, Picard, Secant
@@ -19,12 +19,14 @@ __all__ = [
     "RK4",
     "SDE",
     "BrownianPath",
+    "Coarse",
     "Copy",
     "DPMSolver",
     "Denoiser",
     "Euler",
     "EulerMaruyama",
     "Exponential",
+    "FromTrajectory",
     "FrozenOutput",
     "FrozenSample",
     "Guess",
@@ -34,6 +36,7 @@ __all__ = [
     "Jacobi",
     "MultiSecant",
     "Picard",
+    "Polynomial",
     "Result",
     "Round",
     "Secant",

@@ -18,7 +18,7 @@ from picardsolve.checks import (
     check_type,
 )
 from picardsolve.contract import tolerance_of, validated
-from picardsolve.guesses import Guess, check_guess, default_guess
+from picardsolve.guesses import Guess, guess_for
 from picardsolve.integrators import RK4, Chain, Euler, Heun, Integrator, Problem
 from picardsolve.iterations import Iteration, Picard
 from picardsolve.progress import Progress
@@ -38,7 +38,7 @@ def solve(
     *,
     integrator: Integrator,
     iteration: Iteration | None = None,
-    guess: Guess | None = None,
+    guess: Guess | Callable[[Tensor, Any], Any] | None = None,
     window: int = 32,
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
@@ -64,7 +64,8 @@ def solve(
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
         integrator: what makes a step: `Euler`, `Heun`, `RK4`, `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how a window answers to a round; `Picard` by default.
-        guess: what states entering the window start from; the last evaluation held fixed by default.
+        guess: what states entering the window start from; the last evaluation held fixed by default. A function
+            ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``.
         window: steps solved at once, at least 1 (which is the sequential solver).
         tol: tolerance relative to the step's own scale: the noise of the step for a `Denoiser` and an `SDE`,
             ``1 + |y|`` for an `ODE`. 0 gives the sequential answer to the last bits. A tensor ``(B,)``: per sample.
@@ -97,9 +98,6 @@ def solve(
     check_positive_integer("window", window)
     check_optional_positive_integer("max_rounds", max_rounds)
     check_choice("save", save, ("all", "last"))
-    if guess is not None:
-        check_type("guess", guess, Guess, "picardsolve.Copy() or FrozenOutput()")
-        check_guess(guess, term)
     if iteration is not None:
         check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
     check_choice("stop", stop, get_args(Stop))
@@ -108,7 +106,7 @@ def solve(
     stopping = (
         Increment(tolerance) if stop == "increment" or tolerance.nothing else ErrorEstimate(tolerance, chain.length)
     )
-    settings = Settings(window, iteration or Picard(), guess or default_guess(term, chain.noise_size > 0), stopping)
+    settings = Settings(window, iteration or Picard(), guess_for(guess, problem, chain), stopping)
     loop = Window(chain, y, settings, _path(chain, y) if save == "all" else None)
     with Progress(chain.length, progress) as bar:
         while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):

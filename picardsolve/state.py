@@ -98,6 +98,36 @@ class Layout:
         """The user's structure of a path ``(times, B, size)``: time first, then the shape of ``y0``."""
         return self.unpack(path if self.batched else path[:, 0])
 
+    def pack_path(self, name: str, path: Any, times: int) -> Tensor:
+        """Rows ``(times, B, size)`` of states in the structure of y0, time first.
+
+        Args:
+            name: the argument's name in messages.
+            path: tensors ``(times, *y0.shape)`` in the places of y0's.
+            times: how many there must be.
+
+        Raises:
+            TypeError: it is not made of floating-point tensors in the structure of y0.
+            ValueError: a shape is another.
+        """
+        leaves, structure = pytree.tree_flatten(sorted_keys(path))
+        if structure != self.structure:
+            raise TypeError(
+                f"{name}: expected the structure of y0, got {type(path).__name__}; put one tensor in the place of each."
+            )
+        lead, rows = (times, self.batch) if self.batched else (times,), []
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            if not isinstance(leaf, Tensor) or not leaf.dtype.is_floating_point:
+                got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise TypeError(f"{name}: expected tensors of the dtype of y0, {self.dtype}, got {got}; convert them.")
+            if leaf.shape != (*lead, *shape):
+                raise ValueError(
+                    f"{name}: expected one state for each of {times} times, shape {(*lead, *shape)}, got "
+                    f"{tuple(leaf.shape)}; put the time first and keep the shape of y0."
+                )
+            rows.append(leaf.detach().to(self.device, self.compute_dtype).reshape(times, self.batch, -1))
+        return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
+
 
 def sorted_keys(value: Any) -> Any:
     """Nested state with the keys of every dict in order, so that two dicts with the same keys have one structure."""

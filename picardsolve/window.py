@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.guesses import Guess
+from picardsolve.guesses import Entering, Guess, Trail
 from picardsolve.history import Round
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.iterations.base import Iteration, Memory
@@ -64,7 +64,7 @@ class Window:
     def __post_init__(self):
         y0, samples = self.x, len(self.x)
         widest = min(self.settings.width, self.chain.length)
-        self.x = y0.expand((widest if self.settings.guess.hold is None else 0) + 1, *y0.shape)
+        self.x = y0[None]
         if self.path is not None:
             self.path[0] = y0
         self.begin = np.zeros(samples, dtype=np.int64)
@@ -79,8 +79,10 @@ class Window:
         self._zero = np.zeros(samples, dtype=np.int64)
         self._sample = np.zeros_like(self._position) + np.arange(samples)
         self._scratch = y0[:0]  # allocating a window anew costs as much as computing one
-        if self.settings.guess.hold is not None:
-            self._foresee(widest)
+        self._reach = np.full(samples, widest)  # states ahead that have been guessed
+        if widest:
+            ahead = self.settings.guess.first(self._entering(y0, None, None, 0, widest))
+            self.x = self.x if ahead is None else torch.cat([self.x, ahead])
         self._take_stock(self._zero)
 
     @property
@@ -90,7 +92,7 @@ class Window:
 
     def ask(self) -> Rows:
         """The rows of the next round. Without a guess yet the window is one step: the exact first one."""
-        span = np.minimum(self._cap, self.chain.length - self.begin)
+        span = np.minimum(np.minimum(self._cap, self._reach), self.chain.length - self.begin)
         span[self.failed] = 0
         self._take_stock(np.minimum(span, max(len(self.x) - 1, 1)))
         width, mask = len(self._mask), self._mask
@@ -121,8 +123,6 @@ class Window:
         if len(self.x) == 1:
             self.x = states[:1]
             return
-        if self.x.stride(0) == 0:
-            self.x = self.x.contiguous()  # copies of one state
         self.x[: len(states)] = states
 
     def restart(self, step: int, y: Tensor) -> None:
@@ -262,12 +262,15 @@ class Window:
         if self._noise is not None:
             self._noise = self._noise[stride:]
         self.begin = self.begin + stride
-        width, known = min(self.settings.width, self.chain.length - int(self.begin[0])), last - stride
+        known = last - stride
+        self._reach = self._within_reach(np.full_like(self.begin, known))
+        width = min(int(self._reach[0]), self.chain.length - int(self.begin[0]))
         states, first = (y, stride - 1) if stride else (torch.cat([x[:1], y]), 0)
         if width <= known:
             self.x = states[first : first + width + 1]
             return
-        ahead = self._guess(states[first + known], held, known, width - known)
+        trail = Trail(x[0], y, np.full_like(self.begin, last))
+        ahead = self._guess(states[first + known], held, trail, known, width - known)
         self.x = torch.cat([states[first : first + known + 1], ahead])
 
     def _slide_apart(self, x: Tensor, y: Tensor, out: Tensor, stride: Index, last: Index) -> None:
@@ -280,33 +283,37 @@ class Window:
             self._noise = _rows(self._noise, stride, len(self._noise) - int(stride.max()))
         self.begin = self.begin + stride
         left = np.where(self.failed, 0, self.chain.length - self.begin)
-        width = min(self.settings.width, int(left.max()))
+        self._reach = self._within_reach(last - stride)
+        width = int(np.minimum(self._reach, left).max())
         known = np.where(left > 0, last - stride, width)
         missing = width - int(known.min())
         states, first = (y, stride - 1) if stride.min() > 0 else (torch.cat([x[:1], y]), stride)
         if missing <= 0:
             self.x = _rows(states, first, width + 1)
             return
-        ahead = self._guess(_rows(states, first + known, 1)[0], held, known, missing)
+        ahead = self._guess(_rows(states, first + known, 1)[0], held, Trail(x[0], y, last), known, missing)
         position = np.arange(width + 1)[:, None]
         kept = np.minimum(first + position, len(states) - 1)
         index = np.where(position <= known, kept, len(states) + position - known - 1)
         self.x = _take(torch.cat([states, ahead]), np.minimum(index, len(states) + missing - 1))
 
-    def _foresee(self, width: int) -> None:
-        noise = self._drawn(width) if self.chain.noise_size else None
-        ahead = self.chain.foresee(self._steps(width), self.x[0], noise)
-        if ahead is not None:
-            self.x = torch.cat([self.x, ahead])
+    def _within_reach(self, known: Index) -> Index:
+        width = self.settings.width
+        return np.minimum(width, known + self.settings.guess.most(len(self.history), width))
 
-    def _guess(self, start: Tensor, held: Evaluated, known: Index | int, count: int) -> Tensor:
-        hold = self.settings.guess.hold
-        if hold is None:
-            return start.expand(count, *start.shape)
+    def _guess(self, start: Tensor, held: Evaluated, trail: Trail, known: Index | int, count: int) -> Tensor:
+        return self.settings.guess.ahead(self._entering(start, held, trail, known, count))
+
+    def _entering(
+        self, start: Tensor, held: Evaluated | None, trail: Trail | None, known: Index | int, count: int
+    ) -> Entering:
         noise = self._drawn(int(np.max(known)) + count)
         if noise is not None:
-            noise = noise[known:] if isinstance(known, int) else _rows(noise, known, count)
-        return self.chain.extend(self._steps(count, known), hold, start, held, noise)
+            noise = noise[known : known + count] if isinstance(known, int) else _rows(noise, known, count)
+        left = np.where(self.failed, 0, self.chain.length - self.begin)
+        wanted = np.maximum(np.minimum(self._reach, left) - known, 0)
+        steps = self._steps(count, known)
+        return Entering(self.chain, steps, wanted, start, noise, held, trail)
 
 
 def _alike(index: Index) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import picardsolve as ps
 
@@ -116,9 +117,31 @@ iterations = st.sampled_from([ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Sec
 windows = st.integers(1, 24)
 
 
+def wild(ts: Tensor, y: Any) -> Any:
+    """A guess far off, not finite for some times, and in proportion to the last state (of any structure)."""
+    row = torch.arange(len(ts), dtype=torch.float64)
+    factor = (1 + torch.sin(7 * row)).masked_fill(row % 5 == 3, torch.inf)
+    return pytree.tree_map(lambda leaf: factor.to(leaf.dtype).reshape(-1, *[1] * leaf.dim()) * leaf, y)
+
+
 def guesses(term: Any) -> st.SearchStrategy:
-    choices = [ps.FrozenOutput(), ps.Copy()]
-    return st.sampled_from([*choices, ps.FrozenSample()] if isinstance(term, ps.Denoiser) else choices)
+    choices = [ps.FrozenOutput(), ps.Copy(), ps.Coarse(1), ps.Coarse(3), wild]
+    if isinstance(term, ps.Denoiser):
+        choices.append(ps.FrozenSample())
+    if isinstance(term, ps.ODE):
+        choices += [ps.Polynomial(), ps.Polynomial(1), ps.Polynomial(4)]
+    return st.sampled_from(choices)
+
+
+@st.composite
+def trajectories(draw, case: "Case") -> ps.FromTrajectory:
+    """The sequential states, as they are or far from it, of a sample with states that are not finite."""
+    noise = "same" if isinstance(case.term, ps.SDE) else draw(st.sampled_from(["same", "new"]))
+    ys, size = case.sequential().ys, draw(st.sampled_from([0.0, 1e-3, 1.0, 100.0]))
+    states = (ys.double() + size * randn(generator(draw(seeds)), *ys.shape)).to(ys.dtype)
+    if case.batch_dims and draw(st.booleans()):
+        states[len(states) // 2 :, 0] = torch.nan
+    return ps.FromTrajectory(states, noise)
 
 
 @st.composite

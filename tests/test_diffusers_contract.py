@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from pipelines import SIZE, digits, generator, stable_diffusion
 from torch import nn
 
+import picardsolve as ps
 from integrations.diffusers import denoise, sample, sampler
 
 NAN = float("nan")
@@ -35,6 +36,8 @@ BAD_ARGUMENTS = {
         r'expected an integer >= 1 or "auto", got \'wide\'\.',
     ),
     "max_batch zero": ({"max_batch": 0}, ValueError, "max_batch", r"expected an integer >= 1, got 0\."),
+    "guess a trajectory": ({"guess": ps.FromTrajectory(torch.zeros(5, 4))}, TypeError, "guess", r"pass one of these"),
+    "guess a class": ({"guess": ps.Copy}, TypeError, "guess", r"FrozenSample\(\), got Copy; pass"),
     "max_batch float": ({"max_batch": 2.0}, TypeError, "max_batch", r"expected an integer >= 1, got 2\.0\."),
     "tolerance negative": ({"tolerance": -1e-3}, ValueError, "tolerance", r"expected a number >= 0, got -0\.001\."),
     "tolerance NaN": ({"tolerance": NAN}, ValueError, "tolerance", r"expected a number >= 0, got nan\."),
