@@ -14,6 +14,7 @@ import picardsolve as ps
 HALF = (torch.float16, torch.bfloat16)
 SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 NOISES = ("additive", "diagonal", "scalar", "general")
+WIDEST = 24  # of the windows that are drawn
 STAGES = {ps.Euler: 1, ps.Heun: 2, ps.RK4: 4}
 
 seeds = st.integers(0, 2**32 - 1)
@@ -112,8 +113,32 @@ def grids(draw, max_span: float = 2.0, increasing: bool = False, min_steps: int 
     return random_grid(draw(seeds), draw(st.integers(min_steps, max_steps)), start, start + sign * span)
 
 
-iterations = st.sampled_from([ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Secant()])
-windows = st.integers(1, 24)
+iterations = st.sampled_from(
+    [
+        *(ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Secant()),
+        *(
+            ps.Anderson(),
+            ps.Anderson(1, triangular=False, base="exponential"),
+            ps.Anderson(order=3, base="exponential"),
+        ),
+    ]
+)
+
+
+def defect(iteration: ps.Iteration) -> int:
+    """By how many times its last change a step may be off, beyond Picard's ``h (f(X) - f(Y))``.
+
+    Jacobi's ``Y[n+1] = Phi(X[n])`` leaves out the change of ``X[n]``. Anderson's correction is at most the base's
+    change and its own, both within tolerance, in this state and the one before. With an order k the base leaves out
+    the residual k steps ago; sums of k residuals are within tolerance, so the residuals of the first k are within
+    twice that, and those of every k more within two more.
+    """
+    if isinstance(iteration, ps.Anderson):
+        return 4 + (2 * math.ceil(WIDEST / iteration.order) if iteration.order else 0)
+    return int(isinstance(iteration, ps.Jacobi))
+
+
+windows = st.integers(1, WIDEST)
 
 
 def guesses(term: Any) -> st.SearchStrategy:

@@ -75,6 +75,10 @@ class Steps(ABC):
         """
 
     @abstractmethod
+    def passed(self, change: Tensor) -> Tensor:
+        """What changes of the old states, ``(W, B, D)``, make of the images with the outputs held fixed."""
+
+    @abstractmethod
     def noise_scale(self) -> Tensor | None:
         """``(W, B)``: standard deviation of the noise of the step that leaves each new state; None where none."""
 

@@ -182,5 +182,8 @@ class _DiffusionSteps(Steps):
     def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return linear_sweep(self.image, self.factor, x, scratch)
 
+    def passed(self, change: Tensor) -> Tensor:
+        return self.factor * change
+
     def noise_scale(self) -> Tensor | None:
         return self.noise

@@ -208,5 +208,8 @@ class _Additive(Steps):
     def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return linear_sweep(self.image, None, x, scratch)
 
+    def passed(self, change: Tensor) -> Tensor:
+        return change
+
     def noise_scale(self) -> Tensor | None:
         return self.noise
