@@ -5,7 +5,7 @@ from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Copy, FrozenOutput, FrozenSample, Guess
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
-from picardsolve.iterations import Anderson, Exponential, Iteration, Jacobi, Picard, Secant
+from picardsolve.iterations import Anderson, Exponential, Iteration, Jacobi, Newton, Picard, Secant
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import odeint, sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
@@ -33,6 +33,7 @@ __all__ = [
     "Integrator",
     "Iteration",
     "Jacobi",
+    "Newton",
     "Picard",
     "Result",
     "Round",

@@ -121,6 +121,7 @@ iterations = st.sampled_from(
             ps.Anderson(1, triangular=False, base="exponential"),
             ps.Anderson(order=3, base="exponential"),
         ),
+        *(ps.Newton(), ps.Newton("diagonal"), ps.Newton("hutchinson", damping=0.3, seed=3)),
     ]
 )
 
@@ -131,8 +132,12 @@ def defect(iteration: ps.Iteration) -> int:
     Jacobi's ``Y[n+1] = Phi(X[n])`` leaves out the change of ``X[n]``. Anderson's correction is at most the base's
     change and its own, both within tolerance, in this state and the one before. With an order k the base leaves out
     the residual k steps ago; sums of k residuals are within tolerance, so the residuals of the first k are within
-    twice that, and those of every k more within two more.
+    twice that, and those of every k more within two more. Newton's ``delta`` is at most twice the change (diagonals are
+    clipped to that) where ``Phi`` makes of it ``1 + hL`` times the change; dense, both are ``1 + hL`` times it, apart
+    from the damping, and a step's ``hL`` is below 3.
     """
+    if isinstance(iteration, ps.Newton):
+        return 4
     if isinstance(iteration, ps.Anderson):
         return 4 + (2 * math.ceil(WIDEST / iteration.order) if iteration.order else 0)
     return int(isinstance(iteration, ps.Jacobi))

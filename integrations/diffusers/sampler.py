@@ -14,7 +14,7 @@ from integrations.diffusers.refusals import refuse_stateful, refuse_tokens, why_
 from integrations.diffusers.report import Report
 from integrations.diffusers.timesteps import Timesteps
 from integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
-from picardsolve import Guess, Iteration
+from picardsolve import Guess, Iteration, Newton
 from picardsolve.checks import check_optional_positive_integer
 
 _LOCK = Lock()
@@ -203,6 +203,8 @@ def attach(scheduler: Any, modules: list[nn.Module], numerics: Numerics, pipe: A
     if not tolerance >= 0:
         raise ValueError(f"tolerance: expected a number >= 0, got {tolerance!r}.")
     check_optional_positive_integer("max_batch", numerics.max_batch)
+    if isinstance(numerics.iteration, Newton):
+        raise TypeError("iteration: Newton needs derivatives, which a pipeline does not give; pass Secant().")
     refuse_tokens(scheduler)
     modules = list(dict.fromkeys(modules))
     refuse_stateful(modules)

@@ -4,7 +4,8 @@ from picardsolve.iterations.anderson import Anderson
 from picardsolve.iterations.base import Iteration
 from picardsolve.iterations.exponential import Exponential
 from picardsolve.iterations.jacobi import Jacobi
+from picardsolve.iterations.newton import Newton
 from picardsolve.iterations.picard import Picard
 from picardsolve.iterations.secant import Secant
 
-__all__ = ["Anderson", "Exponential", "Iteration", "Jacobi", "Picard", "Secant"]
+__all__ = ["Anderson", "Exponential", "Iteration", "Jacobi", "Newton", "Picard", "Secant"]
