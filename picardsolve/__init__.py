@@ -5,7 +5,7 @@ from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
-from picardsolve.iterations import Exponential, Iteration, Jacobi, MultiSecant, Picard, Secant
+from picardsolve.iterations import Anderson, Exponential, Iteration, Jacobi, MultiSecant, Newton, Picard, Secant
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import odeint, sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
@@ -18,6 +18,7 @@ __all__ = [
     "ODE",
     "RK4",
     "SDE",
+    "Anderson",
     "BrownianPath",
     "Coarse",
     "Copy",
@@ -35,6 +36,7 @@ __all__ = [
     "Iteration",
     "Jacobi",
     "MultiSecant",
+    "Newton",
     "Picard",
     "Polynomial",
     "Result",

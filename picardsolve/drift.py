@@ -44,11 +44,11 @@ class RowFunction:
 
         Args:
             t: ``(R,)`` times.
-            x: ``(R, D)`` states.
+            x: ``(R, D)`` states; ``(1 + P, R, D)`` with tangents behind them.
             sample: ``(R,)``, which sample a row belongs to.
 
         Returns:
-            ``(R, D)``, or ``(R, D * m)`` with a trailing dimension m.
+            ``(R, D)``, or ``(R, D * m)`` with a trailing dimension m; ``(1 + P, ...)`` with derivatives behind them.
         """
         if self._checked or not self.vectorized or self.time_last:
             return self._in_chunks(t, x, sample)
@@ -56,39 +56,62 @@ class RowFunction:
             return self._call_checking_rows(t, x, sample)
         out = self._in_chunks(t, x, sample)
         if self._probe is None:
-            self._probe = (t[:1], x[:1].clone(), sample[:1], out[:1].clone())
+            self._probe = (t[:1], _values(x)[:1].clone(), sample[:1], _values(out)[:1].clone())
         return out
 
     def _call_checking_rows(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
         """Once, carry the first row in another batch, where a function that mixes rows gives itself away."""
         assert self._probe is not None
         self._checked = True
-        *probe, expected = self._probe
-        joined = [torch.cat([rows, first]) for rows, first in zip((t, x, sample), probe, strict=True)]
-        out = self._in_chunks(*joined)
+        first_t, first_x, first_sample, expected = self._probe
+        if x.dim() > 2:
+            first_x = torch.cat([first_x[None], first_x.new_zeros(len(x) - 1, *first_x.shape)])
+        out = self._in_chunks(torch.cat([t, first_t]), torch.cat([x, first_x], -2), torch.cat([sample, first_sample]))
         slack = torch.finfo(self.layout.dtype).eps ** 0.5
         if not torch.allclose(
-            out[-1:], expected, slack, slack * float(expected.nan_to_num(0, 0, 0).abs().max()), equal_nan=True
+            _values(out)[-1:], expected, slack, slack * float(expected.nan_to_num(0, 0, 0).abs().max()), equal_nan=True
         ):
             raise ValueError(
                 f"{self.name}: its value at one state changes with the other states it is called with; make every "
                 "row of y independent, or pass vectorized=False to have it lifted from one state to many."
             )
-        return out[:-1]
+        return out[..., :-1, :]
 
     def _in_chunks(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
         size = self.max_batch or len(t)
+        if self.max_batch and x.dim() > 2:
+            size = max(self.max_batch // len(x), 1)
         if len(t) <= size:
             return self._call(t, x, sample)
-        chunks = zip(t.split(size), x.split(size), sample.split(size), strict=True)
-        return torch.cat([self._call(*chunk) for chunk in chunks])
+        chunks = zip(t.split(size), x.split(size, -2), sample.split(size), strict=True)
+        return torch.cat([self._call(*chunk) for chunk in chunks], -2)
 
     def _call(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
-        rows = len(t)
         self.calls += 1
-        self.evaluations += rows
+        self.evaluations += x.shape[:-1].numel()
         args = self._gather(sample)
-        version = x._version
+        return self._value(t, x, args) if x.dim() == 2 else self._value_and_derivatives(t, x, args)
+
+    def _value_and_derivatives(self, t: Tensor, x: Tensor, args: Any) -> Tensor:
+        """One call of the function, that carries the tangents along (forward-mode differentiation)."""
+        state = x[0].clone()  # of a view, torch.func.jvp would give every tangent the size of the view's whole memory
+
+        def along(tangent: Tensor) -> Any:
+            return torch.func.jvp(lambda y: self._value(t, y, args), (state,), (tangent,))
+
+        value_is_common: Any = (None, 0)
+        try:
+            value, derivatives = torch.func.vmap(along, out_dims=value_is_common)(x[1:].contiguous())
+        except Exception as error:
+            self._value(t, state, args)  # what is wrong with the function itself is said as ever
+            raise ValueError(
+                f"{self.name}: torch.func.jvp and vmap, which Newton needs, cannot differentiate it; pass another "
+                f"iteration, such as picardsolve.Secant(). It raised {type(error).__name__}: {error}"
+            ) from error
+        return torch.cat([value[None], derivatives])
+
+    def _value(self, t: Tensor, x: Tensor, args: Any) -> Tensor:
+        rows, version = len(t), x._version
         try:
             out = self._apply(t, self.layout.unpack(x), args)
         except Exception as error:
@@ -185,6 +208,11 @@ class RowFunction:
                 )
         flat = [leaf.reshape(rows, -1, *leaf.shape[leaf.dim() - self.trailing :]) for leaf in leaves]
         return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).reshape(rows, -1).to(self.layout.compute_dtype)
+
+
+def _values(x: Tensor) -> Tensor:
+    """Without the tangents behind."""
+    return x if x.dim() == 2 else x[0]
 
 
 def _kind(structure: pytree.TreeSpec) -> str:

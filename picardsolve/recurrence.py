@@ -14,7 +14,7 @@ def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tens
     Where ``start`` and the first ``c`` are zero, so are the first ``y``, bit for bit: the exact prefix stays exact.
 
     Args:
-        a: ``(W, B, 1)`` or ``(W, 1, 1)``; None for all ones.
+        a: ``(W, B, D)``, ``(W, B, 1)`` or ``(W, 1, 1)``; None for all ones.
         c: ``(W, B, D)``; may be overwritten.
         start: ``y[0]``, shape ``(B, D)``; None for zero.
 
@@ -38,7 +38,7 @@ def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tens
 
     Args:
         images: ``F``, shape ``(W, B, D)``; overwritten by the new states.
-        factor: ``a``, shape ``(W, B, 1)``; None for all ones.
+        factor: ``a``, shape ``(W, B, D)`` or ``(W, B, 1)``; None for all ones.
         x: ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``.
         scratch: ``(W, B, D)`` memory that the changes may be returned in.
 
@@ -56,6 +56,16 @@ def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tens
     return images, change, size
 
 
+def matrix_sweep(images: Tensor, factor: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`linear_sweep` with a matrix for each step: ``factor`` is ``(W, B, D, D)``, finite."""
+    residual = images - x[1:]
+    size = rms(residual)
+    few = factor[0].numel() * factor.shape[-1] <= WIDE
+    change = _matrices_by_doubling(factor, residual) if few else _matrices_by_rows(factor, residual)
+    images[1:] += _times(factor[1:], change[:-1])
+    return images, change, size
+
+
 def rms(x: Tensor) -> Tensor:
     """Root mean square over the last dimension."""
     return torch.linalg.vector_norm(x, dim=-1).mul_(x.shape[-1] ** -0.5)
@@ -69,6 +79,27 @@ def _by_rows(a: Tensor | None, c: Tensor) -> Tensor:
     else:
         for factor, before, row in zip(a[1:].unbind(0), rows, rows[1:], strict=False):
             row.addcmul_(factor, before)
+    return c
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def _matrices_by_rows(a: Tensor, c: Tensor) -> Tensor:
+    for factor, before, row in zip(a[1:].unbind(0), c.unbind(0), c[1:].unbind(0), strict=False):
+        row.add_(_times(factor, before))
+    return c
+
+
+def _matrices_by_doubling(a: Tensor, c: Tensor) -> Tensor:
+    """As `_by_doubling`: matrix products for matrix-vector products, which pays for small matrices."""
+    shift, largest = 1, torch.finfo(a.dtype).max
+    while shift < len(c):
+        c = torch.cat([c[:shift], c[shift:] + _times(a[shift:], c[:-shift])])
+        product = (a[shift:] @ a[:-shift]).nan_to_num(0, largest, -largest)
+        a = torch.cat([a[:shift], product])
+        shift *= 2
     return c
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from picardsolve.guesses import Entering, Guess, Trail
 from picardsolve.history import Round
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
+from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.iterations.base import Iteration, Memory
 from picardsolve.stopping import Stopping
 
@@ -63,6 +64,7 @@ class Window:
 
     def __post_init__(self):
         y0, samples = self.x, len(self.x)
+        self.settings.iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
         widest = min(self.settings.width, self.chain.length)
         self.x = y0[None]
         if self.path is not None:
@@ -75,6 +77,7 @@ class Window:
         self._past: Tensor | None = None
         self._memory: Memory = ()
         self._noise: Tensor | None = None
+        self._directions: Tensor | None = None
         self._position = np.arange(widest)[:, None]
         self._zero = np.zeros(samples, dtype=np.int64)
         self._sample = np.zeros_like(self._position) + np.arange(samples)
@@ -97,14 +100,22 @@ class Window:
         self._take_stock(np.minimum(span, max(len(self.x) - 1, 1)))
         width, mask = len(self._mask), self._mask
         step, sample = self._n + self._zero, self._sample[:width]
+        states = self.x[:width]
+        rows = states.flatten(0, 1) if self._full else states[self._on_device(mask)]
+        self._directions = self._wanted_directions(rows)
+        tangents = None if self._directions is None else self._directions[:, None].expand(-1, *rows.shape)
         if self._full:
-            return Rows(step.ravel(), sample.ravel(), self.x[:width].flatten(0, 1))
-        return Rows(step[mask], sample[mask], self.x[:width][self._on_device(mask)])
+            return Rows(step.ravel(), sample.ravel(), rows, tangents)
+        return Rows(step[mask], sample[mask], rows, tangents)
 
     def tell(self, outputs: Tensor) -> None:
-        """Take the outputs of the rows that were asked for, shape ``(R, K)``."""
-        x, out = self._old_states(), self._with_past(self._arranged(outputs))
-        steps = self.chain.steps(self._n, x[:-1], out, self._drawn(len(self._n)))
+        """Take the outputs of the rows that were asked for, shape ``(R, K)``; ``(1 + P, R, K)`` with derivatives."""
+        values = outputs if self._directions is None else outputs[0]
+        x, out, noise = self._old_states(), self._with_past(self._arranged(values)), self._drawn(len(self._n))
+        steps = self.chain.steps(self._n, x[:-1], out, noise)
+        if self._directions is not None:
+            derivatives = self._arranged(outputs[1:].movedim(0, 1).flatten(1)).unflatten(-1, (len(outputs) - 1, -1))
+            steps = Differentiated.of(steps, self.chain, self._n, self._directions, derivatives, noise)
         swept = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
         within, size = self.settings.stopping.judge(swept, steps.noise_scale())
         stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), swept.y)  # the round's one device wait
@@ -137,6 +148,13 @@ class Window:
         self._span, self._n = span, self._steps(width)
         self._mask = self._position[:width] < span
         self._full = bool(self._mask.all())
+
+    def _wanted_directions(self, rows: Tensor) -> Tensor | None:
+        """None for a window of one step: its state does not change, whatever the derivative."""
+        if len(self._mask) == 1:
+            return None
+        directions = self.settings.iteration.directions(rows.shape[-1], len(self.history))
+        return None if directions is None else directions.to(rows)
 
     # ---- tell, step by step
 

@@ -15,6 +15,7 @@ import picardsolve as ps
 HALF = (torch.float16, torch.bfloat16)
 SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 NOISES = ("additive", "diagonal", "scalar", "general")
+WIDEST = 24  # of the windows that are drawn
 STAGES = {ps.Euler: 1, ps.Heun: 2, ps.RK4: 4}
 
 seeds = st.integers(0, 2**32 - 1)
@@ -113,8 +114,37 @@ def grids(draw, max_span: float = 2.0, increasing: bool = False, min_steps: int 
     return random_grid(draw(seeds), draw(st.integers(min_steps, max_steps)), start, start + sign * span)
 
 
-iterations = st.sampled_from([ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Secant(), ps.MultiSecant()])
-windows = st.integers(1, 24)
+iterations = st.sampled_from(
+    [
+        *(ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Secant(), ps.MultiSecant()),
+        *(
+            ps.Anderson(),
+            ps.Anderson(1, triangular=False, base="exponential"),
+            ps.Anderson(order=3, base="exponential"),
+        ),
+        *(ps.Newton(), ps.Newton("diagonal"), ps.Newton("hutchinson", damping=0.3, seed=3)),
+    ]
+)
+
+
+def defect(iteration: ps.Iteration) -> int:
+    """By how many times its last change a step may be off, beyond Picard's ``h (f(X) - f(Y))``.
+
+    Jacobi's ``Y[n+1] = Phi(X[n])`` leaves out the change of ``X[n]``. Anderson's correction is at most the base's
+    change and its own, both within tolerance, in this state and the one before. With an order k the base leaves out
+    the residual k steps ago; sums of k residuals are within tolerance, so the residuals of the first k are within
+    twice that, and those of every k more within two more. Newton's ``delta`` is at most twice the change (diagonals are
+    clipped to that) where ``Phi`` makes of it ``1 + hL`` times the change; dense, both are ``1 + hL`` times it, apart
+    from the damping, and a step's ``hL`` is below 3.
+    """
+    if isinstance(iteration, ps.Newton):
+        return 4
+    if isinstance(iteration, ps.Anderson):
+        return 4 + (2 * math.ceil(WIDEST / iteration.order) if iteration.order else 0)
+    return int(isinstance(iteration, ps.Jacobi))
+
+
+windows = st.integers(1, WIDEST)
 
 
 def wild(ts: Tensor, y: Any) -> Any:
@@ -149,6 +179,7 @@ def numerics(draw, term: Any) -> dict[str, Any]:
     """Whatever may not change the answer."""
     return {
         "window": draw(windows),
+        "stop": draw(st.sampled_from(["increment", "error"])),
         "iteration": draw(iterations),
         "guess": draw(guesses(term)),
         "max_batch": draw(st.sampled_from([None, None, 1, 3, 7])),

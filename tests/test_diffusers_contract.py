@@ -12,6 +12,7 @@ from torch import nn
 
 import picardsolve as ps
 from integrations.diffusers import denoise, sample, sampler
+from picardsolve import Newton
 
 NAN = float("nan")
 INPUTS = {"prompt": "a cat", "height": SIZE, "width": SIZE, "num_inference_steps": 8, "output_type": "latent"}
@@ -40,6 +41,7 @@ BAD_ARGUMENTS = {
     "guess a class": ({"guess": ps.Copy}, TypeError, "guess", r"FrozenSample\(\), got Copy; pass"),
     "max_batch float": ({"max_batch": 2.0}, TypeError, "max_batch", r"expected an integer >= 1, got 2\.0\."),
     "tolerance negative": ({"tolerance": -1e-3}, ValueError, "tolerance", r"expected a number >= 0, got -0\.001\."),
+    "iteration Newton": ({"iteration": Newton()}, TypeError, "iteration", r"Newton needs derivatives.*Secant\(\)\."),
     "tolerance NaN": ({"tolerance": NAN}, ValueError, "tolerance", r"expected a number >= 0, got nan\."),
 }
 OWN_STEP = r"CogVideoXDPMScheduler\.step takes \(model_output, old_pred_original_sample, timestep, \.\.\.\), not "

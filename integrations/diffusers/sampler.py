@@ -14,7 +14,7 @@ from integrations.diffusers.refusals import refuse_stateful, refuse_tokens, why_
 from integrations.diffusers.report import Report
 from integrations.diffusers.timesteps import Timesteps
 from integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
-from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
+from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration, Newton
 from picardsolve.checks import check_optional_positive_integer
 
 _LOCK = Lock()
@@ -208,6 +208,8 @@ def attach(scheduler: Any, modules: list[nn.Module], numerics: Numerics, pipe: A
             "guess: a pipeline's states start from Copy(), FrozenOutput() or FrozenSample(), got "
             f"{getattr(numerics.guess, '__name__', type(numerics.guess).__name__)}; pass one of these or None."
         )
+    if isinstance(numerics.iteration, Newton):
+        raise TypeError("iteration: Newton needs derivatives, which a pipeline does not give; pass Secant().")
     refuse_tokens(scheduler)
     modules = list(dict.fromkeys(modules))
     refuse_stateful(modules)

@@ -196,6 +196,10 @@ class _SchedulerSteps(Steps):
         y = self.chain.path(self.first, x[0], self.outputs)
         return y, torch.sub(y, x[1:], out=scratch), None
 
+    def passed(self, change: Tensor) -> Tensor:
+        moved = self.chain.images(self.first, self.x + change, self.outputs).clone()
+        return moved - self.images()
+
     def noise_scale(self) -> Tensor | None:
         """The size of the states: the only scale that every scheduler has."""
         return rms(self.x)

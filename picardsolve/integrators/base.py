@@ -36,11 +36,18 @@ class Rows:
         step: ``(R,)``.
         sample: ``(R,)``.
         state: ``(R, D)``.
+        tangents: ``(P, R, D)``: directions that the outputs are to be differentiated along; None where there are none.
     """
 
     step: Index
     sample: Index
     state: Tensor
+    tangents: Tensor | None = None
+
+    @property
+    def dual(self) -> Tensor:
+        """The states with the tangents behind them, ``(1 + P, R, D)``; ``(R, D)`` where there are none."""
+        return self.state if self.tangents is None else torch.cat([self.state[None], self.tangents])
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,10 @@ class Steps(ABC):
     def expected_slope(self) -> Tensor | None:
         """``(W, B or 1, 1)``: how ``Phi_n`` is expected to scale a change of its state; None: unchanged, 1."""
         return None
+
+    @abstractmethod
+    def passed(self, change: Tensor) -> Tensor:
+        """What changes of the old states, ``(W, B, D)``, make of the images with the outputs held fixed."""
 
     @abstractmethod
     def noise_scale(self) -> Tensor | None:
@@ -141,7 +152,10 @@ class DriftChain(Chain):
 
     @abstractmethod
     def evaluate(self, rows: Rows) -> Tensor:
-        """The drift's outputs at rows, ``(R, K)``: the only place that costs anything."""
+        """The drift's outputs at rows, ``(R, K)``: the only place that costs anything.
+
+        Where the rows have tangents: ``(1 + P, R, K)``, the outputs with their derivatives behind them.
+        """
 
     @abstractmethod
     def counts(self) -> tuple[int, int]:

@@ -129,13 +129,14 @@ class DiffusionChain(DriftChain):
         )
 
     def evaluate(self, rows: Rows) -> Tensor:
-        """The predicted samples, ``(R, D)``."""
+        """The predicted samples, ``(R, D)``, and their derivatives."""
         t = per_step(self._ts, rows.step, rows.state)[:, 0]
-        output = self._model(t, rows.state, torch.from_numpy(rows.sample))
+        states = rows.dual
+        output = self._model(t, states, torch.from_numpy(rows.sample))
         from_state, from_output = (
             per_step(table, rows.step, rows.state) for table in (self._from_state, self._from_output)
         )
-        return torch.addcmul(from_state * rows.state, from_output, output)
+        return torch.addcmul(from_state * states, from_output, output)
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
@@ -194,6 +195,9 @@ class _DiffusionSteps(Steps):
 
     def expected_slope(self) -> Tensor | None:
         return self.expected
+
+    def passed(self, change: Tensor) -> Tensor:
+        return self.factor * change
 
     def noise_scale(self) -> Tensor | None:
         return self.noise

@@ -102,14 +102,14 @@ class RungeKuttaChain(DriftChain):
         )
 
     def evaluate(self, rows: Rows) -> Tensor:
-        """The slopes, ``(R, D)``."""
-        t = self._t.numpy()[rows.step]
-        slopes = [self._call(t, rows.state, rows)]
+        """The slopes, ``(R, D)``, and their derivatives."""
+        t, states = self._t.numpy()[rows.step], rows.dual
+        slopes = [self._call(t, states, rows)]
         if not self._a:
             return slopes[0]
         h, column = self._h.numpy()[rows.step], per_step(self._h, rows.step, rows.state)
         for a in self._a:
-            y = rows.state + column * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
+            y = states + column * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
             slopes.append(self._call(t + sum(a) * h, y, rows))
         return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
 
@@ -159,11 +159,12 @@ class EulerMaruyamaChain(DriftChain):
     _motions: int = 0
 
     def evaluate(self, rows: Rows) -> Tensor:
-        """``f`` and ``g`` side by side, ``(R, D + D m)``."""
+        """``f`` and ``g`` side by side, ``(R, D + D m)``, and their derivatives."""
         t, sample = per_step(self._t, rows.step, rows.state)[:, 0], torch.from_numpy(rows.sample)
-        f, g = (function(t, rows.state, sample) for function in (self._drift, self._diffusion))
-        self._motions = g.shape[1] // self._size
-        return torch.cat([f, g], 1)
+        states = rows.dual
+        f, g = (function(t, states, sample) for function in (self._drift, self._diffusion))
+        self._motions = g.shape[-1] // self._size
+        return torch.cat([f, g], -1)
 
     def _noise_term(self, outputs: Tensor, noise: Tensor) -> Tensor:
         g = outputs[..., self._size :]
@@ -207,6 +208,9 @@ class _Additive(Steps):
 
     def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return linear_sweep(self.image, None, x, scratch)
+
+    def passed(self, change: Tensor) -> Tensor:
+        return change
 
     def noise_scale(self) -> Tensor | None:
         return self.noise

@@ -38,6 +38,17 @@ class Iteration(ABC):
     window keeps, moves along with the steps, and fills with zeros for steps that enter.
     """
 
+    def directions(self, size: int, rounds: int) -> Tensor | None:
+        """The directions ``(P, size)`` that a round shall differentiate the steps along; None, the default: none.
+
+        A sweep of more than one step is then given `Differentiated` steps.
+
+        Args:
+            size: numbers in a state, D.
+            rounds: how many came before.
+        """
+        return None
+
     @abstractmethod
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """New states from old ones.

@@ -1,0 +1,66 @@
+"""The steps of a window with their derivatives along given directions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picardsolve.integrators.base import Chain, Index, Steps
+
+
+@dataclass(frozen=True)
+class Differentiated(Steps):
+    """Steps, and how their images answer to the states they leave from.
+
+    Attributes:
+        steps: the steps themselves.
+        directions: ``(P, D)``.
+        derivatives: ``dPhi_n / dX_n`` times each direction, ``(W, B, P, D)``. Of a method that reads earlier outputs
+            only the own state's part.
+    """
+
+    steps: Steps
+    directions: Tensor
+    derivatives: Tensor
+
+    @staticmethod
+    def of(
+        steps: Steps, chain: Chain, n: Index, directions: Tensor, outputs: Tensor, noise: Tensor | None
+    ) -> "Differentiated":
+        """Derivatives of steps from those of their outputs, ``(W, B, P, K)``.
+
+        For given noise a step is affine in its state and its output: its derivative is the step of the derivatives,
+        less the step of zeros.
+        """
+        width, samples, count, _ = outputs.shape
+        along = directions.expand(width, samples, count, -1)
+        each = np.broadcast_to(n, (width, samples)).ravel()
+        noise = None if noise is None else noise.flatten(0, 1)
+        many = None if noise is None else noise.repeat_interleave(count, 0)
+        images = _images(chain, each.repeat(count), along.flatten(0, 2), outputs.flatten(0, 2), many)
+        nothing = outputs.new_zeros(len(each), outputs.shape[-1])
+        zero = _images(chain, each, torch.zeros_like(along[:, :, 0]).flatten(0, 1), nothing, noise)
+        return Differentiated(steps, directions, images.reshape(along.shape) - zero.reshape(width, samples, 1, -1))
+
+    def images(self) -> Tensor:
+        """Of the steps themselves."""
+        return self.steps.images()
+
+    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the steps themselves."""
+        return self.steps.frozen(x, scratch)
+
+    def passed(self, change: Tensor) -> Tensor:
+        """Of the steps themselves."""
+        return self.steps.passed(change)
+
+    def noise_scale(self) -> Tensor | None:
+        """Of the steps themselves."""
+        return self.steps.noise_scale()
+
+
+def _images(chain: Chain, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Tensor:
+    """Of single steps ``n`` (R,), the outputs before which are zero: ``(R, D)``."""
+    out = torch.cat([outputs.new_zeros(chain.memory, *outputs.shape), outputs[None]])
+    return chain.steps(n[None], x[None], out, None if noise is None else noise[None]).images()[0]
