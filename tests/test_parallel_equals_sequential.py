@@ -132,7 +132,9 @@ def test_a_linear_problem_scales(tolerance, data):
         term = ps.ODE(lambda t, y: y @ square)
         return ps.solve(term, scale * y0, ts, integrator=ps.Euler(), **tolerance, **how).ys / scale
 
-    for scale in (2.0**-90, 2.0**40, 2.0**90):
+    # squares of much smaller or larger changes are no numbers, and an estimate that is none accepts nothing
+    furthest = 40 if how["stop"] == "error" else 90
+    for scale in (2.0**-furthest, 2.0**40, 2.0**furthest):
         assert torch.equal(solve(scale), solve(1.0))
 
 
