@@ -1,11 +1,11 @@
 """Solve ODEs and SDEs in parallel over time."""
 
-from picardsolve import grids, schedules
+from picardsolve import grids, presets, schedules
 from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Copy, FrozenOutput, FrozenSample, Guess
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
-from picardsolve.iterations import Exponential, Iteration, Jacobi, Picard, Secant
+from picardsolve.iterations import Exponential, Iteration, Jacobi, Parareal, Picard, Secant
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import odeint, sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
@@ -32,6 +32,7 @@ __all__ = [
     "Integrator",
     "Iteration",
     "Jacobi",
+    "Parareal",
     "Picard",
     "Result",
     "Round",
@@ -41,6 +42,7 @@ __all__ = [
     "Stats",
     "grids",
     "odeint",
+    "presets",
     "schedules",
     "sequential",
     "solve",

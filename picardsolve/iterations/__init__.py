@@ -3,7 +3,8 @@
 from picardsolve.iterations.base import Iteration
 from picardsolve.iterations.exponential import Exponential
 from picardsolve.iterations.jacobi import Jacobi
+from picardsolve.iterations.parareal import Parareal
 from picardsolve.iterations.picard import Picard
 from picardsolve.iterations.secant import Secant
 
-__all__ = ["Exponential", "Iteration", "Jacobi", "Picard", "Secant"]
+__all__ = ["Exponential", "Iteration", "Jacobi", "Parareal", "Picard", "Secant"]
