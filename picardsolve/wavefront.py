@@ -244,7 +244,7 @@ class Wavefront:
         """Choose the leaders, and return ``(C, B)``: how far a core is from the next one, where it has met its path."""
         jumps, sample = self._unfinished(), np.arange(len(running))
         met = np.flatnonzero(self._moved[:-1] & (self._at[:-1] == self._corrected_at[1:]))
-        met = met[met + 1 < self._launched]
+        met = met[(met + 1 < self._launched) & (self._at[met] < self.chain.length)]
         size, within = np.full(self._fine.shape, np.nan), np.zeros((len(met), len(sample)), dtype=bool)
         if len(met):
             here = self._state[met]

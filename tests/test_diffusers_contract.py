@@ -11,6 +11,7 @@ from pipelines import SIZE, digits, generator, stable_diffusion
 from torch import nn
 
 from integrations.diffusers import denoise, sample, sampler
+from picardsolve import Parareal
 
 NAN = float("nan")
 INPUTS = {"prompt": "a cat", "height": SIZE, "width": SIZE, "num_inference_steps": 8, "output_type": "latent"}
@@ -38,6 +39,12 @@ BAD_ARGUMENTS = {
     "max_batch float": ({"max_batch": 2.0}, TypeError, "max_batch", r"expected an integer >= 1, got 2\.0\."),
     "tolerance negative": ({"tolerance": -1e-3}, ValueError, "tolerance", r"expected a number >= 0, got -0\.001\."),
     "tolerance NaN": ({"tolerance": NAN}, ValueError, "tolerance", r"expected a number >= 0, got nan\."),
+    "parareal": (
+        {"iteration": Parareal()},
+        TypeError,
+        "iteration",
+        r"pass picardsolve\.Picard\(\), or call picardsolve",
+    ),
 }
 OWN_STEP = r"CogVideoXDPMScheduler\.step takes \(model_output, old_pred_original_sample, timestep, \.\.\.\), not "
 
