@@ -215,20 +215,23 @@ class Wavefront:
             if new is not None:
                 lost = torch.full_like(new.state, torch.nan)
                 corrected = self._state[core] + (new.state - (lost if old is None else old.state))
-                # a core that is lost starts anew; where there is no jump its own state stays
-                corrected = torch.where(_is_finite(corrected)[:, None], corrected, new.state)
+                # a core that is lost starts anew, but not a leader, whose steps are the solution's; where there is no
+                # jump the state stays
+                leads = self._on_device(self._leader == core)[:, None]
+                instead = torch.where(leads, self._state[core], new.state)
+                corrected = torch.where(_is_finite(corrected)[:, None], corrected, instead)
                 self._state[core] = torch.where(_is_finite(new.state)[:, None], corrected, self._state[core])
             self._corrected_at[core] = at
             self._corrected[core] = self._state[core]
 
     def _launch(self) -> None:
-        core = self._launched
-        if core == len(self._at):
+        core, since = self._launched, self._start[self._launched - 1]
+        if core == len(self._at) or self._at[core - 1] < since + self.iteration.coarse:
             return
-        jump = self._jumps.get((core - 1, int(self._start[core - 1]), int(self._start[core])))
-        if jump is not None and not jump.ahead:
+        self._launched += 1
+        jump = self._jumps.get((core - 1, int(since), int(self._start[core])))
+        if jump is not None:  # else the core before is lost, and so is this one until it is corrected
             self._state[core], self._corrected[core] = jump.state, jump.state
-            self._launched += 1
             if self.states is not None:
                 self.states[self._start[core]] = jump.state
 
@@ -257,7 +260,7 @@ class Wavefront:
             jump.finite = known
         self._retiring[:] = False
         for core, near in zip(met, within, strict=True):
-            hands_over = near & running & (self._leader == core) & self._finite[core + 1]
+            hands_over = near & (self._leader == core) & self._finite[core + 1]
             self._leader[hands_over] = core + 1
             self._retiring[core] = hands_over
         self.failed = self.failed | (running & ~self._finite[self._leader, sample])

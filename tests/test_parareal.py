@@ -264,6 +264,16 @@ def test_jumps_of_a_constant_output_are_exact(kind, data):
         assert sol.stats.evaluations <= stages * 2 * (blocks * length + blocks)
 
 
+@given(st.data())
+def test_accepted_states_stay_as_they_are(data):
+    case = data.draw(ode_cases(min_steps=6))
+    how = data.draw(numerics(case)) | {"tol": data.draw(st.sampled_from([1e-1, 1e-2])), "window": 12}
+    whole, rounds = case.solve(**how).ys, data.draw(st.integers(1, case.steps))
+    part = case.solve(max_rounds=rounds * case.stages, throw=False, **how).ys
+    accepted = ~part.isnan()
+    assert torch.equal(part[accepted], whole[accepted])
+
+
 # ---- samples
 
 
@@ -323,6 +333,31 @@ def test_jumps_that_overflow_do_no_harm(data):
     change = (tol + 8 * torch.finfo(torch.float32).eps) * (1 + float(y0.abs().max())) * math.sqrt(3)
     assert_close(sol.ys, ref.ys, 40 * 12 * change / (1 - abs(1 - hk)))
     assert sol.stats.rounds <= 200
+
+
+@given(st.integers(2, 8), st.integers(3, 8), st.integers(0, 60))
+def test_a_core_whose_steps_fail_does_not_take_over(blocks, length, fails):
+    """Jumps of a constant drift are exact, so each core is handed the lead, if it has got so far."""
+    fails = min(fails, blocks * length - 1)
+    ts = torch.arange(blocks * length + 1, dtype=torch.float64)
+    term = ps.ODE(lambda t, y: torch.where(t >= fails, torch.nan, torch.ones_like(y)))
+    given = {"integrator": ps.Euler(), "throw": False}
+    sol = ps.solve(term, torch.zeros(3), ts, tol=1e-3, iteration=ps.Parareal(blocks), **given)
+    assert torch.equal(sol.ys.isnan(), ps.sequential(term, torch.zeros(3), ts, **given).ys.isnan())
+    assert sol.result is ps.Result.nonfinite
+
+
+def test_cores_that_are_lost_start_anew():
+    """The jump over the first ten steps from 1 leads to -4, where there is no drift; after them the drift is zero.
+
+    So core 1 is a jump from core 0 when that has made its ten steps, and core 0 meets it another ten steps later; from
+    then on a core meets the next in every round, and core 8 the end.
+    """
+    term = ps.ODE(lambda t, y: torch.where(y.abs() > 2, torch.nan, -y / 2 * (t < 10)))
+    y0, ts = torch.ones(3, dtype=torch.float64), torch.arange(101, dtype=torch.float64)
+    sol = ps.solve(term, y0, ts, tol=1e-9, integrator=ps.Euler(), iteration=ps.Parareal(10))
+    assert sol.stats.rounds == 28
+    assert_close(sol.ys, ps.sequential(term, y0, ts, integrator=ps.Euler()).ys, 1e-12)
 
 
 def test_the_jumps_do_overflow():
