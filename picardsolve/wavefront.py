@@ -111,7 +111,8 @@ class Wavefront:
             samples.append(jump.who)
             states.append(jump.state[self._on_device(jump.who)])
         self._width = np.bincount(np.concatenate(samples), minlength=len(running))
-        return Rows(np.concatenate(steps), np.concatenate(samples), torch.cat(states))
+        self._asked = np.concatenate(steps), np.concatenate(samples)
+        return Rows(*self._asked, torch.cat(states))
 
     def tell(self, outputs: Tensor) -> None:
         """Take the outputs of the rows that were asked for, shape ``(R, K)``."""
@@ -123,10 +124,7 @@ class Wavefront:
         self._launch()
         self._keep()
         size = self._judge(running, noise)
-        order = np.argsort(~self._fine, axis=0, kind="stable")  # the rows of each sample first
-        rows = np.full((self._width.max(), len(running)), np.nan)
-        rows[: len(size)] = np.take_along_axis(size, order, 0)[: len(rows)]
-        self.history.append(Round.of(begin, self.begin - begin, self._width, torch.from_numpy(rows), None))
+        self._record(begin, size)
 
     # ---- tell, step by step
 
@@ -199,7 +197,7 @@ class Wavefront:
         before = states[self._row]
         noise = self._increments(n, self._sample, before)
         steps = self.chain.steps(n[None], before[None], outputs[None], noise if noise is None else noise[None])
-        self._state = states.index_copy(0, self._row, steps.images()[0]).reshape(self._state.shape)
+        states.index_copy_(0, self._row, steps.images()[0])
         self._moved = (np.arange(len(self._at)) < self._launched) & (self._at < self.chain.length)
         self._at = self._at + self._moved
         scale = steps.noise_scale()
@@ -274,6 +272,18 @@ class Wavefront:
             ends = self._running() & self._finite[core]
             self._leader[ends], self.begin[ends] = core, self.chain.length
             self.stopped = self.stopped | ends
+
+    def _record(self, begin: Index, size: np.ndarray) -> None:
+        step, sample = self._asked
+        rows = np.full(len(step), np.nan)
+        rows[: len(self._core)] = size[self._core, self._sample]
+        order = np.argsort(sample, kind="stable")  # the rows of each sample, one below the other
+        place = np.arange(len(order)) - (self._width.cumsum() - self._width)[sample[order]], sample[order]
+        sizes = np.full((self._width.max(), len(begin)), np.nan)
+        steps = np.zeros(sizes.shape, dtype=np.int64)
+        sizes[place], steps[place] = rows[order], step[order]
+        stride = self.begin - begin
+        self.history.append(Round.of(begin, stride, self._width, torch.from_numpy(sizes), None, steps))
 
 
 def _is_finite(states: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ import math
 import re
 from dataclasses import replace
 
+import matplotlib as mpl
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 from problems import (
     SAMPLERS,
     Case,
@@ -25,6 +27,7 @@ from test_parallel_equals_sequential import check_equal, poisoned, with_limit
 
 import picardsolve as ps
 
+mpl.use("Agg")
 ONE_STEP = tuple(sampler for sampler in SAMPLERS if sampler.order == 1)
 DOUBLE = (torch.float64,)
 
@@ -272,6 +275,29 @@ def test_accepted_states_stay_as_they_are(data):
     part = case.solve(max_rounds=rounds * case.stages, throw=False, **how).ys
     accepted = ~part.isnan()
     assert torch.equal(part[accepted], whole[accepted])
+
+
+@given(st.data())
+def test_the_record_of_the_rounds(data):
+    """Every row is at a step that its sample has not accepted, but for the last of a core that has handed over."""
+    case = data.draw(cases(DOUBLE))
+    how = data.draw(numerics(case))
+    sol = case.solve(tol=data.draw(st.sampled_from([0, 1e-1])), **how)
+    begin = torch.zeros_like(sol.history[0].begin)
+    for record in sol.history:
+        assert torch.equal(record.begin, begin)
+        begin = begin + record.stride
+        assert record.step.shape == record.increments.shape == (int(record.width.max()), len(begin))
+        for sample, width in enumerate(record.width.tolist()):
+            steps, at = record.step[:width, sample], int(record.begin[sample])
+            assert width == 0 or at in steps
+            assert (steps < case.steps).all()
+            if how["iteration"].coarse == 1:
+                assert len(set(steps.tolist())) == width
+                assert int((steps < at).sum()) <= 1
+    assert (begin == case.steps).all()
+    assert sol.plot().axes[0].get_ylabel() == "sweep"
+    plt.close("all")
 
 
 # ---- samples
