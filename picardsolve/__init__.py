@@ -1,11 +1,21 @@
 """Solve ODEs and SDEs in parallel over time."""
 
-from picardsolve import grids, schedules
+from picardsolve import grids, presets, schedules
 from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
-from picardsolve.iterations import Anderson, Exponential, Iteration, Jacobi, MultiSecant, Newton, Picard, Secant
+from picardsolve.iterations import (
+    Anderson,
+    Exponential,
+    Iteration,
+    Jacobi,
+    MultiSecant,
+    Newton,
+    Parareal,
+    Picard,
+    Secant,
+)
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import odeint, sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
@@ -37,6 +47,7 @@ __all__ = [
     "Jacobi",
     "MultiSecant",
     "Newton",
+    "Parareal",
     "Picard",
     "Polynomial",
     "Result",
@@ -47,6 +58,7 @@ __all__ = [
     "Stats",
     "grids",
     "odeint",
+    "presets",
     "schedules",
     "sequential",
     "solve",

@@ -17,6 +17,7 @@ class Round:
         width: ``(B,)`` the steps it held.
         increments: ``(W, B)`` root mean square change of the states after each step.
         residuals: ``(W, B)`` root mean square of ``Phi_n(X[n]) - X[n+1]``, or None where not computed.
+        step: ``(W, B)`` the step of each row, where they do not simply follow from ``begin`` on (`Parareal`).
     """
 
     begin: Tensor
@@ -24,11 +25,18 @@ class Round:
     width: Tensor
     increments: Tensor
     residuals: Tensor | None
+    step: Tensor | None = None
 
     @staticmethod
     def of(
-        begin: np.ndarray, stride: np.ndarray, width: np.ndarray, increments: Tensor, residuals: Tensor | None
+        begin: np.ndarray,
+        stride: np.ndarray,
+        width: np.ndarray,
+        increments: Tensor,
+        residuals: Tensor | None,
+        step: np.ndarray | None = None,
     ) -> "Round":
         """From the window's numbers on the host and its norms on the device."""
+        at = None if step is None else torch.from_numpy(step.copy())
         begin_, stride_, width_ = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
-        return Round(begin_, stride_, width_, increments.cpu(), None if residuals is None else residuals.cpu())
+        return Round(begin_, stride_, width_, increments.cpu(), None if residuals is None else residuals.cpu(), at)

@@ -37,9 +37,11 @@ def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int =
     for k, record in enumerate(history):
         begin, width = int(record.begin[sample]), int(record.width[sample])
         norms = record.increments if record.residuals is None else record.residuals
-        field[k, begin : begin + width] = norms[:width, sample]
+        at = torch.arange(begin, begin + width) if record.step is None else record.step[:width, sample]
+        known = ~norms[:width, sample].isnan()
+        field[k, at[known]] = norms[:width, sample][known].to(field)
         begins.append(begin)
-        ends.append(begin + width)
+        ends.append(int(at.max()) + 1 if width else begin)
     positive = field[field > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1e-16, 1.0)
     low = max(low, high * 1e-9)
@@ -51,6 +53,6 @@ def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int =
     axes.set(xlabel="step", ylabel="sweep", ylim=(len(begins), 0), xlim=(0, steps))
     axes.set_title(f"{steps} steps in {rounds} rounds")
     axes.legend(loc="lower left", fontsize="small")
-    known = all(record.residuals is not None for record in history)
-    figure.colorbar(image, label="residual" if known else "change in the round")
+    residuals = all(record.residuals is not None for record in history)
+    figure.colorbar(image, label="residual" if residuals else "change in the round")
     return figure

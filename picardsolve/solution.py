@@ -21,6 +21,7 @@ class Result(Enum):
         "A step of the sequential solver itself is not finite: take smaller steps near that time, start from another "
         "y0, or use more precision; a parallel solver cannot mend it."
     )
+    stopped = "The iterations that were asked for are done; how close they came to the tolerance was not asked."
     max_rounds = "The limit of rounds was reached first: raise max_rounds, loosen the tolerance or narrow the window."
 
 

@@ -20,11 +20,13 @@ from picardsolve.checks import (
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.guesses import Guess, guess_for
 from picardsolve.integrators import RK4, Chain, Euler, Heun, Integrator, Problem
-from picardsolve.iterations import Iteration, Picard
+from picardsolve.iterations import Iteration, Parareal, Picard
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Increment, Stop
 from picardsolve.terms import ODE, Term
+from picardsolve.tolerances import Tolerance
+from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
 
 Save = Literal["all", "last"]
@@ -37,7 +39,7 @@ def solve(
     ts: Tensor | Sequence[float],
     *,
     integrator: Integrator,
-    iteration: Iteration | None = None,
+    iteration: Iteration | Parareal | None = None,
     guess: Guess | Callable[[Tensor, Any], Any] | None = None,
     window: int = 32,
     tol: float | Tensor | None = None,
@@ -63,10 +65,12 @@ def solve(
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
         integrator: what makes a step: `Euler`, `Heun`, `RK4`, `DDIM`, `DDPM`, `DPMSolver`.
-        iteration: how a window answers to a round; `Picard` by default.
+        iteration: how a window answers to a round; `Picard` by default. `Parareal` has no window but cores along the
+            grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
-            ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``.
-        window: steps solved at once, at least 1 (which is the sequential solver).
+            ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
+            by `Parareal`.
+        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores.
         tol: tolerance relative to the step's own scale: the noise of the step for a `Denoiser` and an `SDE`,
             ``1 + |y|`` for an `ODE`. 0 gives the sequential answer to the last bits. A tensor ``(B,)``: per sample.
         rtol: instead of ``tol``: allowed change in a round relative to ``|y|``. Default 1e-5 where tol is not given.
@@ -98,16 +102,20 @@ def solve(
     check_positive_integer("window", window)
     check_optional_positive_integer("max_rounds", max_rounds)
     check_choice("save", save, ("all", "last"))
-    if iteration is not None:
+    if iteration is not None and not isinstance(iteration, Parareal):
         check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
     check_choice("stop", stop, get_args(Stop))
     tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, stop)
     chain = integrator.chain(problem)
-    stopping = (
-        Increment(tolerance) if stop == "increment" or tolerance.nothing else ErrorEstimate(tolerance, chain.length)
-    )
-    settings = Settings(window, iteration or Picard(), guess_for(guess, problem, chain), stopping)
-    loop = Window(chain, y, settings, _path(chain, y) if save == "all" else None)
+    path = _path(chain, y) if save == "all" else None
+    if isinstance(iteration, Parareal):
+        allowed = tolerance_of(term, problem.layout, tol, rtol, atol, "increment")
+        loop = _wavefront(integrator, chain, y, iteration, window, allowed, path)
+    else:
+        exact = stop == "increment" or tolerance.nothing
+        stopping = Increment(tolerance) if exact else ErrorEstimate(tolerance, chain.length)
+        settings = Settings(window, iteration or Picard(), guess_for(guess, problem, chain), stopping)
+        loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):
             loop.tell(chain.evaluate(loop.ask()))
@@ -116,7 +124,10 @@ def solve(
     width = max((int(record.width.max()) for record in loop.history), default=0)
     stats = Stats(chain.length, len(loop.history) * chain.rounds, evaluations, calls, width)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
-    path = loop.path if loop.path is not None else _ends(loop.x[0], loop.begin == chain.length)
+    if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
+        result = Result.stopped
+    path = loop.path if path is not None else None
+    path = path if path is not None else _ends(loop.x[0], loop.begin == chain.length)
     return _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw)
 
 
@@ -225,6 +236,23 @@ def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
     return torch.cat([grid[:1], *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
 
+def _wavefront(
+    integrator: Integrator,
+    chain: Chain,
+    y: Tensor,
+    iteration: Parareal,
+    cores: int,
+    tolerance: Tolerance,
+    path: Tensor | None,
+) -> Wavefront:
+    if chain.memory:
+        raise TypeError(
+            f"integrator: Parareal goes on from single states, and {integrator!r} also reads the outputs of earlier "
+            "steps; pass a one-step integrator such as DDIM() or DPMSolver(1), or another iteration."
+        )
+    return Wavefront(chain, y, iteration, cores, tolerance, path)
+
+
 def _path(chain: Chain, y: Tensor) -> Tensor:
     return y.new_full((chain.length + 1, *y.shape), torch.nan)
 
@@ -244,7 +272,7 @@ def _finish(
     throw: bool,
 ) -> Solution:
     solution = Solution(problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history)
-    if result is Result.converged or not throw:
+    if result in (Result.converged, Result.stopped) or not throw:
         return solution
     if result is Result.max_rounds:
         raise SolveError(f"{int(done.min())} of {stats.steps} steps converged. {result.value}", solution)

@@ -12,7 +12,7 @@ from torch import nn
 
 import picardsolve as ps
 from integrations.diffusers import denoise, sample, sampler
-from picardsolve import Newton
+from picardsolve import Newton, Parareal
 
 NAN = float("nan")
 INPUTS = {"prompt": "a cat", "height": SIZE, "width": SIZE, "num_inference_steps": 8, "output_type": "latent"}
@@ -43,6 +43,12 @@ BAD_ARGUMENTS = {
     "tolerance negative": ({"tolerance": -1e-3}, ValueError, "tolerance", r"expected a number >= 0, got -0\.001\."),
     "iteration Newton": ({"iteration": Newton()}, TypeError, "iteration", r"Newton needs derivatives.*Secant\(\)\."),
     "tolerance NaN": ({"tolerance": NAN}, ValueError, "tolerance", r"expected a number >= 0, got nan\."),
+    "parareal": (
+        {"iteration": Parareal()},
+        TypeError,
+        "iteration",
+        r"pass picardsolve\.Picard\(\), or call picardsolve",
+    ),
 }
 OWN_STEP = r"CogVideoXDPMScheduler\.step takes \(model_output, old_pred_original_sample, timestep, \.\.\.\), not "
 

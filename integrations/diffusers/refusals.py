@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from picardsolve import Parareal
+
 STEP = ["model_output", "timestep", "sample"]
 
 
@@ -27,6 +29,19 @@ def refuse_stateful(modules: Iterable[nn.Module]) -> None:
                         f"{type(module).__name__}: its hook {name!r} remembers the step before, and steps run side by "
                         "side here; call disable_cache() on it, or call the pipeline itself."
                     )
+
+
+def refuse_parareal(iteration: object) -> None:
+    """Refuse the iteration that has no window.
+
+    Raises:
+        TypeError: it is `picardsolve.Parareal`.
+    """
+    if isinstance(iteration, Parareal):
+        raise TypeError(
+            "iteration: Parareal steps from places all along the grid, and a pipeline's loop goes through it once; "
+            "pass picardsolve.Picard(), or call picardsolve.solve with a Denoiser."
+        )
 
 
 def refuse_tokens(scheduler: Any) -> None:

@@ -10,7 +10,7 @@ from integrations.diffusers.batching import Batch
 from integrations.diffusers.loop import Loop
 from integrations.diffusers.numerics import Numerics
 from integrations.diffusers.patches import Forward, Method
-from integrations.diffusers.refusals import refuse_stateful, refuse_tokens, why_sequential
+from integrations.diffusers.refusals import refuse_parareal, refuse_stateful, refuse_tokens, why_sequential
 from integrations.diffusers.report import Report
 from integrations.diffusers.timesteps import Timesteps
 from integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
@@ -185,7 +185,8 @@ def sampler(
             sampler draws noise, else the last output.
 
     Raises:
-        TypeError: ``pipe`` has no scheduler to run, or one of integer tokens, or a denoiser with a step cache.
+        TypeError: ``pipe`` has no scheduler to run, or one of integer tokens, or a denoiser with a step cache, or
+            ``iteration`` is `picardsolve.Parareal`.
         ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
     """
     scheduler = getattr(pipe, "scheduler", None)
@@ -210,6 +211,7 @@ def attach(scheduler: Any, modules: list[nn.Module], numerics: Numerics, pipe: A
         )
     if isinstance(numerics.iteration, Newton):
         raise TypeError("iteration: Newton needs derivatives, which a pipeline does not give; pass Secant().")
+    refuse_parareal(numerics.iteration)
     refuse_tokens(scheduler)
     modules = list(dict.fromkeys(modules))
     refuse_stateful(modules)

@@ -158,7 +158,10 @@ class DiffusionChain(DriftChain):
             alpha, sigma = self._levels.alpha, self._levels.sigma
             signal = per_step(alpha, source.step, start)[0] * source.output
             epsilon = (source.state - signal) / per_step(sigma, source.step, start)[0]
-            a, c = per_step(p + q / alpha, n, start), per_step(-q * sigma / alpha, n, start) * epsilon
+            blind = alpha == 0  # a first step out of pure noise, of which only the predicted sample says where it leads
+            share = torch.where(blind, 0, q / torch.where(blind, 1, alpha))
+            a, c = per_step(p + share, n, start), per_step(-share * sigma, n, start) * epsilon
+            c.addcmul_(per_step(torch.where(blind, q, 0), n, start), source.output)
         if noise is not None:
             c = c.addcmul(per_step(self._table.s, n, start), noise)
         return recurrence(a, c, start)

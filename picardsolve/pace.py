@@ -1,0 +1,86 @@
+"""How wide a window pays: fitted to the rounds that are run anyway."""
+
+from dataclasses import dataclass, field
+from statistics import mean
+
+_BETTER = 1.1  # how much sooner a width must promise to be done to be worth changing to
+_JUDGED = 2  # rounds that a width is judged by, after one to get going
+_SHARE = 0.7  # of a window's steps that a round accepts, before any has been seen
+_TURN = 32  # steps from which on rounds fall with the root of the width only
+
+
+@dataclass
+class Pace:
+    """Chooses the width that is predicted to make most steps a second.
+
+    A round of w steps takes ``t(w) = a + b w`` seconds, fitted to all rounds, and accepts ``s(w)`` steps: what widths
+    that were tried accepted, and by the square root of the width elsewhere (measured: methods with wide windows take
+    1 / sqrt(w) of the rounds). A width of 1 is tried first, then 2, then the best; where no width promises to beat one
+    step at a time, that is what is chosen.
+
+    Attributes:
+        most: no wider.
+        width: of the next round.
+        settled: no longer trying.
+    """
+
+    most: int
+    width: int = field(init=False, default=1)
+    settled: bool = field(init=False, default=False)
+    _seconds: dict[int, float] = field(init=False, default_factory=dict)  # the least for each width
+    _strides: dict[int, list[int | float]] = field(init=False, default_factory=dict)
+    _rounds: int = field(init=False, default=0)  # since the width was chosen
+
+    def note(self, width: int, stride: float, seconds: float) -> None:
+        """Take a round of ``width`` steps that accepted ``stride`` of them; choose the width of the next one."""
+        self._seconds[width] = min(seconds, self._seconds.get(width, seconds))
+        if width != self.width or self.settled:
+            return
+        self._rounds += 1
+        if width > 2:
+            self._strides.setdefault(width, []).append(stride)
+        if len(self._seconds) == 1 and self.most > 1:
+            self._change(2)
+        elif width <= 2 or self._rounds > _JUDGED:
+            self._choose()
+
+    def limit(self, most: int) -> None:
+        """From now on no wider than ``most``."""
+        self.most = max(most, 1)
+        self.width = min(self.width, self.most)
+
+    def _choose(self) -> None:
+        widths = {2**k for k in range(self.most.bit_length())} | {self.most, *self._strides}
+        best = max((w for w in widths if w <= self.most), key=self._rate)
+        if self._rate(best) < _BETTER * max(self._rate(self.width), self._rate(1)):
+            best = self.width if self._rate(self.width) > self._rate(1) else 1
+        self.settled = best == self.width or best == 1 or best in self._strides
+        self._change(best)
+
+    def _change(self, width: int) -> None:
+        self.width, self._rounds = width, 0
+
+    def _rate(self, width: int) -> float:
+        """Predicted steps a second."""
+        return self._stride(width) / max(self._time(width), 1e-12)
+
+    def _stride(self, width: int) -> float:
+        if width == 1:
+            return 1.0
+        tried = {w: mean(strides[-_JUDGED:]) for w, strides in self._strides.items()}
+        if width in tried:
+            return tried[width]
+        if tried:
+            near = min(tried, key=lambda w: max(w / width, width / w))
+            return min(width, tried[near] * (width / near) ** 0.5)
+        return _SHARE * min(width, (width * _TURN) ** 0.5)
+
+    def _time(self, width: int) -> float:
+        if width in self._seconds:
+            return self._seconds[width]
+        widths, seconds = list(self._seconds), list(self._seconds.values())
+        centre = mean(widths)
+        spread = sum((w - centre) ** 2 for w in widths)
+        slope = sum((w - centre) * s for w, s in zip(widths, seconds, strict=True)) / spread if spread else 0.0
+        slope = max(slope, 0.0)
+        return max(mean(seconds) + slope * (width - centre), min(seconds) * 0.1)

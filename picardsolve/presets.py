@@ -1,0 +1,51 @@
+"""Published methods by name: keyword arguments for `picardsolve.solve`."""
+
+from typing import Any
+
+from picardsolve.checks import check_positive_integer
+from picardsolve.iterations.parareal import Parareal
+
+_CHORDS = {4: (0, 8, 16, 32), 6: (0, 3, 6, 12, 24, 36), 8: (0, 2, 4, 8, 16, 24, 32, 40)}  # for 50 steps
+
+
+def srds(blocks: int | None = None, iterations: int | None = None) -> dict[str, Any]:
+    """SRDS, self-refining diffusion samplers (Selvam, Merchant & Ermon, NeurIPS 2024, arXiv 2412.08292), pipelined.
+
+    Parareal with the square root of N blocks, and one DDIM step over a block as the coarse solver. With N steps in B
+    blocks, iteration K ends after ``K N / B + B - K`` rounds; the published count ``K N / B + B - 1`` runs the block
+    again that is exact already.
+
+    Args:
+        blocks: the square root of the number of steps by default, as published.
+        iterations: stop after so many. None: stop by tolerance.
+    """
+    return {"iteration": Parareal(blocks, iterations=iterations)}
+
+
+def chords(steps: int = 50, cores: int = 8, iterations: int | None = None) -> dict[str, Any]:
+    """CHORDS, cores from slow to fast (Han et al., ICCV 2025, arXiv 2507.15260, with the starts of its released code).
+
+    Core c is corrected by ``F - G_old + G_new``, G one Euler (here: the integrator's own) step, whenever the core
+    before it reaches its last correction. With 50 steps the fastest of 8 cores ends after 17 rounds, the next after
+    24; the fastest of 4 after 21.
+
+    Args:
+        steps: of the grid; the published starts for 50 steps are scaled to it, those that come closer than two steps
+            to the one before left out.
+        cores: 4, 6 or 8.
+        iterations: 1: stop when the fastest core ends, 2: the one before, and so on; the released code recommends 1 or
+            2. None: stop by tolerance.
+
+    Raises:
+        TypeError: ``steps`` is no integer.
+        ValueError: ``steps`` is below 1, or there are no published starts for so many cores.
+    """
+    check_positive_integer("steps", steps)
+    if cores not in _CHORDS:
+        raise ValueError(f"cores: expected one of {', '.join(map(str, _CHORDS))}, got {cores!r}.")
+    starts = [0]
+    for start in _CHORDS[cores]:
+        scaled = (2 * start * steps + 50) // 100  # to the nearest step
+        if scaled >= starts[-1] + 2 and scaled < steps:
+            starts.append(scaled)
+    return {"iteration": Parareal(starts=tuple(starts), iterations=iterations)}
