@@ -32,3 +32,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse what is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_width(width: object) -> None:
+    """Refuse all but "auto" and integers from 1 as the window."""
+    if width == "auto":
+        return
+    if type(width) is not int or width < 1:
+        kind = TypeError if type(width) is not int and not isinstance(width, str) else ValueError
+        raise kind(f'window: expected an integer >= 1 or "auto", got {width!r}.')

@@ -8,24 +8,35 @@ from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.progress import Progress
 
 
-def run(chain: DriftChain, y0: Tensor, path: Tensor | None, progress: Progress) -> tuple[Tensor, np.ndarray]:
+def run(
+    chain: DriftChain,
+    y0: Tensor,
+    path: Tensor | None,
+    progress: Progress,
+    begin: int = 0,
+    end: int | None = None,
+    past: Tensor | None = None,
+) -> tuple[Tensor, np.ndarray]:
     """Step a chain from ``y0`` (B, D) to its end.
 
     Args:
         chain: what to step.
-        y0: initial states.
+        y0: states at step ``begin``.
         path: ``(N + 1, B, D)`` to be filled, or None.
         progress: told of every step.
+        begin: the step to start from.
+        end: stop before this step; None: the chain's end.
+        past: ``(memory, B, K)`` outputs of the steps before ``begin``; None for zeros.
 
     Returns:
         The last states ``(B, D)``, and ``(B,)``: how many steps of each sample were finite.
     """
     y, sample = y0, np.arange(len(y0))
-    finite_steps = np.full(len(y0), chain.length)
-    past: Tensor | None = None
+    end = chain.length if end is None else min(end, chain.length)
+    finite_steps = np.full(len(y0), end)
     if path is not None:
-        path[0] = y0
-    for n in range(chain.length):
+        path[begin] = y0
+    for n in range(begin, end):
         step = np.full_like(sample, n)
         out = chain.evaluate(Rows(step, sample, y))[None]
         if chain.memory:

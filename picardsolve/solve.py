@@ -1,6 +1,7 @@
 """The public calls: check what was given, choose the parts, run, return a `Solution`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,13 +15,14 @@ from picardsolve.checks import (
     check_callable,
     check_choice,
     check_optional_positive_integer,
-    check_positive_integer,
     check_type,
+    check_width,
 )
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.guesses import Guess, guess_for
-from picardsolve.integrators import RK4, Chain, Euler, Heun, Integrator, Problem
+from picardsolve.integrators import RK4, Chain, DriftChain, Euler, Heun, Integrator, Problem
 from picardsolve.iterations import Iteration, Parareal, Picard
+from picardsolve.pace import Pace
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Increment, Stop
@@ -28,6 +30,8 @@ from picardsolve.terms import ODE, Term
 from picardsolve.tolerances import Tolerance
 from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
+
+_WIDEST = 256  # rows of a window that is tried by itself, where max_batch does not say
 
 Save = Literal["all", "last"]
 
@@ -41,7 +45,7 @@ def solve(
     integrator: Integrator,
     iteration: Iteration | Parareal | None = None,
     guess: Guess | Callable[[Tensor, Any], Any] | None = None,
-    window: int = 32,
+    window: int | Literal["auto"] = 32,
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
@@ -70,7 +74,9 @@ def solve(
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
             by `Parareal`.
-        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores.
+        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores. "auto": as
+            many as pay, found in the rounds that are run anyway: how long a round of so many steps takes is fitted;
+            never more than ``max_batch`` and the arithmetic's precision allow; one at a time where that is fastest.
         tol: tolerance relative to the step's own scale: the noise of the step for a `Denoiser` and an `SDE`,
             ``1 + |y|`` for an `ODE`. 0 gives the sequential answer to the last bits. A tensor ``(B,)``: per sample.
         rtol: instead of ``tol``: allowed change in a round relative to ``|y|``. Default 1e-5 where tol is not given.
@@ -99,7 +105,7 @@ def solve(
         SolveError: a sequential step is not finite, or ``max_rounds`` was reached; it carries the partial solution.
     """
     problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
-    check_positive_integer("window", window)
+    check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
     check_choice("save", save, ("all", "last"))
     if iteration is not None and not isinstance(iteration, Parareal):
@@ -108,21 +114,32 @@ def solve(
     tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, stop)
     chain = integrator.chain(problem)
     path = _path(chain, y) if save == "all" else None
+    widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(iteration, Parareal):
         allowed = tolerance_of(term, problem.layout, tol, rtol, atol, "increment")
-        loop = _wavefront(integrator, chain, y, iteration, window, allowed, path)
+        loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
     else:
         exact = stop == "increment" or tolerance.nothing
         stopping = Increment(tolerance) if exact else ErrorEstimate(tolerance, chain.length)
-        settings = Settings(window, iteration or Picard(), guess_for(guess, problem, chain), stopping)
+        settings = Settings(widest, iteration or Picard(), guess_for(guess, problem, chain), stopping)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
+        single = 0
+        pace = Pace(widest) if window == "auto" else None
+        if pace is not None and isinstance(loop, Window):
+            loop.width = pace.width
         while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):
+            began = perf_counter()
             loop.tell(chain.evaluate(loop.ask()))
+            if pace is not None and isinstance(loop, Window):
+                _keep_pace(pace, loop, perf_counter() - began)
+                if pace.settled and pace.width == 1 and (loop.begin == loop.begin[0]).all():
+                    single = _one_at_a_time(chain, loop, bar, max_rounds)
+                    break
             bar.update(int(loop.begin.min()), len(loop.history) * chain.rounds)
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
-    stats = Stats(chain.length, len(loop.history) * chain.rounds, evaluations, calls, width)
+    stats = Stats(chain.length, (len(loop.history) + single) * chain.rounds, evaluations, calls, width)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
@@ -163,8 +180,7 @@ def sequential(
     if path is None:
         path = _ends(last, ~failed)
     else:
-        beyond = torch.from_numpy(np.arange(chain.length + 1)[:, None] > done)
-        path = path.masked_fill(beyond[..., None].to(path.device), torch.nan)
+        _forget_beyond(path, done)
     result = Result.nonfinite if failed.any() else Result.converged
     return _finish(problem, path, result, stats, [], done, failed, throw)
 
@@ -234,6 +250,33 @@ def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
         for a, b, n in zip(grid[:-1].tolist(), grid[1:].tolist(), counts.tolist(), strict=True)
     ]
     return torch.cat([grid[:1], *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def _keep_pace(pace: Pace, window: Window, seconds: float) -> None:
+    """Let the last round decide how wide the next one is."""
+    last = window.history[-1]
+    held = last.width > 0
+    pace.limit(window.settings.stopping.widest(pace.most))
+    pace.note(int(last.width.max()), float(last.stride[held].double().mean()), seconds)
+    window.width = pace.width
+
+
+def _one_at_a_time(chain: DriftChain, window: Window, bar: Progress, max_rounds: int | None) -> int:
+    """Step on to the end, or as far as ``max_rounds`` allows; how many steps that took."""
+    begin, left = int(window.begin[0]), chain.length
+    if max_rounds is not None:
+        left = max_rounds // chain.rounds - len(window.history)
+    end = min(begin + left, chain.length)
+    y, done = reference.run(chain, window.x[0], window.path, bar, begin, end, window.past)
+    if window.path is not None:
+        _forget_beyond(window.path, done)
+    window.stand(y, done, done < end)
+    return min(int(done.max()) + 1, end) - begin
+
+
+def _forget_beyond(path: Tensor, done: np.ndarray) -> None:
+    beyond = torch.from_numpy(np.arange(len(path))[:, None] > done).to(path.device)
+    path.masked_fill_(beyond[..., None], torch.nan)
 
 
 def _wavefront(

@@ -42,6 +42,10 @@ class Stopping(ABC):
     def restart(self) -> None:
         """Forget the states ahead."""
 
+    def widest(self, width: int) -> int:
+        """The widest window, up to ``width``, that arithmetic is precise enough for, as far as can be told."""
+        return width
+
 
 @dataclass
 class Increment(Stopping):
@@ -82,12 +86,16 @@ class ErrorEstimate(Stopping):
     tolerance: Tolerance
     length: int
     _account: "_Account | None" = field(init=False, default=None)
+    _rounding: Tensor | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
     _round: tuple[Tensor, Tensor, Tensor] | None = field(init=False, default=None)
 
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Estimate errors, and compare them with what may be spent."""
         scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
+        if self._rounding is None:
+            rounding = torch.finfo(swept.y.dtype).eps * swept.y
+            self._rounding = self.tolerance.measure(rounding, swept.y, noise)[0].amax(0)
         change, scaled_change = _arriving(size), _arriving(scaled)
         account = self._account = self._measured(swept.residual, change)
         ratio = torch.where(account.measured, account.ratios, account.ratio)
@@ -140,6 +148,20 @@ class ErrorEstimate(Stopping):
     def restart(self) -> None:
         """Nothing is known of the states ahead."""
         self._before = None
+
+    def widest(self, width: int) -> int:
+        """As wide as the sum of the ratios stays below ``log(tolerance / rounding)``.
+
+        In a window whose ratios add up to L, changes grow up to ``exp(L)`` times before they fall, and rounding with
+        them (the largest term of ``L^k / k!``).
+        """
+        if self._account is None or self._rounding is None:
+            return width
+        measured = self._account.ratio[self._account.ratio.isfinite()]
+        if not len(measured):
+            return width
+        room = -torch.log(self._rounding.max())
+        return int(torch.clamp(room / measured.max(), 1, width))
 
 
 @dataclass(frozen=True)

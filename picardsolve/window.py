@@ -30,7 +30,7 @@ class Settings:
     """What decides how many rounds a solve takes.
 
     Attributes:
-        width: steps in the window.
+        width: steps in the window at first.
         stopping: which states may be left behind; of this solve only, for it remembers its rounds.
         lockstep: all samples share one position, that of the slowest.
     """
@@ -47,34 +47,38 @@ class Window:
     """The state of one solve.
 
     Attributes:
+        width: most steps that the next rounds may hold; may be changed between rounds.
         x: ``(width + 1, B, D)``: row j of sample s is its state at step ``begin[s] + j``; row 0 is accepted.
         begin: ``(B,)`` steps accepted so far.
         failed: ``(B,)`` whether a sequential step of the sample was not finite.
         path: ``(N + 1, B, D)`` accepted states, NaN where there are none yet; None if they are not kept.
         history: one record per round.
+        past: ``(memory, B, K)`` outputs of the steps before ``begin``; None where none are needed, or known.
     """
 
     chain: Chain
     x: Tensor
     settings: Settings
     path: Tensor | None = None
+    width: int = field(init=False)
     begin: Index = field(init=False)
     failed: np.ndarray = field(init=False)
     history: list[Round] = field(init=False, default_factory=list)
+    past: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self):
         y0, samples = self.x, len(self.x)
         self.settings.iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
-        widest = min(self.settings.width, self.chain.length)
+        self.width = self.settings.width
+        widest = min(self.width, self.chain.length)
         self.x = y0[None]
         if self.path is not None:
             self.path[0] = y0
         self.begin = np.zeros(samples, dtype=np.int64)
         self.failed = np.zeros(samples, dtype=bool)
-        self._cap = np.full(samples, self.settings.width)  # the width that divergence has left
+        self._cap = np.full(samples, self.width)  # the width that divergence has left
         self._kept = np.zeros(samples, dtype=np.int64)  # states ahead that an earlier round has swept
         self._peak = np.zeros(samples)  # and the largest change among them, in that round
-        self._past: Tensor | None = None
         self._memory: Memory = ()
         self._noise: Tensor | None = None
         self._directions: Tensor | None = None
@@ -95,7 +99,7 @@ class Window:
 
     def ask(self) -> Rows:
         """The rows of the next round. Without a guess yet the window is one step: the exact first one."""
-        span = np.minimum(np.minimum(self._cap, self._reach), self.chain.length - self.begin)
+        span = np.minimum(np.minimum(np.minimum(self._cap, self.width), self._reach), self.chain.length - self.begin)
         span[self.failed] = 0
         self._take_stock(np.minimum(span, max(len(self.x) - 1, 1)))
         width, mask = len(self._mask), self._mask
@@ -139,8 +143,12 @@ class Window:
     def restart(self, step: int, y: Tensor) -> None:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin, self._kept = np.full_like(self.begin, step), np.zeros_like(self._kept)
-        self.x, self._noise, self._past, self._memory = y[None], None, None, ()
+        self.x, self._noise, self.past, self._memory = y[None], None, None, ()
         self.settings.stopping.restart()
+
+    def stand(self, y: Tensor, begin: Index, failed: np.ndarray) -> None:
+        """Go on from states ``y`` (B, D), which another solver has reached and written into the path."""
+        self.x, self.begin, self.failed = y[None], begin, failed
 
     def _take_stock(self, span: Index) -> None:
         """Note what a round holds: ``span[s]`` steps of sample s."""
@@ -187,9 +195,9 @@ class Window:
     def _with_past(self, out: Tensor) -> Tensor:
         if not self.chain.memory:
             return out
-        if self._past is None:
-            self._past = out.new_zeros(self.chain.memory, *out.shape[1:])
-        return torch.cat([self._past, out])
+        if self.past is None:
+            self.past = out.new_zeros(self.chain.memory, *out.shape[1:])
+        return torch.cat([self.past, out])
 
     def _drawn(self, width: int) -> Tensor | None:
         """The increments of the window's steps; drawn once for each step, and dropped behind the window."""
@@ -276,7 +284,7 @@ class Window:
         source, memory = max(last - 1, 0), self.chain.memory  # source: the evaluation to go on from
         held = Evaluated(self.begin[None, :1] + source, x[source], out[memory + source])
         if memory:
-            self._past = out[stride : stride + memory]
+            self.past = out[stride : stride + memory]
         if self._noise is not None:
             self._noise = self._noise[stride:]
         self.begin = self.begin + stride
@@ -296,7 +304,7 @@ class Window:
         at = np.minimum(self.begin + source, self.chain.length - 1)  # a sample at its end has no next step
         held = Evaluated(at[None], _rows(x, source, 1)[0], _rows(out, memory + source, 1)[0])
         if memory:
-            self._past = _rows(out, stride, memory)
+            self.past = _rows(out, stride, memory)
         if self._noise is not None:
             self._noise = _rows(self._noise, stride, len(self._noise) - int(stride.max()))
         self.begin = self.begin + stride
@@ -316,7 +324,7 @@ class Window:
         self.x = _take(torch.cat([states, ahead]), np.minimum(index, len(states) + missing - 1))
 
     def _within_reach(self, known: Index) -> Index:
-        width = self.settings.width
+        width = self.width
         return np.minimum(width, known + self.settings.guess.most(len(self.history), width))
 
     def _guess(self, start: Tensor, held: Evaluated, trail: Trail, known: Index | int, count: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What makes a chain of steps: each integrator says its order and what terms it takes."""
 
-from picardsolve.integrators.base import Chain, Integrator, Problem, Rows, Steps
+from picardsolve.integrators.base import Chain, DriftChain, Integrator, Problem, Rows, Steps
 from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
 from picardsolve.integrators.runge_kutta import RK4, Euler, Heun
@@ -13,6 +13,7 @@ __all__ = [
     "RK4",
     "Chain",
     "DPMSolver",
+    "DriftChain",
     "Euler",
     "EulerMaruyama",
     "Heun",
