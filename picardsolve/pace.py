@@ -20,12 +20,12 @@ class Pace:
 
     Attributes:
         most: no wider.
-        width: of the next round.
+        width: of the next round; at first 1, where a round of one step costs nothing extra.
         settled: no longer trying.
     """
 
     most: int
-    width: int = field(init=False, default=1)
+    width: int = 1
     settled: bool = field(init=False, default=False)
     _seconds: dict[int, float] = field(init=False, default_factory=dict)  # the least for each width
     _strides: dict[int, list[int | float]] = field(init=False, default_factory=dict)

@@ -26,7 +26,6 @@ from integrations.diffusers.batching import Batch
 from integrations.diffusers.caution import Caution
 from integrations.diffusers.noise_tape import NoiseTape, State, same
 from integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
-from integrations.diffusers.pace import Pace
 from integrations.diffusers.probe import scaled_ahead
 from integrations.diffusers.replay import Replay
 from integrations.diffusers.report import Report, single_step
@@ -34,9 +33,11 @@ from integrations.diffusers.same import equal, version
 from integrations.diffusers.scheduler_chain import SchedulerChain
 from integrations.diffusers.walk import copy_of
 from integrations.diffusers.window_tensor import LaneMode, Lanes, WindowTensor, find, pick, without_lane_mode
+from picardsolve.pace import Pace
 from picardsolve.window import Window
 
 _SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
+_FIRST = 8  # steps in the first window of those that are tried
 _CHECKED = 2  # rounds in which a scheduler's table is compared to its step, and then every eighth
 
 
@@ -65,7 +66,7 @@ class Loop:
         self._numerics = numerics
         self._answers = Answers(batch, Replay(_SLACK * numerics.tolerance), self.report)
         widest = numerics.widest(len(timesteps))
-        self._pace = Pace(widest) if numerics.window == "auto" else None
+        self._pace = Pace(widest, min(_FIRST, widest)) if numerics.window == "auto" else None
         self._caution = Caution(len(timesteps), widest)
         self._window: Window | None = None
         self._lanes: Lanes | None = None  # those that travel now, or will in the next iteration
