@@ -133,9 +133,10 @@ class Wavefront:
 
     def _useful(self) -> np.ndarray:
         """``(C, B)``: which cores step, or are evaluated for the correction of a leader that has just taken over."""
-        leading = np.arange(len(self._at))[:, None] >= self._leader
-        corrects = np.append(self._corrected_at[1:] + self._gap[1:] <= self.chain.length, False)
-        return (leading | (self._retiring & corrects[:, None])) & (self._at < self.chain.length)[:, None]
+        ahead = np.arange(len(self._at))[:, None] - self._leader
+        due = np.append(self._corrected_at[1:] + self._gap[1:] <= self.chain.length, False)[:, None]
+        corrects = self._retiring & (ahead == -1) & due
+        return ((ahead >= 0) | corrects) & (self._at < self.chain.length)[:, None]
 
     def _unfinished(self) -> list[_Jump]:
         return [jump for jump in self._jumps.values() if jump.ahead]
