@@ -3,9 +3,68 @@
 from typing import Any
 
 from picardsolve.checks import check_positive_integer
-from picardsolve.iterations.parareal import Parareal
+from picardsolve.guesses import Copy, FrozenSample
+from picardsolve.iterations import Anderson, Newton, Parareal, Picard
 
 _CHORDS = {4: (0, 8, 16, 32), 6: (0, 3, 6, 12, 24, 36), 8: (0, 2, 4, 8, 16, 24, 32, 40)}  # for 50 steps
+
+
+def paradigms(tol: float = 0.1) -> dict[str, Any]:
+    """ParaDiGMS (Shih et al., NeurIPS 2023, arXiv 2305.16317): Picard iteration over a sliding window.
+
+    States that enter are copies of the last one; a state is left when a round changes it by less than ``tol`` times
+    the noise of its step, which is 0.1 in the paper (section 3.2). The window is an argument of `solve`.
+
+    Args:
+        tol: the published tolerance.
+    """
+    return {"iteration": Picard(), "guess": Copy(), "stop": "increment", "tol": tol}
+
+
+def parasolver(tol: float = 0.1) -> dict[str, Any]:
+    """ParaSolver (Lu, Zhu & Hou, ICLR 2025), for denoisers with noise: ParaDiGMS that starts from a predicted sample.
+
+    Its Newton step has the identity for a Jacobian, which is Picard iteration; what it adds are the guesses.
+
+    Args:
+        tol: 0.55 in the example of the released code.
+    """
+    return {"iteration": Picard(), "guess": FrozenSample(), "stop": "increment", "tol": tol}
+
+
+def parataa(order: int | None = 20) -> dict[str, Any]:
+    """ParaTAA (Tang et al., ICML 2024, arXiv 2402.09970): triangular Anderson acceleration of exponential Picard.
+
+    With the settings of the released code for Stable Diffusion: equations of order 20, one difference, a ridge of 1e-3
+    as it is. Pass ``window=`` the number of steps, as published.
+
+    Args:
+        order: None: the order of the window.
+    """
+    return {
+        "iteration": Anderson(1, base="exponential", ridge=0.0, order=order, absolute_ridge=1e-3),
+        "guess": Copy(),
+        "stop": "increment",
+    }
+
+
+def deq() -> dict[str, Any]:
+    """DEQ-DDIM (Pokle, Geng & Kolter, NeurIPS 2022): Anderson acceleration with five differences over all steps."""
+    return {
+        "iteration": Anderson(5, triangular=False, base="exponential", ridge=0.0, absolute_ridge=1e-3),
+        "guess": Copy(),
+        "stop": "increment",
+    }
+
+
+def deer() -> dict[str, Any]:
+    """DEER (Lim et al., ICLR 2024, arXiv 2309.12252): Newton's method with all of every step's Jacobian."""
+    return {"iteration": Newton("dense"), "guess": Copy(), "stop": "increment"}
+
+
+def quasi_deer() -> dict[str, Any]:
+    """Quasi-DEER (Gonzalez et al., NeurIPS 2024, arXiv 2407.19115): Newton's method with the Jacobians' diagonals."""
+    return {"iteration": Newton("diagonal"), "guess": Copy(), "stop": "increment"}
 
 
 def srds(blocks: int | None = None, iterations: int | None = None) -> dict[str, Any]:
