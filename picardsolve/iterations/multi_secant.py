@@ -45,14 +45,14 @@ class MultiSecant(Iteration):
         kept = states, images.clone(), slope, torch.ones_like(slope), seen, excess
         change = torch.sub(images, x[1:], out=scratch)
         residual = rms(change)
-        near, beyond = (torch.nn.functional.pad(v, (0, 0) * 3 + (self.neighbours,) * 2) for v in (seen, excess))
+        near, beyond = self._shared(seen), self._shared(excess)
         weight, more = self._inverse(near), slope - expected
+        span = self.memory * (2 * self.neighbours + 1)
         for n in range(1, len(images)):
-            around, before = slice(n, n + 2 * self.neighbours + 1), change[n - 1]
-            along = torch.einsum("nbmd,bd->bnm", near[around], before)
-            along = (weight[n] @ along.flatten(1)[..., None]).reshape(along.shape)
-            foreseen = torch.einsum("nbmd,bnm->bd", near[around], along)  # the part of the change that was seen before
-            moved = torch.einsum("nbmd,bnm->bd", beyond[around], along)
+            around, before = slice(n * self.memory, n * self.memory + span), change[n - 1]
+            along = weight[n] @ (near[:, around] @ before[..., None])
+            moved = (along.mT @ beyond[:, around])[:, 0]
+            foreseen = (along.mT @ near[:, around])[:, 0]  # the part of the change that was seen before
             moved.addcmul_(slope[n], before).addcmul_(more[n], foreseen, value=-1)
             change[n] += moved
             images[n] += moved
@@ -77,9 +77,16 @@ class MultiSecant(Iteration):
         )
         return slope, directions, excess
 
+    def _shared(self, rows: Tensor) -> Tensor:
+        """``(W, B, memory, D)`` as ``(B, (W + 2 neighbours) memory, D)``, with zeros for neighbours outside."""
+        outside = rows.new_zeros(self.neighbours, *rows.shape[1:])
+        return torch.cat([outside, rows, outside]).transpose(0, 1).flatten(1, 2)
+
     def _inverse(self, near: Tensor) -> Tensor:
         """``(S S' + ridge)^-1`` of every step, ``(W, B, p, p)`` with ``p = memory (2 neighbours + 1)``."""
-        count, width = 2 * self.neighbours + 1, len(near) - 2 * self.neighbours
+        count = 2 * self.neighbours + 1
+        near = near.unflatten(1, (-1, self.memory)).transpose(0, 1)
+        width = len(near) - count + 1
         gram = near.new_empty(width, near.shape[1], count, self.memory, count, self.memory)
         for apart in range(count):
             products = near[: len(near) - apart] @ near[apart:].transpose(-1, -2)
