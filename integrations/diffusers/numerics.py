@@ -10,7 +10,7 @@ from integrations.diffusers.noise_tape import NoiseTape
 from integrations.diffusers.report import Report
 from integrations.diffusers.scheduler_chain import SchedulerChain
 from integrations.diffusers.walk import Walk
-from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Picard
+from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Secant
 from picardsolve.stopping import Increment
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
@@ -69,7 +69,7 @@ class Numerics:
         if chain.probe is not None:
             chain.probe.reach(min(width, len(timesteps)))
         onward = chain.probe is None or chain.probe.carries_forward()
-        iteration = self.iteration or (Picard() if onward else Exponential())
+        iteration = self.iteration or (Secant() if onward else Exponential())
         guess = self.guess or (FrozenSample() if step.drew else FrozenOutput())
         settings = Settings(width, iteration, guess, Increment(Tolerance(noise=tolerance)), lockstep=True)
         return Window(chain, flat(step.sample), settings)
