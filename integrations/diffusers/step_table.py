@@ -65,7 +65,7 @@ class StepTable:
         return y if noise is None else y.addcmul_(_column(self.s[at], x), noise)
 
     def slopes(self, gain: np.ndarray, at: slice) -> np.ndarray:
-        """What steps make of a change of all states alike, where outputs follow with ``gain``, ``(N,)``; no clipping."""
+        """What steps make of a change of all states alike, where outputs follow with ``gain``, ``(N,)``, unclipped."""
         slopes = self.x[at].sum(1) + self.o[at].sum(1) * gain[at]
         return slopes if self.clip is None else slopes + self.clip.q[at] * (self.clip.c + self.clip.d * gain)[at]
 
