@@ -21,12 +21,12 @@ from picardsolve.checks import (
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.guesses import Guess, guess_for
 from picardsolve.integrators import RK4, Chain, DriftChain, Euler, Heun, Integrator, Problem
-from picardsolve.iterations import Iteration, Parareal, Picard
+from picardsolve.iterations import Iteration, MultiSecant, Parareal, Picard
 from picardsolve.pace import Pace
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Increment, Stop
-from picardsolve.terms import ODE, Term
+from picardsolve.terms import ODE, Denoiser, Term
 from picardsolve.tolerances import Tolerance
 from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
@@ -49,7 +49,7 @@ def solve(
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
-    stop: Stop = "increment",
+    stop: Stop = "error",
     brownian: BrownianPath | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
@@ -69,7 +69,8 @@ def solve(
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
         integrator: what makes a step: `Euler`, `Heun`, `RK4`, `DDIM`, `DDPM`, `DPMSolver`.
-        iteration: how a window answers to a round; `Picard` by default. `Parareal` has no window but cores along the
+        iteration: how a window answers to a round; `MultiSecant` for a `Denoiser` by default, `Picard` elsewhere.
+            `Parareal` has no window but cores along the
             grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
@@ -77,14 +78,14 @@ def solve(
         window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores. "auto": as
             many as pay, found in the rounds that are run anyway: how long a round of so many steps takes is fitted;
             never more than ``max_batch`` and the arithmetic's precision allow; one at a time where that is fastest.
-        tol: tolerance relative to the step's own scale: the noise of the step for a `Denoiser` and an `SDE`,
-            ``1 + |y|`` for an `ODE`. 0 gives the sequential answer to the last bits. A tensor ``(B,)``: per sample.
-        rtol: instead of ``tol``: allowed change in a round relative to ``|y|``. Default 1e-5 where tol is not given.
-        atol: with ``rtol``: allowed absolute change. Default 1e-7 where tol is not given. A `Denoiser` without any
-            tolerance uses ``tol=0.05``.
-        stop: what may be left behind: "error", states whose estimated distance to the sequential solution is within
-            tolerance (then ``tol`` is relative to the state: its root mean square for a `Denoiser`, ``1 + |y|``
-            elementwise otherwise); "increment", states that a round changed by no more than the tolerance (ParaDiGMS).
+        tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.01 where none is given), to
+            ``1 + |y|`` elementwise for an `ODE` or `SDE`. 0 gives the sequential answer to the last bits. A tensor
+            ``(B,)``: per sample.
+        rtol: instead of ``tol``: relative to ``|y|``. Default 1e-5 where tol is not given.
+        atol: with ``rtol``: absolute. Default 1e-7 where tol is not given.
+        stop: what the tolerance is about. "error": states are left when their estimated distance to the sequential
+            solution is within it. "increment": when a round changes them by no more (ParaDiGMS); ``tol`` is then
+            relative to the noise of the step for a `Denoiser` (default 0.05) or an `SDE`.
         brownian: the noise; ``BrownianPath(seed=0)`` by default.
         args: passed on to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed on to a `Denoiser`'s model by name; tensors hold an entry per sample.
@@ -120,8 +121,9 @@ def solve(
         loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
     else:
         exact = stop == "increment" or tolerance.nothing
-        stopping = Increment(tolerance) if exact else ErrorEstimate(tolerance, chain.length)
-        settings = Settings(widest, iteration or Picard(), guess_for(guess, problem, chain), stopping)
+        stopping = Increment(tolerance) if exact else ErrorEstimate(tolerance, chain.length, isinstance(term, Denoiser))
+        usual = MultiSecant() if isinstance(term, Denoiser) else Picard()
+        settings = Settings(widest, iteration or usual, guess_for(guess, problem, chain), stopping)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         single = 0

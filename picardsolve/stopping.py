@@ -81,10 +81,17 @@ class ErrorEstimate(Stopping):
     ``A[n+1] = |c_n| A[n] + max(1 - |c_n|, 0) / 2 + 1 / N`` in units of the tolerance. A step that has been seen only
     once takes the ratio of the last one seen twice; where there was none in two rounds, a step is kept to be seen
     again.
+
+    Args:
+        tolerance: what errors are measured by.
+        length: steps of the grid, N.
+        forgets: whether slopes below 1 are believed. A step of a denoiser draws all states towards the data; elsewhere
+            the direction that changes were seen in may shrink while another grows.
     """
 
     tolerance: Tolerance
     length: int
+    forgets: bool
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: Tensor | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
@@ -101,6 +108,7 @@ class ErrorEstimate(Stopping):
         ratio = torch.where(account.measured, account.ratios, account.ratio)
         expected = torch.where(scaled_change > 0, _SAFETY * ratio * scaled_change, 0)
         slope = torch.ones_like(size) if swept.slope is None else swept.slope.abs()
+        slope = slope if self.forgets else slope.clamp(min=1)
         share = (1 - slope).clamp(min=0) / 2 + 1 / self.length
         error, allowed = (
             recurrence(slope[..., None], new[..., None], spent[..., None])[..., 0]

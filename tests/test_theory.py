@@ -121,7 +121,9 @@ def test_rounds_until_the_tolerance(rate, steps, tol):
     """
     ratio, term = rate / steps, ps.ODE(lambda t, y: rate * y)
     y0, ts = torch.ones(4, dtype=torch.float64), ps.grids.uniform(0, 1, steps)  # a mean square, not a sum
-    sol = ps.solve(term, y0, ts, integrator=ps.Euler(), window=steps, guess=ps.Copy(), rtol=0, atol=tol)
+    sol = ps.solve(
+        term, y0, ts, integrator=ps.Euler(), window=steps, guess=ps.Copy(), rtol=0, atol=tol, stop="increment"
+    )
     guess = 1 - (1 + ratio) ** torch.arange(steps + 1, dtype=torch.float64)[:, None]
     for k, record in enumerate(sol.history, 1):
         expected = (formula(k, ratio, guess) - formula(k - 1, ratio, guess)).abs()[k:, 0]
