@@ -220,7 +220,7 @@ def seeded_odes(count: int, growth: float = 0.0) -> Iterator[dict[str, Any]]:
 
 def seeded_denoisers(count: int) -> Iterator[dict[str, Any]]:
     for seed in range(count):
-        schedules = noise_schedules(seed, 32, clean_end=True)
+        schedules = noise_schedules(seed, 24, clean_end=True)
         name = sorted(schedules)[seed % len(schedules)]
         schedule, ts = schedules[name]
         prediction = "v_prediction" if "pure" in name else PREDICTIONS[seed % 4]
