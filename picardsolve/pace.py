@@ -33,6 +33,9 @@ class Pace:
     _late: bool = field(init=False, default=False)  # a window widens a round late
     _judging: bool = field(init=False, default=False)  # by what a width accepts; the first of 2 is only timed
 
+    def __post_init__(self):
+        self._late = self._judging = self.width > 1
+
     def note(self, width: int, stride: float, seconds: float) -> None:
         """Take a round of ``width`` steps that accepted ``stride`` of them; choose the width of the next one."""
         self._seconds[width] = min(seconds, self._seconds.get(width, seconds))

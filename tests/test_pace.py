@@ -114,6 +114,17 @@ def test_a_window_that_never_gets_as_wide_is_judged_as_it_is():
     assert pace.width == 1
 
 
+@given(machines)
+def test_a_first_width_waits_for_its_window(machine):
+    """Where a width is given to begin with, the round of the first step alone does not count for it."""
+    pace = Pace(64, 8)
+    pace.note(1, 1, machine.seconds(1))
+    assert pace.width == 8
+    for _ in range(2):
+        pace.note(8, machine.stride(8), machine.seconds(8))
+        assert (pace.width, pace.settled) == (8, False)
+
+
 @settings(max_examples=100)
 @given(machines, mosts, seeds)
 def test_noisy_times(machine, most, seed):
