@@ -30,23 +30,29 @@ class Pace:
     _seconds: dict[int, float] = field(init=False, default_factory=dict)  # the least for each width
     _strides: dict[int, list[int | float]] = field(init=False, default_factory=dict)
     _rounds: int = field(init=False, default=0)  # since the width was chosen
+    _late: bool = field(init=False, default=False)  # a window widens a round late
+    _judging: bool = field(init=False, default=False)  # by what a width accepts; the first of 2 is only timed
+
+    def __post_init__(self):
+        self._late = self._judging = self.width > 1
 
     def note(self, width: int, stride: float, seconds: float) -> None:
         """Take a round of ``width`` steps that accepted ``stride`` of them; choose the width of the next one."""
         self._seconds[width] = min(seconds, self._seconds.get(width, seconds))
-        if width != self.width or self.settled:
+        late, self._late = self._late, False
+        if self.settled or width > self.width or (late and width < self.width):
             return
         self._rounds += 1
-        if width > 2:
+        if width > 2 or (self._judging and width > 1):
             self._strides.setdefault(width, []).append(stride)
         if len(self._seconds) == 1 and self.most > 1:
             self._change(2)
-        elif width <= 2 or self._rounds > _JUDGED:
+        elif not self._judging or self._rounds > _JUDGED:
             self._choose()
 
     def limit(self, most: int) -> None:
         """From now on no wider than ``most``."""
-        self.most = max(most, 1)
+        self.most = max(min(most, self.most), 1)
         self.width = min(self.width, self.most)
 
     def _choose(self) -> None:
@@ -54,10 +60,12 @@ class Pace:
         best = max((w for w in widths if w <= self.most), key=self._rate)
         if self._rate(best) < _BETTER * max(self._rate(self.width), self._rate(1)):
             best = self.width if self._rate(self.width) > self._rate(1) else 1
-        self.settled = best == self.width or best == 1 or best in self._strides
+        self.settled = best == 1 or best in self._strides
+        self._judging = True
         self._change(best)
 
     def _change(self, width: int) -> None:
+        self._late = width > self.width
         self.width, self._rounds = width, 0
 
     def _rate(self, width: int) -> float:

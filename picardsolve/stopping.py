@@ -106,7 +106,7 @@ class ErrorEstimate(Stopping):
         change, scaled_change = _arriving(size), _arriving(scaled)
         account = self._account = self._measured(swept.residual, change)
         ratio = torch.where(account.measured, account.ratios, account.ratio)
-        expected = torch.where(scaled_change > 0, _SAFETY * ratio * scaled_change, 0)
+        expected = torch.where(scaled_change == 0, 0, _SAFETY * ratio * scaled_change)
         slope = torch.ones_like(size) if swept.slope is None else swept.slope.abs()
         slope = slope if self.forgets else slope.clamp(min=1)
         share = (1 - slope).clamp(min=0) / 2 + 1 / self.length
@@ -165,11 +165,11 @@ class ErrorEstimate(Stopping):
         """
         if self._account is None or self._rounding is None:
             return width
-        measured = self._account.ratio[self._account.ratio.isfinite()]
-        if not len(measured):
+        known = self._account.ratio.isfinite() & ~self._rounding.isnan()  # not of a sample whose first step failed
+        if not bool(known.any()):
             return width
-        room = -torch.log(self._rounding.max())
-        return int(torch.clamp(room / measured.max(), 1, width))
+        room = -torch.log(self._rounding[known].max())
+        return int(torch.clamp(room / self._account.ratio[known].max(), 1, width))
 
 
 @dataclass(frozen=True)
