@@ -34,6 +34,7 @@ class Pace:
     _judging: bool = field(init=False, default=False)  # by what a width accepts; the first of 2 is only timed
 
     def __post_init__(self):
+        self._widest = self.most
         self._late = self._judging = self.width > 1
 
     def note(self, width: int, stride: float, seconds: float) -> None:
@@ -51,8 +52,8 @@ class Pace:
             self._choose()
 
     def limit(self, most: int) -> None:
-        """From now on no wider than ``most``."""
-        self.most = max(min(most, self.most), 1)
+        """For now no wider than ``most``."""
+        self.most = max(min(most, self._widest), 1)
         self.width = min(self.width, self.most)
 
     def _choose(self) -> None:

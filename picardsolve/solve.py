@@ -258,7 +258,7 @@ def _keep_pace(pace: Pace, window: Window, seconds: float) -> None:
     """Let the last round decide how wide the next one is."""
     last = window.history[-1]
     held = last.width > 0
-    pace.limit(window.settings.stopping.widest(pace.most))
+    pace.limit(window.settings.stopping.widest(window.settings.width))
     pace.note(int(last.width.max()), float(last.stride[held].double().mean()), seconds)
     window.width = pace.width
 

@@ -91,7 +91,7 @@ class ErrorEstimate(Stopping):
 
     tolerance: Tolerance
     length: int
-    forgets: bool
+    forgets: bool = True
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: Tensor | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
