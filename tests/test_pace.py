@@ -190,7 +190,7 @@ def check(case: Case, sol: ps.Solution, ref: ps.Solution) -> None:
 costs = st.sampled_from([0.0, 0.01, 0.2, 10.0])  # from free rows to none that pay
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.data())
 def test_auto_gives_the_sequential_answer(clock, data):
     """Whatever it decides, for every kind of problem: steps of any memory and noise, samples apart, in chunks."""
@@ -214,7 +214,7 @@ def test_auto_gives_the_sequential_answer(clock, data):
     assert last.stats == sol.stats
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_auto_counts_its_rounds_and_stops_where_they_end(clock, data):
     case = data.draw(st.one_of(ode_cases(), sde_cases(), denoiser_cases()))

@@ -121,7 +121,7 @@ def test_what_a_denoiser_expects_is_the_step_of_normal_data(data):
             assert_close(ahead[j], start, 1e-9)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_a_denoiser_of_normal_data_needs_one_round(data):
     """Foreseen, the first window is the solution; from any other guess one sweep with the expected slopes leads there.
@@ -169,7 +169,7 @@ class Watched(Iteration):
 
 
 @pytest.mark.parametrize("secant", SECANTS)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_memory_moves_along_with_the_steps(secant, data):
     """Slopes are those of a plain dictionary by step and sample, whatever the windows did meanwhile.
