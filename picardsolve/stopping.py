@@ -165,7 +165,7 @@ class ErrorEstimate(Stopping):
         """
         if self._account is None or self._rounding is None:
             return width
-        known = self._account.ratio.isfinite() & ~self._rounding.isnan()  # not of a sample whose first step failed
+        known = self._account.ratio.isfinite() & self._rounding.isfinite()  # not of one that failed, or is exact
         if not bool(known.any()):
             return width
         room = -torch.log(self._rounding[known].max())

@@ -62,7 +62,7 @@ def test_two_updates_solve_a_step_that_scales(data):
         return rate[n, None] * y + forcing[n]
 
     y0, guess = randn(generator(seed + 2), size), data.draw(st.sampled_from([ps.Copy(), ps.FrozenOutput()]))
-    how = {"integrator": ps.Euler(), "guess": guess, "window": 32, "rtol": 1e-8, "atol": 1e-8}
+    how = {"integrator": ps.Euler(), "guess": guess, "window": 32, "rtol": 1e-8, "atol": 1e-8, "stop": "increment"}
     sol = ps.solve(ps.ODE(f), y0, ts, iteration=secant, **how)
     ref = ps.sequential(ps.ODE(f), y0, ts, integrator=ps.Euler())
     assert_close(sol.ys, ref.ys, 1e-7 * (1 + float(ref.ys.abs().max())))
@@ -78,7 +78,7 @@ def test_directions_that_were_seen_are_followed(data):
     u, v = u / u.norm(), v / v.norm()
     term = ps.ODE(lambda t, y: -y + 3 * (y @ v)[..., None] * u)
     y0, ts = randn(generator(seed + 1), size), torch.linspace(0, 2, steps + 1, dtype=torch.float64)
-    how = {"integrator": ps.Euler(), "window": 32, "rtol": 1e-8, "atol": 1e-8}
+    how = {"integrator": ps.Euler(), "window": 32, "rtol": 1e-8, "atol": 1e-8, "stop": "increment"}
     many = ps.solve(term, y0, ts, iteration=ps.MultiSecant(memory=3, neighbours=2, ridge=1e-6), **how)
     one = ps.solve(term, y0, ts, iteration=ps.Secant(), **how)
     ref = ps.sequential(term, y0, ts, integrator=ps.Euler())
@@ -139,7 +139,7 @@ def test_a_denoiser_of_normal_data_needs_one_round(data):
     y0 = randn(generator(seed), 2, 3) * float(schedule.sigma(ts[0]))
     brownian = ps.BrownianPath(seed=seed % 1000)
     ref = ps.sequential(term, y0, ts, integrator=integrator, brownian=brownian)
-    how = {"integrator": integrator, "brownian": brownian, "window": 32, "rtol": 1e-8, "atol": 1e-8}
+    how = {"integrator": integrator, "brownian": brownian, "window": 32, "rtol": 1e-8, "atol": 1e-8, "stop": "increment"}
     for guess, rounds in ((None, 1), (ps.Copy(), 2)):
         for iteration in SECANTS:
             sol = ps.solve(term, y0, ts, guess=guess, iteration=iteration, **how)
