@@ -13,6 +13,7 @@ from picardsolve.tolerances import Tolerance
 
 Stop = Literal["error", "increment"]
 
+_ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of those above
 _SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
 
@@ -79,8 +80,9 @@ class ErrorEstimate(Stopping):
 
     What may be spent grows by a share for each step, and by what the step forgives:
     ``A[n+1] = |c_n| A[n] + max(1 - |c_n|, 0) / 2 + 1 / N`` in units of the tolerance. A step that has been seen only
-    once takes the ratio of the last one seen twice; where there was none in two rounds, a step is kept to be seen
-    again.
+    once takes the largest ratio of those seen twice in this round, or in the last that had one; where there was none in
+    two rounds, a step is kept to be seen again. Changes of the size of rounding measure nothing, and residuals of that
+    size are taken for as large as rounding can be. All are in units of the tolerance.
 
     Args:
         tolerance: what errors are measured by.
@@ -103,10 +105,13 @@ class ErrorEstimate(Stopping):
         if self._rounding is None:
             rounding = torch.finfo(swept.y.dtype).eps * swept.y
             self._rounding = self.tolerance.measure(rounding, swept.y, noise)[0].amax(0)
-        change, scaled_change = _arriving(size), _arriving(scaled)
-        account = self._account = self._measured(swept.residual, change)
+        change = _arriving(scaled)
+        residual = None if swept.residual is None else swept.residual * (scaled / size)
+        account = self._account = self._measured(residual, change, self._rounding)
         ratio = torch.where(account.measured, account.ratios, account.ratio)
-        expected = torch.where(scaled_change == 0, 0, _SAFETY * ratio * scaled_change)
+        tiny = change <= _ROUNDING * self._rounding
+        ratio = torch.where(tiny, ratio.clamp(max=1), ratio)
+        expected = torch.where(change == 0, 0, _SAFETY * ratio * change)
         slope = torch.ones_like(size) if swept.slope is None else swept.slope.abs()
         slope = slope if self.forgets else slope.clamp(min=1)
         share = (1 - slope).clamp(min=0) / 2 + 1 / self.length
@@ -114,28 +119,28 @@ class ErrorEstimate(Stopping):
             recurrence(slope[..., None], new[..., None], spent[..., None])[..., 0]
             for new, spent in ((expected, account.error), (share, account.allowed))
         )
-        self._round = error, allowed, change
+        self._round = error, allowed, change.masked_fill(tiny, torch.nan)
         fits = error <= allowed
         fits[-1] &= account.blind < 2
         return torch.cat([fits[1:], torch.zeros_like(fits[:1])]), size
 
-    def _measured(self, residual: Tensor | None, change: Tensor) -> "_Account":
-        """The account with this round's ratios."""
+    def _measured(self, residual: Tensor | None, change: Tensor, rounding: Tensor) -> "_Account":
+        """The account with this round's ratios; of residuals that may be rounding, at most that much."""
         account = self._account or _Account.opened(change)
-        ratios = torch.full_like(change, torch.nan)
+        ratios, telling = torch.full_like(change, torch.nan), torch.zeros_like(change, dtype=torch.bool)
         if self._before is not None and residual is not None:
             known = min(len(change), len(self._before))
-            ratios[:known] = residual[:known] / self._before[:known]
+            ratios[:known] = (residual[:known] + rounding) / self._before[:known]
+            telling[:known] = residual[:known] > _ROUNDING * rounding
         measured = ratios.isfinite()
-        position = torch.arange(1, len(ratios) + 1, device=ratios.device)[:, None]
-        latest = (position * measured).amax(0)  # 0 where no step has been seen twice
-        at = ratios.gather(0, (latest - 1).clamp(min=0)[None])[0]
+        telling &= measured
+        known, largest = telling.any(0), torch.where(telling, ratios, 0).amax(0)
         return replace(
             account,
             ratios=ratios,
             measured=measured,
-            ratio=torch.where(latest > 0, at, account.ratio),
-            blind=torch.where(latest > 0, 0, account.blind + 1),
+            ratio=torch.where(known, largest, account.ratio),
+            blind=torch.where(known, 0, account.blind + 1),
         )
 
     def slide(self, stride: Tensor, last: Tensor) -> None:
@@ -179,7 +184,7 @@ class _Account:
     Attributes:
         error: of the window's first state, ``(B,)``.
         allowed: what may have been spent on it, ``(B,)``.
-        ratio: of residual to change, of the last step seen twice, ``(B,)``.
+        ratio: of residual to change, the largest of the last round that measured any, ``(B,)``.
         blind: rounds since there was one, ``(B,)``.
         ratios: of the window's steps, ``(W, B)``.
         measured: whether they could be measured in this round, ``(W, B)``.

@@ -111,10 +111,12 @@ def test_the_answer_itself_is_accepted_at_once(data, window):
     case = data.draw(any_case(DOUBLE))
     ref = case.sequential()
     stored = data.draw(st.sampled_from([ref, ref.ys]))
-    sol = case.solve(tol=1e-3, window=window, guess=ps.FromTrajectory(stored))
+    sol = case.solve(tol=1e-3, window=window, stop="increment", guess=ps.FromTrajectory(stored))
     assert sol.stats.rounds == fewest(case.steps, window) * case.stages
     grid = ref.ts.tolist()
-    known = case.solve(tol=1e-3, window=window, guess=lambda ts, y: ref.ys[[grid.index(t) for t in ts.tolist()]])
+    known = case.solve(
+        tol=1e-3, window=window, stop="increment", guess=lambda ts, y: ref.ys[[grid.index(t) for t in ts.tolist()]]
+    )
     assert known.stats.rounds == sol.stats.rounds
 
 
@@ -124,7 +126,7 @@ def test_an_ode_that_only_starts_elsewhere(data, window):
     ts = random_grid(data.draw(seeds), data.draw(st.integers(1, 30)), 0.0, 2.0)
     term = ps.ODE(lambda t, y: torch.cos(t) + torch.zeros_like(y))
     before, after = randn(generator(data.draw(seeds)), 2, 3)
-    how = {"integrator": ps.Heun(), "tol": 1e-9, "window": window}
+    how = {"integrator": ps.Heun(), "tol": 1e-9, "window": window, "stop": "increment"}
     previous = ps.solve(term, before, ts, **how)
     sol = ps.solve(term, after, ts, guess=ps.FromTrajectory(previous), **how)
     assert sol.stats.rounds == 2 * fewest(len(ts) - 1, window)
@@ -145,7 +147,7 @@ def test_a_sampler_that_only_starts_elsewhere(seed, steps, window, integrator):
     """With a fixed clean sample two trajectories approach each other as the steps shrink their states."""
     case = constant_sampler(seed, steps, integrator)
     previous = replace(case, y0=case.y0.flip(0) + 1).sequential()
-    sol = case.solve(tol=1e-6, window=window, guess=ps.FromTrajectory(previous))
+    sol = case.solve(tol=1e-6, window=window, stop="increment", guess=ps.FromTrajectory(previous))
     assert sol.stats.rounds == fewest(steps, window)
 
 
@@ -153,7 +155,7 @@ def test_a_sampler_that_only_starts_elsewhere(seed, steps, window, integrator):
 def test_a_sampler_with_new_noise_towards_the_sample_of_the_old(seed, steps, window, integrator):
     case = constant_sampler(seed, steps, integrator)
     previous = replace(case, seed=case.seed + 1).sequential()
-    sol = case.solve(tol=1e-6, window=window, guess=ps.FromTrajectory(previous, noise="new"))
+    sol = case.solve(tol=1e-6, window=window, stop="increment", guess=ps.FromTrajectory(previous, noise="new"))
     assert sol.stats.rounds == fewest(steps, window)
 
 
@@ -201,7 +203,7 @@ def test_each_sample_is_guessed_at_its_own_times(data, window):
         calls.append(first)
         return torch.where(odd, wild(ts, y), ref[first : first + len(ts)])
 
-    sol = case.solve(tol=1e-3, window=window, guess=guess)
+    sol = case.solve(tol=1e-3, window=window, stop="increment", guess=guess)
     for sample in range(0, len(case.y0), 2):
         begins = [int(record.begin[sample]) for record in sol.history]
         expected = [min(k * window, case.steps) for k in range(len(begins))]
@@ -227,7 +229,7 @@ def test_copies_stand_in_for_what_is_not_finite(steps, window, value):
     bad, y0 = torch.full((steps + 1, 3), value), torch.ones(3)
     for guess in (ps.FromTrajectory(bad), lambda ts, y: bad[: len(ts)]):
         term, ts = ps.ODE(lambda t, y: 0 * y), ps.grids.uniform(0, 1, steps)
-        sol = ps.solve(term, y0, ts, integrator=ps.Euler(), window=window, guess=guess)
+        sol = ps.solve(term, y0, ts, integrator=ps.Euler(), window=window, stop="increment", guess=guess)
         assert sol.stats.rounds == fewest(steps, window)
 
 
@@ -235,7 +237,7 @@ def test_copies_stand_in_for_what_is_not_finite(steps, window, value):
 def test_a_coarse_solution_grows_by_its_step(data, every):
     case = data.draw(any_case(DOUBLE))
     window = data.draw(windows)
-    sol = case.solve(tol=1e-3, window=window, guess=ps.Coarse(every))
+    sol = case.solve(tol=1e-3, window=window, stop="increment", guess=ps.Coarse(every))
     ends = torch.stack([record.begin + record.width for record in sol.history])
     starts = torch.stack([record.begin for record in sol.history])
     assert (ends[0] == 1).all()

@@ -139,7 +139,14 @@ def test_a_denoiser_of_normal_data_needs_one_round(data):
     y0 = randn(generator(seed), 2, 3) * float(schedule.sigma(ts[0]))
     brownian = ps.BrownianPath(seed=seed % 1000)
     ref = ps.sequential(term, y0, ts, integrator=integrator, brownian=brownian)
-    how = {"integrator": integrator, "brownian": brownian, "window": 32, "rtol": 1e-8, "atol": 1e-8, "stop": "increment"}
+    how = {
+        "integrator": integrator,
+        "brownian": brownian,
+        "window": 32,
+        "rtol": 1e-8,
+        "atol": 1e-8,
+        "stop": "increment",
+    }
     for guess, rounds in ((None, 1), (ps.Copy(), 2)):
         for iteration in SECANTS:
             sol = ps.solve(term, y0, ts, guess=guess, iteration=iteration, **how)

@@ -43,25 +43,29 @@ class Plain:
     error: float = 0.0
     allowed: float = 0.0
     ratio: float = math.inf
+    rounding: float = 0.0
     blind: int = 0
-    before: dict[int, float] = field(default_factory=dict)  # by step: the change of the state that it starts from
+    before: dict[int, float] = field(default_factory=dict)  # by step: the scaled change of the state it starts from
 
     def judge(self, change: np.ndarray, residual: np.ndarray, slope: np.ndarray) -> list[bool]:
         """Which of the states after each step may be left, that after the first step among them."""
-        width, measured, latest = len(change), {}, None
+        width, measured, telling = len(change), {}, []
         with np.errstate(all="ignore"):
             for j in range(width):
-                if self.begin + j in self.before:
-                    q = float(np.float64(residual[j]) / np.float64(self.before[self.begin + j]))
+                if self.begin + j in self.before and change[j] > 0:
+                    q = float(np.float64(residual[j] / self.atol + self.rounding) / self.before[self.begin + j])
                     if math.isfinite(q):
-                        measured[j] = latest = q
-        self.blind = 0 if latest is not None else self.blind + 1
-        self.ratio = self.ratio if latest is None else latest
+                        measured[j] = q
+                        telling += [q] if residual[j] / self.atol > 10 * self.rounding else []
+        self.blind = 0 if telling else self.blind + 1
+        self.ratio = max(telling, default=self.ratio)
         self.errors, self.allowances = [self.error], [self.allowed]
         self.arriving = [0.0, *change[:-1].tolist()]
         for j in range(width):
             size = self.arriving[j] / self.atol if self.arriving[j] else 0.0
-            new = 2 * measured.get(j, self.ratio) * size if size > 0 else 0.0
+            ratio = measured.get(j, self.ratio)
+            ratio = min(ratio, 1.0) if self._tiny(j) else ratio
+            new = 2 * ratio * size if size > 0 else 0.0
             self.errors.append(slope[j] * self.errors[-1] + new)
             share = max(1 - slope[j], 0) / 2 + 1 / self.length
             self.allowances.append(slope[j] * self.allowances[-1] + share)
@@ -69,9 +73,13 @@ class Plain:
         fits[-1] = fits[-1] and self.blind < 2
         return fits
 
+    def _tiny(self, j: int) -> bool:
+        return self.arriving[j] / self.atol <= 10 * self.rounding
+
     def slide(self, stride: int, last: int) -> None:
         self.error, self.allowed = self.errors[stride], self.allowances[stride]
-        self.before = {self.begin + j: self.arriving[j] for j in range(stride, min(last, len(self.arriving)))}
+        kept = [j for j in range(stride, min(last, len(self.arriving))) if not self._tiny(j)]
+        self.before = {self.begin + j: self.arriving[j] / self.atol for j in kept}
         self.begin += stride
 
 
@@ -101,6 +109,7 @@ def test_the_estimate_is_what_its_docstring_says(data):
         stride = torch.randint(0, width + 1, (samples,), generator=gen)
         last = torch.minimum(stride + torch.randint(0, width + 1, (samples,), generator=gen), torch.tensor(width))
         for s, one in enumerate(plain):
+            one.rounding = float(rule._rounding[s])
             fits = one.judge(size[:, s].numpy(), swept.residual[:, s].numpy(), swept.slope[:, s].numpy())
             for own, theirs in zip((one.errors, one.allowances), rule._round[:2], strict=True):
                 torch.testing.assert_close(theirs[:, s], torch.tensor(own[1:], dtype=torch.float64))

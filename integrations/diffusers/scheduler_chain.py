@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -39,7 +38,6 @@ class SchedulerChain(Chain):
     use_table: bool
     probe: Probe | None = field(init=False, default=None)
     _closed: StepTable | None = field(init=False, default=None)
-    _gain: np.ndarray | None = field(init=False, default=None)  # of the denoiser for normally distributed data, (N,)
     _noise: dict[int, Tensor] = field(init=False, default_factory=dict)
     _past: list[Visit] = field(init=False, default_factory=list)  # the latest accepted steps, as tables need them
     _tail: tuple[int, list[Visit]] = field(init=False, default=(-1, []))  # the same of the window, and where it ends
@@ -52,8 +50,6 @@ class SchedulerChain(Chain):
         if self._closed is None:
             self.probe = probe_of(self.scheduler, walk.timesteps, walk.table, walk.extra)
         self._levels = _signal_and_noise(self.scheduler, walk.timesteps)
-        if self._levels is not None:
-            self._gain = _gain(self.scheduler.config.prediction_type, *map(np.array, self._levels))
 
     # ---- what the window asks for
 
@@ -95,14 +91,6 @@ class SchedulerChain(Chain):
             if guess is not None:
                 return guess
         return table.path(first, start, held, self._noise_of(table, first, len(held), start), past)
-
-    def expected_slope(self, first: int, like: Tensor) -> Tensor | None:
-        """What steps ``first ...`` are expected to make of a change of their states ``like``, ``(W, 1, 1)``."""
-        table = self._table(first + len(like))
-        if table is None or self._gain is None or self.walk.output_shape != self.walk.shape:
-            return None
-        slopes = table.slopes(self._gain, slice(first, first + len(like)))
-        return torch.from_numpy(slopes).to(like.device, like.dtype)[:, None, None]
 
     def increments(self, n: Index, sample: Index) -> Tensor:
         """None: the scheduler draws its own noise."""
@@ -194,13 +182,6 @@ def _signal_and_noise(scheduler: Any, timesteps: Tensor) -> tuple[list[float], l
     return alpha_bar.sqrt().tolist(), (1 - alpha_bar).clamp(min=1e-12).sqrt().tolist()
 
 
-def _gain(prediction: str, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray | None:
-    """What a denoiser of data from ``N(0, 1/4)`` multiplies its inputs by (Karras et al. 2022), ``(N,)``."""
-    variance = 0.5**2
-    gains = {"epsilon": sigma, "sample": alpha * variance, "v_prediction": alpha * sigma * (1 - variance)}
-    return gains[prediction] / (alpha**2 * variance + sigma**2) if prediction in gains else None
-
-
 @dataclass(frozen=True)
 class _SchedulerSteps(Steps):
     chain: SchedulerChain
@@ -214,9 +195,6 @@ class _SchedulerSteps(Steps):
     def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         y = self.chain.path(self.first, x[0], self.outputs)
         return y, torch.sub(y, x[1:], out=scratch), None
-
-    def expected_slope(self) -> Tensor | None:
-        return self.chain.expected_slope(self.first, self.x)
 
     def passed(self, change: Tensor) -> Tensor:
         moved = self.chain.images(self.first, self.x + change, self.outputs).clone()

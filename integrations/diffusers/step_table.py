@@ -64,11 +64,6 @@ class StepTable:
             y.addcmul_(q, sample)
         return y if noise is None else y.addcmul_(_column(self.s[at], x), noise)
 
-    def slopes(self, gain: np.ndarray, at: slice) -> np.ndarray:
-        """What steps make of a change of all states alike, where outputs follow with ``gain``, ``(N,)``, unclipped."""
-        slopes = self.x[at].sum(1) + self.o[at].sum(1) * gain[at]
-        return slopes if self.clip is None else slopes + self.clip.q[at] * (self.clip.c + self.clip.d * gain)[at]
-
     def path(self, first: int, start: Tensor, held: list[Held], noise: Tensor | None, past: Past = ()) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, ``(B, D)``."""
         y, before, out = start, list(past), start.new_empty(len(held), *start.shape)
