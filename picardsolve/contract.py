@@ -77,7 +77,7 @@ def tolerance_of(
     if tol is not None and (rtol is not None or atol is not None):
         raise ValueError("tol: stands alone; pass either tol, or rtol and atol.")
     if tol is None and rtol is None and atol is None and isinstance(term, Denoiser):
-        tol = 0.01 if stop == "error" else 0.05
+        tol = 0.01 if stop != "increment" else 0.05
     on = {"device": layout.device, "dtype": layout.compute_dtype}
 
     def moved(value: float | Tensor) -> float | Tensor:
@@ -85,8 +85,8 @@ def tolerance_of(
 
     if tol is None:
         return Tolerance(atol=moved(1e-7 if atol is None else atol), rtol=moved(1e-5 if rtol is None else rtol))
-    if isinstance(term, Denoiser) and stop == "error":
+    if isinstance(term, Denoiser) and stop != "increment":
         return Tolerance(state=moved(tol))
-    if isinstance(term, ODE) or stop == "error":
+    if isinstance(term, ODE) or stop != "increment":
         return Tolerance(atol=moved(tol), rtol=moved(tol))
     return Tolerance(noise=moved(tol))

@@ -25,7 +25,7 @@ from picardsolve.iterations import Iteration, MultiSecant, Parareal, Picard
 from picardsolve.pace import Pace
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
-from picardsolve.stopping import ErrorEstimate, Increment, Stop
+from picardsolve.stopping import Stop, stopping_of
 from picardsolve.terms import ODE, Denoiser, Term
 from picardsolve.tolerances import Tolerance
 from picardsolve.wavefront import Wavefront
@@ -84,8 +84,9 @@ def solve(
         rtol: instead of ``tol``: relative to ``|y|``. Default 1e-5 where tol is not given.
         atol: with ``rtol``: absolute. Default 1e-7 where tol is not given.
         stop: what the tolerance is about. "error": states are left when their estimated distance to the sequential
-            solution is within it. "increment": when a round changes them by no more (ParaDiGMS); ``tol`` is then
-            relative to the noise of the step for a `Denoiser` (default 0.05) or an `SDE`.
+            solution is within it. "residual": when their change in a round and the residuals up to them, added up, are.
+            "increment": when a round changes them by no more (ParaDiGMS); ``tol`` is then relative to the noise of the
+            step for a `Denoiser` (default 0.05) or an `SDE`.
         brownian: the noise; ``BrownianPath(seed=0)`` by default.
         args: passed on to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed on to a `Denoiser`'s model by name; tensors hold an entry per sample.
@@ -120,8 +121,7 @@ def solve(
         allowed = tolerance_of(term, problem.layout, tol, rtol, atol, "increment")
         loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
     else:
-        exact = stop == "increment" or tolerance.nothing
-        stopping = Increment(tolerance) if exact else ErrorEstimate(tolerance, chain.length, isinstance(term, Denoiser))
+        stopping = stopping_of(stop, tolerance, chain.length, isinstance(term, Denoiser))
         usual = MultiSecant() if isinstance(term, Denoiser) else Picard()
         settings = Settings(widest, iteration or usual, guess_for(guess, problem, chain), stopping)
         loop = Window(chain, y, settings, path)

@@ -11,7 +11,7 @@ from picardsolve.iterations.base import Swept
 from picardsolve.recurrence import recurrence
 from picardsolve.tolerances import Tolerance
 
-Stop = Literal["error", "increment"]
+Stop = Literal["error", "residual", "increment"]
 
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of those above
 _SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
@@ -60,6 +60,31 @@ class Increment(Stopping):
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compare changes with the tolerance."""
         scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
+        return scaled <= 1, size
+
+    def slide(self, stride: Tensor, last: Tensor) -> None:
+        """Nothing to remember."""
+
+    def restart(self) -> None:
+        """Nothing to forget."""
+
+
+@dataclass
+class Residuals(Stopping):
+    """A state may be left when its change, and the residuals up to it, added up, are within the tolerance.
+
+    The sum is what Picard iteration would change the state by at most, whatever the iteration made of it: an iteration
+    that foresees much changes states by little, also where it is wrong.
+    """
+
+    tolerance: Tolerance
+
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compare changes and sums of residuals with the tolerance."""
+        scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
+        if swept.residual is not None and not self.tolerance.nothing:
+            total = torch.where(size > 0, swept.residual * (scaled / size), 0).cumsum(0)
+            scaled = torch.maximum(scaled, total)
         return scaled <= 1, size
 
     def slide(self, stride: Tensor, last: Tensor) -> None:
@@ -207,3 +232,10 @@ class _Account:
 def _arriving(size: Tensor) -> Tensor:
     """The changes of the states that steps start from, of those they lead to."""
     return torch.cat([torch.zeros_like(size[:1]), size[:-1]])
+
+
+def stopping_of(stop: Stop, tolerance: Tolerance, length: int, forgets: bool) -> Stopping:
+    """The rule of a name; see `ErrorEstimate` for the last two arguments."""
+    if stop == "increment" or tolerance.nothing:
+        return Increment(tolerance)
+    return Residuals(tolerance) if stop == "residual" else ErrorEstimate(tolerance, length, forgets)

@@ -179,7 +179,7 @@ def numerics(draw, term: Any) -> dict[str, Any]:
     """Whatever may not change the answer."""
     return {
         "window": draw(windows),
-        "stop": draw(st.sampled_from(["increment", "error"])),
+        "stop": draw(st.sampled_from(["increment", "residual", "error"])),
         "iteration": draw(iterations),
         "guess": draw(guesses(term)),
         "max_batch": draw(st.sampled_from([None, None, 1, 3, 7])),
