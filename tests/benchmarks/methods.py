@@ -192,7 +192,10 @@ def as_published() -> None:
     for name, preset, seeds in oracle:
         of = samples("mixture", "DDIM", tuple(range(seeds)), 100)
         got = rounds_until(of, 1e-2, preset["iteration"], preset["guess"])
-        print(f"{'DDIM-100':11s}{name:36s} {statistics.median(got):5.1f} / {max(got):3d}, {seeds} seeds, oracle", flush=True)
+        print(
+            f"{'DDIM-100':11s}{name:36s} {statistics.median(got):5.1f} / {max(got):3d}, {seeds} seeds, oracle",
+            flush=True,
+        )
 
 
 def main(names: Sequence[str]) -> None:
