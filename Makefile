@@ -29,6 +29,9 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/run.py
 	$(BIN)/python tests/benchmarks/adapter.py
 	$(BIN)/python tests/benchmarks/paradigms.py
+	$(BIN)/python tests/benchmarks/methods.py
+	$(BIN)/python tests/benchmarks/samplers.py
+	$(BIN)/python tests/benchmarks/auto_window.py
 
 # a third of an hour on one core
 quality: $(VENV)/installed
