@@ -9,49 +9,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import mixture
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 import picardsolve as ps
 
 SEEDS = 8
-
-
-def mixture_rounds() -> None:
-    """Rounds, work and measured error on the exact-score mixture, against the sequential sampler with its noise."""
-    print(
-        "Mixture with an exact score, 64 dimensions; RMSE of samples to the sequential ones; median / worst of 8 seeds"
-    )
-    print("chain      window  iteration    guess         tol   rounds      evaluations/N  RMSE")
-    start = torch.randn(SEEDS, mixture.DIM, generator=torch.Generator().manual_seed(100), dtype=torch.float64)
-    term = mixture.denoiser()
-    cases = [
-        ("DDPM-1000", 40, ps.DDPM(), ((ps.Picard(), ps.Copy()), (ps.Picard(), ps.FrozenSample())), (1.0, 0.3, 0.1)),
-        ("DDPM-100", 25, ps.DDPM(), ((ps.Picard(), ps.Copy()), (ps.Picard(), ps.FrozenSample())), (0.3, 0.1)),
-        ("DDIM-50", 8, ps.DDIM(), ((ps.Picard(), ps.Copy()), (ps.Exponential(), ps.FrozenOutput())), (0.3, 0.1, 0.02)),
-        ("DDIM-100", 8, ps.DDIM(), ((ps.Picard(), ps.Copy()), (ps.Exponential(), ps.FrozenOutput())), (0.3, 0.1)),
-        ("DPM++2M-50", 8, ps.DPMSolver(2), ((ps.Picard(), ps.FrozenOutput()),), (0.1, 0.02)),
-    ]
-    for name, width, integrator, choices, tolerances in cases:
-        steps = int(name.rsplit("-", 1)[1])
-        given = {"integrator": integrator, "brownian": ps.BrownianPath(7), "save": "last"}
-        reference = ps.sequential(term, start, mixture.grid(steps), **given).ys
-        for iteration, guess in choices:
-            for tol in tolerances:
-                solution = ps.solve(
-                    term, start, mixture.grid(steps), window=width, tol=tol, iteration=iteration, guess=guess, **given
-                )
-                # each sample has its own window: count its own rounds and its own evaluations
-                ends = torch.stack([record.begin + record.stride for record in solution.history])
-                rounds = ((ends < steps).sum(0) + 1).tolist()
-                work = (torch.stack([record.width for record in solution.history]).sum(0) / steps).tolist()
-                error = (solution.ys - reference)[0].square().mean(-1).sqrt().tolist()
-                print(
-                    f"{name:10s} {width:6d}  {type(iteration).__name__:11s}  {type(guess).__name__:12s}  {tol:<4g}  "
-                    f"{statistics.median(rounds):5.1f} / {max(rounds):3d}  {statistics.median(work):6.2f} / "
-                    f"{max(work):.2f}  {statistics.median(error):.1e} / {max(error):.1e}"
-                )
 
 
 def digits() -> None:
@@ -139,6 +102,5 @@ def loop_cost() -> None:
 
 
 if __name__ == "__main__":
-    mixture_rounds()
     digits()
     loop_cost()
