@@ -113,7 +113,9 @@ def test_a_linear_problem_takes_one_update(data, integrator):
     seed, ts = data.draw(seeds), data.draw(grids(min_steps=3))
     square, force = randn(generator(seed), 5, 5) / 5, randn(generator(seed + 1), 5)
     term, y0 = ps.ODE(lambda t, y: y @ square + t * force), randn(generator(seed + 2), 5)
-    sol = ps.solve(term, y0, ts, integrator=integrator, iteration=ps.Newton(), window=99, rtol=0, atol=1e-10)
+    sol = ps.solve(
+        term, y0, ts, integrator=integrator, iteration=ps.Newton(), window=99, rtol=0, atol=1e-10, stop="increment"
+    )
     ref = ps.sequential(term, y0, ts, integrator=integrator)
     assert len(sol.history) <= 3
     assert_close(sol.ys, ref.ys, 1e-9)
@@ -130,7 +132,9 @@ def test_geometric_brownian_motion_takes_one_update_with_the_diagonal(rate, vola
     increments = ps.sequential(ps.SDE(lambda t, y: 0 * y, lambda t, y: 0 * y + 1), y0, ts, **how).ys.diff(dim=0)
     if float((1 + rate / steps + volatility * increments).abs().max()) > 2:
         return
-    sol = ps.solve(term, y0, ts, iteration=ps.Newton(jacobian), window=steps, guess=ps.Copy(), tol=1e-8, **how)
+    sol = ps.solve(
+        term, y0, ts, iteration=ps.Newton(jacobian), window=steps, guess=ps.Copy(), tol=1e-8, stop="increment", **how
+    )
     ref = ps.sequential(term, y0, ts, **how)
     assert len(sol.history) <= 2
     assert_close(sol.ys, ref.ys, 1e-7 * float(ref.ys.abs().max()))
