@@ -137,13 +137,14 @@ class ErrorEstimate(Stopping):
         tiny = change <= _ROUNDING * self._rounding
         ratio = torch.where(tiny, ratio.clamp(max=1), ratio)
         expected = torch.where(change == 0, 0, _SAFETY * ratio * change)
-        slope = torch.ones_like(size) if swept.slope is None else swept.slope.abs()
-        slope = slope if self.forgets else slope.clamp(min=1)
-        share = (1 - slope).clamp(min=0) / 2 + 1 / self.length
-        error, allowed = (
-            recurrence(slope[..., None], new[..., None], spent[..., None])[..., 0]
-            for new, spent in ((expected, account.error), (share, account.allowed))
+        slope = None if swept.slope is None else swept.slope.abs()
+        slope = slope if slope is None or self.forgets else slope.clamp(min=1)
+        forgiven = torch.zeros_like(size) if slope is None else (1 - slope).clamp(min=0) / 2
+        both = (
+            torch.stack([expected, forgiven + 1 / self.length], -1),
+            torch.stack([account.error, account.allowed], -1),
         )
+        error, allowed = recurrence(None if slope is None else slope[..., None], *both).unbind(-1)
         self._round = error, allowed, change.masked_fill(tiny, torch.nan)
         fits = error <= allowed
         fits[-1] &= account.blind < 2
