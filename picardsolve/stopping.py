@@ -101,7 +101,8 @@ class ErrorEstimate(Stopping):
     The new states have residuals ``Phi_n(Y[n]) - Y[n+1]`` that the next round would show. They are predicted from what
     this round showed of the last sweep: ``q_n = |F[n] - X[n+1]| / |change of X[n] in the last round|`` is how much of a
     change the iteration failed to foresee, so that ``q_n |Y[n] - X[n]|`` is to be expected now. Slopes c carry the
-    errors on, ``E[n+1] = |c_n| E[n] + q_n |Y[n] - X[n]|``, from the error that the window's first state was left with.
+    errors on, ``E[n+1] = |c_n| E[n] + 2 q_n |Y[n] - X[n]|``, from the error that the window's first state was left
+    with; the 2 is for safety.
 
     What may be spent grows by a share for each step, and by what the step forgives:
     ``A[n+1] = |c_n| A[n] + max(1 - |c_n|, 0) / 2 + 1 / N`` in units of the tolerance. A step that has been seen only
