@@ -30,6 +30,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/adapter.py
 	$(BIN)/python tests/benchmarks/paradigms.py
 	$(BIN)/python tests/benchmarks/methods.py
+	$(BIN)/python tests/benchmarks/policy.py
 	$(BIN)/python tests/benchmarks/samplers.py
 	$(BIN)/python tests/benchmarks/auto_window.py
 
