@@ -126,27 +126,16 @@ def solve(
         settings = Settings(widest, iteration or usual, guess_for(guess, problem, chain), stopping)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
-        single = 0
         pace = Pace(widest) if window == "auto" else None
-        if pace is not None and isinstance(loop, Window):
-            loop.width = pace.width
-        while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):
-            began = perf_counter()
-            loop.tell(chain.evaluate(loop.ask()))
-            if pace is not None and isinstance(loop, Window):
-                _keep_pace(pace, loop, perf_counter() - began)
-                if pace.settled and pace.width == 1 and (loop.begin == loop.begin[0]).all():
-                    single = _one_at_a_time(chain, loop, bar, max_rounds)
-                    break
-            bar.update(int(loop.begin.min()), len(loop.history) * chain.rounds)
+        single = _run(chain, loop, pace, max_rounds, bar)
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
     stats = Stats(chain.length, (len(loop.history) + single) * chain.rounds, evaluations, calls, width)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
-    path = loop.path if path is not None else None
-    path = path if path is not None else _ends(loop.x[0], loop.begin == chain.length)
+    path = loop.path
+    path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
     return _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw)
 
 
@@ -252,6 +241,22 @@ def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
         for a, b, n in zip(grid[:-1].tolist(), grid[1:].tolist(), counts.tolist(), strict=True)
     ]
     return torch.cat([grid[:1], *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def _run(chain: DriftChain, loop: Window | Wavefront, pace: Pace | None, max_rounds: int | None, bar: Progress) -> int:
+    """Run rounds, of the widths that a pace asks for; how many steps were taken one at a time behind them."""
+    window = loop if pace is not None and isinstance(loop, Window) else None
+    if pace is not None and window is not None:
+        window.width = pace.width
+    while not loop.done and (max_rounds is None or (len(loop.history) + 1) * chain.rounds <= max_rounds):
+        began = perf_counter()
+        loop.tell(chain.evaluate(loop.ask()))
+        if pace is not None and window is not None:
+            _keep_pace(pace, window, perf_counter() - began)
+            if pace.settled and pace.width == 1 and (window.begin == window.begin[0]).all():
+                return _one_at_a_time(chain, window, bar, max_rounds)
+        bar.update(int(loop.begin.min()), len(loop.history) * chain.rounds)
+    return 0
 
 
 def _keep_pace(pace: Pace, window: Window, seconds: float) -> None:

@@ -35,12 +35,10 @@ class Stopping(ABC):
             each change, ``(W, B)``.
         """
 
-    @abstractmethod
-    def slide(self, stride: Tensor, last: Tensor) -> None:
+    def slide(self, stride: Tensor, last: Tensor) -> None:  # noqa: B027
         """Learn that ``stride[s]`` steps of sample s were left, and that the states up to ``last[s]`` are kept."""
 
-    @abstractmethod
-    def restart(self) -> None:
+    def restart(self) -> None:  # noqa: B027
         """Forget the states ahead."""
 
     def widest(self, width: int) -> int:
@@ -62,12 +60,6 @@ class Increment(Stopping):
         scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
         return scaled <= 1, size
 
-    def slide(self, stride: Tensor, last: Tensor) -> None:
-        """Nothing to remember."""
-
-    def restart(self) -> None:
-        """Nothing to forget."""
-
 
 @dataclass
 class Residuals(Stopping):
@@ -86,12 +78,6 @@ class Residuals(Stopping):
             total = torch.where(size > 0, swept.residual * (scaled / size), 0).cumsum(0)
             scaled = torch.maximum(scaled, total)
         return scaled <= 1, size
-
-    def slide(self, stride: Tensor, last: Tensor) -> None:
-        """Nothing to remember."""
-
-    def restart(self) -> None:
-        """Nothing to forget."""
 
 
 @dataclass

@@ -265,6 +265,22 @@ def ode_cases(
 
 
 @st.composite
+def logistic_cases(draw) -> Case:
+    """Only sums and products of elements, which are the same in any batch, bit for bit."""
+    steps, full = draw(st.integers(1, 24)), draw(st.sampled_from([(3,), (2, 4), (64,)]))
+    return Case(
+        "logistic",
+        ps.ODE(lambda t, y: y * (1 - y) + t),
+        torch.rand(full, generator=generator(draw(seeds)), dtype=torch.float64),
+        torch.linspace(0, 2, steps + 1),
+        draw(st.sampled_from([ps.Euler(), ps.Heun(), ps.RK4()])),
+        growth=1,
+        weight=1,
+        batch_dims=draw(st.sampled_from([0, 1])),
+    )
+
+
+@st.composite
 def sde_cases(draw, noises=NOISES, dtypes=SINGLE_OR_DOUBLE, batches=(0, 0, 1, 2, 4)) -> Case:
     dtype, (shape, full, batch_dims), seed = draw(st.sampled_from(dtypes)), draw(layouts(batches)), draw(seeds)
     ts, kind, noise = (

@@ -217,7 +217,7 @@ def test_states_said_for_one_time_are_not_used_at_another(begins, count):
     guess = UserGuess(lambda ts, y: ts[:, None, None].expand(-1, *y.shape), Layout.of(start, 1), ts)
     n = np.minimum(np.array(begins) + np.arange(count)[:, None], 9)
     wanted = np.minimum(count, 10 - np.array(begins))
-    states = guess.ahead(Entering(None, n, wanted, start, None, None, None))  # type: ignore[arg-type]
+    states = guess.ahead(Entering(None, n, wanted, start, None, None, None))
     for sample, begin in enumerate(begins):
         said = states[: wanted[sample], sample, 0]
         assert torch.equal(said, ts[begin + 1 : begin + 1 + len(said)])

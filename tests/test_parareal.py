@@ -18,6 +18,7 @@ from problems import (
     denoiser_cases,
     generator,
     grids,
+    logistic_cases,
     ode_cases,
     randn,
     sde_cases,
@@ -74,17 +75,7 @@ def test_tolerance_zero_gives_the_sequential_answer(data):
 @given(st.data())
 def test_batch_invariant_drift_gives_the_sequential_answer_bitwise(data):
     """Sums and products of float64 elements do not depend on the batch; so neither may the solution."""
-    steps, full = data.draw(st.integers(1, 24)), data.draw(st.sampled_from([(3,), (2, 4), (64,)]))
-    case = Case(
-        "logistic",
-        ps.ODE(lambda t, y: y * (1 - y) + t),
-        torch.rand(full, generator=generator(data.draw(seeds)), dtype=torch.float64),
-        torch.linspace(0, 2, steps + 1),
-        data.draw(st.sampled_from([ps.Euler(), ps.Heun(), ps.RK4()])),
-        growth=1,
-        weight=1,
-        batch_dims=data.draw(st.sampled_from([0, 1])),
-    )
+    case = data.draw(logistic_cases())
     how = data.draw(numerics(case)) | {"max_batch": None}
     assert torch.equal(case.solve(tol=0, **how).ys, case.sequential().ys)
 

@@ -27,7 +27,7 @@ from problems import (
 import picardsolve as ps
 from picardsolve.iterations.base import Swept
 from picardsolve.recurrence import rms
-from picardsolve.stopping import ErrorEstimate
+from picardsolve.stopping import ErrorEstimate, Residuals
 from picardsolve.tolerances import Tolerance
 
 # ---- the formulas, in plain loops
@@ -275,3 +275,23 @@ def test_where_errors_grow_the_change_of_a_round_says_less():
     """
     error, increment = (distances(seeded_odes(8, 1.0), [ps.Picard()], stop) for stop in ("error", "increment"))
     assert 3 * sum(e > 3 for e in error) < sum(e > 3 for e in increment)
+
+
+# ---- sums of residuals
+
+
+@given(st.data())
+def test_residuals_add_up(data):
+    """A state may be left if its change and the residuals up to it, in units of the tolerance, are at most 1."""
+    gen, width, samples = generator(data.draw(seeds)), data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
+    atol = torch.exp(randn(gen, samples))
+    swept = drawn_sweep(gen, width, samples, 1.0)
+    swept = Swept(swept.y, swept.change * atol[:, None] / 3, swept.residual * atol / 9)
+    within, size = Residuals(Tolerance(atol=atol)).judge(swept, None)
+    assert torch.equal(size, rms(swept.change))
+    for s in range(samples):
+        total = 0.0
+        for j in range(width):
+            total += float(swept.residual[j, s] / atol[s]) * bool(size[j, s] > 0)
+            expected = max(float(size[j, s] / atol[s]), total)
+            assert math.isclose(expected, 1, rel_tol=1e-9) or bool(within[j, s]) == (expected <= 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from picardsolve import Parareal
+from picardsolve import Newton, Parareal
 
 STEP = ["model_output", "timestep", "sample"]
 
@@ -31,12 +31,14 @@ def refuse_stateful(modules: Iterable[nn.Module]) -> None:
                     )
 
 
-def refuse_parareal(iteration: object) -> None:
-    """Refuse the iteration that has no window.
+def refuse_iteration(iteration: object) -> None:
+    """Refuse the iterations that a pipeline's loop cannot answer to.
 
     Raises:
-        TypeError: it is `picardsolve.Parareal`.
+        TypeError: it is `picardsolve.Parareal`, which has no window, or `picardsolve.Newton`.
     """
+    if isinstance(iteration, Newton):
+        raise TypeError("iteration: Newton needs derivatives, which a pipeline does not give; pass Secant().")
     if isinstance(iteration, Parareal):
         raise TypeError(
             "iteration: Parareal steps from places all along the grid, and a pipeline's loop goes through it once; "

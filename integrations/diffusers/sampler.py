@@ -10,11 +10,11 @@ from integrations.diffusers.batching import Batch
 from integrations.diffusers.loop import Loop
 from integrations.diffusers.numerics import Numerics
 from integrations.diffusers.patches import Forward, Method
-from integrations.diffusers.refusals import refuse_parareal, refuse_stateful, refuse_tokens, why_sequential
+from integrations.diffusers.refusals import refuse_iteration, refuse_stateful, refuse_tokens, why_sequential
 from integrations.diffusers.report import Report
 from integrations.diffusers.timesteps import Timesteps
 from integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
-from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration, Newton
+from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
 from picardsolve.checks import check_optional_positive_integer
 
 _LOCK = Lock()
@@ -186,7 +186,7 @@ def sampler(
 
     Raises:
         TypeError: ``pipe`` has no scheduler to run, or one of integer tokens, or a denoiser with a step cache, or
-            ``iteration`` is `picardsolve.Parareal`.
+            ``iteration`` is `picardsolve.Parareal` or `Newton`.
         ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
     """
     scheduler = getattr(pipe, "scheduler", None)
@@ -209,9 +209,7 @@ def attach(scheduler: Any, modules: list[nn.Module], numerics: Numerics, pipe: A
             "guess: a pipeline's states start from Copy(), FrozenOutput() or FrozenSample(), got "
             f"{getattr(numerics.guess, '__name__', type(numerics.guess).__name__)}; pass one of these or None."
         )
-    if isinstance(numerics.iteration, Newton):
-        raise TypeError("iteration: Newton needs derivatives, which a pipeline does not give; pass Secant().")
-    refuse_parareal(numerics.iteration)
+    refuse_iteration(numerics.iteration)
     refuse_tokens(scheduler)
     modules = list(dict.fromkeys(modules))
     refuse_stateful(modules)

@@ -9,6 +9,7 @@ import statistics
 from itertools import pairwise
 
 import torch
+from chains import Samples, measured
 from torch import Tensor, nn
 
 import picardsolve as ps
@@ -76,15 +77,15 @@ def trained() -> tuple[ps.Denoiser, ps.schedules.Schedule]:
     return ps.Denoiser(lambda x, t, observed: net(x, t, observed), schedule), schedule
 
 
-def chain(term: ps.Denoiser, integrator: ps.Integrator, steps: int, seed: int) -> tuple[Tensor, dict]:
-    """Eight first states, and the other arguments of a solve."""
+def plans(term: ps.Denoiser, integrator: ps.Integrator, steps: int, seed: int) -> Samples:
+    """Eight plans to be made, and those that the sequential sampler makes."""
     generator = torch.Generator().manual_seed(seed)
     observed, _ = expert(generator, 8)
     y0 = torch.randn(8, HORIZON * ACTION, generator=generator, dtype=torch.float64)
     stride = 100 // steps
     ts = ps.grids.given([*(n * stride for n in reversed(range(steps))), -1])
     given = {"integrator": integrator, "brownian": ps.BrownianPath(seed), "cond": {"observed": observed.double()}}
-    return y0, {"term": term, "ts": ts, **given}
+    return Samples(term, y0, ts, given, ps.sequential(term, y0, ts, save="last", **given).ys[0])
 
 
 def main() -> None:
@@ -103,19 +104,13 @@ def main() -> None:
         ("DDPM-100", ps.DDPM(), 100, 25),
         ("DDIM-20", ps.DDIM(), 20, 20),
     ):
-        y0, given = chain(term, integrator, steps, 3)
-        given = {**given, "y0": y0}
-        reference = ps.sequential(**given, save="last").ys[0]
+        samples = plans(term, integrator, steps, 3)
         for name, how in ways:
-            solution = ps.solve(**given, **how, window=window, save="last")
-            ends = torch.stack([record.begin + record.stride for record in solution.history])
-            rounds = ((ends < steps).sum(0) + 1).tolist()
-            work = (torch.stack([record.width for record in solution.history]).sum(0) / steps).tolist()
-            error = (solution.ys[0] - reference).square().mean(-1).sqrt().tolist()
-            middle = [statistics.median(values) for values in (rounds, work, error)]
+            got = measured(samples, **how, window=window)
+            middle = [statistics.median(values) for values in (got.rounds, got.work, got.error)]
             print(
-                f"{label:9s} {window:6d}  {name:35s}  {how['tol']:<4g}  {middle[0]:4.1f} / {max(rounds):3d}  "
-                f"{middle[1]:6.2f} / {max(work):5.2f}  {middle[2]:.1e} / {max(error):.1e}"
+                f"{label:9s} {window:6d}  {name:35s}  {how['tol']:<4g}  {middle[0]:4.1f} / {max(got.rounds):3d}  "
+                f"{middle[1]:6.2f} / {max(got.work):5.2f}  {middle[2]:.1e} / {max(got.error):.1e}"
             )
 
 
