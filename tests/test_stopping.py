@@ -286,7 +286,7 @@ def test_residuals_add_up(data):
     gen, width, samples = generator(data.draw(seeds)), data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
     atol = torch.exp(randn(gen, samples))
     swept = drawn_sweep(gen, width, samples, 1.0)
-    swept = Swept(swept.y, swept.change * atol[:, None] / 3, swept.residual * atol / 9)
+    swept = Swept(swept.y, swept.change * atol[:, None] / 9, swept.residual * atol)
     within, size = Residuals(Tolerance(atol=atol)).judge(swept, None)
     assert torch.equal(size, rms(swept.change))
     for s in range(samples):
