@@ -2,6 +2,8 @@
 
 from picardsolve import grids, presets, schedules
 from picardsolve.brownian import BrownianPath
+from picardsolve.certificate import Certificate, Verification
+from picardsolve.diagnostics import ConvergenceWarning
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
 from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
@@ -16,8 +18,9 @@ from picardsolve.iterations import (
     Picard,
     Secant,
 )
+from picardsolve.odeint import odeint
 from picardsolve.solution import Result, Solution, SolveError, Stats
-from picardsolve.solve import odeint, sequential, solve
+from picardsolve.solve import sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
 
 __version__ = "0.1.0"
@@ -30,7 +33,9 @@ __all__ = [
     "SDE",
     "Anderson",
     "BrownianPath",
+    "Certificate",
     "Coarse",
+    "ConvergenceWarning",
     "Copy",
     "DPMSolver",
     "Denoiser",
@@ -56,6 +61,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "Verification",
     "grids",
     "odeint",
     "presets",

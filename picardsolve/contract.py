@@ -77,7 +77,7 @@ def tolerance_of(
     if tol is not None and (rtol is not None or atol is not None):
         raise ValueError("tol: stands alone; pass either tol, or rtol and atol.")
     if tol is None and rtol is None and atol is None and isinstance(term, Denoiser):
-        tol = 0.01 if stop != "increment" else 0.05
+        tol = 1e-3 if stop != "increment" else 0.05
     on = {"device": layout.device, "dtype": layout.compute_dtype}
 
     def moved(value: float | Tensor) -> float | Tensor:

@@ -8,6 +8,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Estimates:
+    """What a round let one estimate of each step of its window, ``(W, B)`` all.
+
+    Attributes:
+        excess: estimated errors of the new states, in units of what may have been spent on them.
+        ratios: of the residual that the last sweep left to how far it had moved the state; NaN where not known.
+        slopes: by how much a change of the state changes the one after it; NaN where not known.
+    """
+
+    excess: Tensor
+    ratios: Tensor
+    slopes: Tensor
+
+    def cpu(self) -> "Estimates":
+        """The same on the CPU, in one transfer."""
+        return Estimates(*torch.stack([self.excess, self.ratios, self.slopes]).cpu())
+
+
+@dataclass(frozen=True)
 class Round:
     """What one round did, on the CPU.
 
@@ -18,6 +37,7 @@ class Round:
         increments: ``(W, B)`` root mean square change of the states after each step.
         residuals: ``(W, B)`` root mean square of ``Phi_n(X[n]) - X[n+1]``, or None where not computed.
         step: ``(W, B)`` the step of each row, where they do not simply follow from ``begin`` on (`Parareal`).
+        estimates: what could be estimated of each step; None where nothing was.
     """
 
     begin: Tensor
@@ -26,6 +46,7 @@ class Round:
     increments: Tensor
     residuals: Tensor | None
     step: Tensor | None = None
+    estimates: Estimates | None = None
 
     @staticmethod
     def of(
@@ -35,8 +56,10 @@ class Round:
         increments: Tensor,
         residuals: Tensor | None,
         step: np.ndarray | None = None,
+        estimates: Estimates | None = None,
     ) -> "Round":
         """From the window's numbers on the host and its norms on the device."""
         at = None if step is None else torch.from_numpy(step.copy())
         begin_, stride_, width_ = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
-        return Round(begin_, stride_, width_, increments.cpu(), None if residuals is None else residuals.cpu(), at)
+        norms = increments.cpu(), None if residuals is None else residuals.cpu()
+        return Round(begin_, stride_, width_, *norms, at, None if estimates is None else estimates.cpu())

@@ -48,12 +48,17 @@ def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tens
     """
     residual = torch.sub(images, x[1:], out=scratch)
     size = rms(residual)
+    return *propagated(images, factor, residual), size
+
+
+def propagated(images: Tensor, factor: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The new states and their changes, from images and residuals, both ``(W, B, D)`` and overwritten."""
     change = recurrence(factor, residual)
     if factor is None:
         images[1:] += change[:-1]
     else:
         images[1:].addcmul_(factor[1:], change[:-1])
-    return images, change, size
+    return images, change
 
 
 def matrix_sweep(images: Tensor, factor: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,6 +69,11 @@ def matrix_sweep(images: Tensor, factor: Tensor, x: Tensor) -> tuple[Tensor, Ten
     change = _matrices_by_doubling(factor, residual) if few else _matrices_by_rows(factor, residual)
     images[1:] += _times(factor[1:], change[:-1])
     return images, change, size
+
+
+def arriving(change: Tensor) -> Tensor:
+    """The changes of the states that steps start from, of those that they lead to: ``(W, B, ...)`` both."""
+    return torch.cat([torch.zeros_like(change[:1]), change[:-1]])
 
 
 def rms(x: Tensor) -> Tensor:

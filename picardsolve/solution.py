@@ -1,7 +1,9 @@
 """What comes back from a solve."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -11,6 +13,8 @@ from picardsolve.plot import plot_rounds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from picardsolve.certificate import Certificate
 
 
 class Result(Enum):
@@ -61,6 +65,18 @@ class Solution:
     result: Result
     stats: Stats
     history: list[Round] = field(default_factory=list, repr=False)
+    _certified: "Callable[[Solution], Certificate] | None" = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def certificate(self) -> "Certificate":
+        """How far this is from the sequential solution, as far as the rounds tell; and how to be sure.
+
+        Raises:
+            ValueError: it is a sequential solution.
+        """
+        if self._certified is None:
+            raise ValueError("certificate: this solution was computed step by step, it is the reference itself.")
+        return self._certified(self)
 
     def plot(self, sample: int = 0) -> "Figure":
         """Draw the residual of every step in every round, with the window sliding through it.

@@ -1,6 +1,8 @@
 """The public calls: check what was given, choose the parts, run, return a `Solution`."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal, get_args
 
@@ -8,25 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve import grids
 from picardsolve import sequential as reference
 from picardsolve.brownian import BrownianPath
+from picardsolve.certificate import Certificate, Evidence
 from picardsolve.checks import (
-    check_callable,
     check_choice,
     check_optional_positive_integer,
     check_type,
     check_width,
 )
 from picardsolve.contract import tolerance_of, validated
-from picardsolve.guesses import Guess, guess_for
-from picardsolve.integrators import RK4, Chain, DriftChain, Euler, Heun, Integrator, Problem
+from picardsolve.diagnostics import ConvergenceWarning, half_precision
+from picardsolve.guesses import FromTrajectory, Guess, guess_for
+from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, MultiSecant, Parareal, Picard
 from picardsolve.pace import Pace
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
-from picardsolve.stopping import Stop, stopping_of
-from picardsolve.terms import ODE, Denoiser, Term
+from picardsolve.stopping import ErrorEstimate, Stop, stopping_of
+from picardsolve.terms import Denoiser, Term
 from picardsolve.tolerances import Tolerance
 from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
@@ -78,7 +80,7 @@ def solve(
         window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores. "auto": as
             many as pay, found in the rounds that are run anyway: how long a round of so many steps takes is fitted;
             never more than ``max_batch`` and the arithmetic's precision allow; one at a time where that is fastest.
-        tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.01 where none is given), to
+        tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.001 where none is given), to
             ``1 + |y|`` elementwise for an `ODE` or `SDE`. 0 gives the sequential answer to the last bits. A tensor
             ``(B,)``: per sample.
         rtol: instead of ``tol``: relative to ``|y|``. Default 1e-5 where tol is not given.
@@ -113,7 +115,8 @@ def solve(
     if iteration is not None and not isinstance(iteration, Parareal):
         check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
     check_choice("stop", stop, get_args(Stop))
-    tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, stop)
+    tolerance, meant = (tolerance_of(term, problem.layout, tol, rtol, atol, rule) for rule in (stop, "error"))
+    _warn(half_precision(problem.layout.dtype, meant.smallest))
     chain = integrator.chain(problem)
     path = _path(chain, y) if save == "all" else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
@@ -121,9 +124,11 @@ def solve(
         allowed = tolerance_of(term, problem.layout, tol, rtol, atol, "increment")
         loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
     else:
-        stopping = stopping_of(stop, tolerance, chain.length, isinstance(term, Denoiser))
-        usual = MultiSecant() if isinstance(term, Denoiser) else Picard()
-        settings = Settings(widest, iteration or usual, guess_for(guess, problem, chain), stopping)
+        denoises = isinstance(term, Denoiser)
+        stopping = stopping_of(stop, tolerance, chain.length, denoises)
+        meter = None if stop == "error" or tolerance.nothing else ErrorEstimate(meant, chain.length, denoises)
+        usual = MultiSecant() if denoises else Picard()
+        settings = Settings(widest, iteration or usual, guess_for(guess, problem, chain), stopping, meter=meter)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         pace = Pace(widest) if window == "auto" else None
@@ -136,7 +141,48 @@ def solve(
         result = Result.stopped
     path = loop.path
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
-    return _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw)
+    given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
+    kept = {"max_batch": max_batch, "save": save}
+    evidence = Evidence(
+        loop.history,
+        path,
+        problem,
+        chain.length,
+        meant,
+        chain=lambda: integrator.chain(problem),
+        finer=partial(
+            _finer, term, y0, ts, meant, given | kept, None if isinstance(iteration, Parareal) else iteration
+        ),
+        sequential=partial(sequential, term, y0, ts, **given, **kept),
+    )
+    solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
+    _warn(*solution.certificate.warnings)
+    return solution
+
+
+def _finer(
+    term: Term,
+    y0: Any,
+    ts: Any,
+    tolerance: Tolerance,
+    given: dict[str, Any],
+    iteration: Iteration | None,
+    solution: Solution,
+    factor: float,
+) -> Solution:
+    """Solve again, from a solution, to a fraction of its tolerance."""
+    guess = FromTrajectory(solution) if given["save"] == "all" else None
+    if isinstance(term, Denoiser):
+        tols: dict[str, Any] = {"tol": factor * tolerance.state}
+    else:
+        tols = {"rtol": factor * tolerance.rtol, "atol": factor * tolerance.atol}
+    width = max(solution.stats.max_width, 1)
+    return solve(term, y0, ts, guess=guess, iteration=iteration, window=width, **given, **tols)
+
+
+def _warn(*sentences: str | None) -> None:
+    for sentence in filter(None, sentences):
+        warnings.warn(sentence, ConvergenceWarning, stacklevel=4)  # of the caller of solve, beneath torch.no_grad
 
 
 @torch.no_grad()
@@ -174,73 +220,6 @@ def sequential(
         _forget_beyond(path, done)
     result = Result.nonfinite if failed.any() else Result.converged
     return _finish(problem, path, result, stats, [], done, failed, throw)
-
-
-def odeint(
-    func: Callable[..., Any],
-    y0: Any,
-    t: Tensor,
-    *,
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
-    method: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Any:
-    """Solve ``dy/dt = func(t, y)`` with torchdiffeq's argument order; returns the states at ``t``, time first.
-
-    Args:
-        func: ``func(t, y)`` of one state and a 0-d time; lifted to many times by ``torch.func.vmap`` unless
-            ``options={"vectorized": True}``.
-        y0: tensor, or tuple of tensors.
-        t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``.
-        rtol: relative tolerance of the iteration against the sequential fixed-grid solver.
-        atol: absolute tolerance likewise.
-        method: "euler", "heun2" or "rk4" (the 3/8 rule, as in torchdiffeq): fixed grids.
-        options: ``vectorized``; ``step_size``: longest step, every interval of ``t`` is cut into equal steps no longer
-            (default: the intervals themselves); ``window``, ``iteration``, ``guess``, ``max_batch``, ``progress``.
-
-    Raises:
-        ValueError: an unknown method or option, or what `solve` raises.
-    """
-    check_callable("func", func)
-    if not isinstance(method, str | None):
-        raise TypeError(f"method: expected a string, got {method!r}.")
-    if not isinstance(y0, Tensor) and not (isinstance(y0, tuple | list) and all(isinstance(y, Tensor) for y in y0)):
-        raise TypeError(f"y0: expected a tensor, or tuple of tensors, got {type(y0).__name__}; for others use solve().")
-    if not isinstance(options, Mapping | None):
-        raise TypeError(f"options: expected a dict, got {type(options).__name__}.")
-    methods = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
-    if method not in methods:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, methods))} (fixed grids), got {method!r}.")
-    given = dict(options or {})
-    vectorized, step_size = given.pop("vectorized", False), given.pop("step_size", None)
-    unknown = set(given) - {"window", "iteration", "guess", "max_batch", "progress"}
-    if unknown:
-        raise ValueError(f"options: got unknown {', '.join(map(repr, sorted(unknown)))}; see odeint's docstring.")
-    try:
-        grid = grids.given(t)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("ts:", "t:", 1)) from None
-    fine, index = _refined(grid, step_size)
-    y0 = tuple(y0) if isinstance(y0, list) else y0
-    solution = solve(ODE(func, vectorized), y0, fine, integrator=methods[method], rtol=rtol, atol=atol, **given)
-    return tuple(y[index] for y in solution.ys) if isinstance(y0, tuple) else solution.ys[index]
-
-
-def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
-    """A grid with every interval cut into equal steps of at most ``step_size``, and where the old times stand in it."""
-    if step_size is None:
-        return grid, torch.arange(len(grid))
-    if not isinstance(step_size, int | float):
-        raise TypeError(f"options['step_size']: expected a positive number, got {step_size!r}.")
-    if not step_size > 0:
-        raise ValueError(f"options['step_size']: expected a positive number, got {step_size!r}.")
-    counts = torch.ceil(grid.diff().abs() / step_size - 1e-9).long().clamp(min=1)
-    pieces = [
-        torch.linspace(a, b, n + 1, dtype=grid.dtype)[1:]
-        for a, b, n in zip(grid[:-1].tolist(), grid[1:].tolist(), counts.tolist(), strict=True)
-    ]
-    return torch.cat([grid[:1], *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
 
 def _run(chain: DriftChain, loop: Window | Wavefront, pace: Pace | None, max_rounds: int | None, bar: Progress) -> int:
@@ -320,8 +299,10 @@ def _finish(
     done: np.ndarray,
     failed: np.ndarray,
     throw: bool,
+    evidence: Evidence | None = None,
 ) -> Solution:
-    solution = Solution(problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history)
+    certified = None if evidence is None else partial(Certificate.of, evidence)
+    solution = Solution(problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, certified)
     if result in (Result.converged, Result.stopped) or not throw:
         return solution
     if result is Result.max_rounds:

@@ -7,20 +7,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from picardsolve.history import Estimates
 from picardsolve.iterations.base import Swept
-from picardsolve.recurrence import recurrence
+from picardsolve.recurrence import arriving, recurrence
 from picardsolve.tolerances import Tolerance
 
 Stop = Literal["error", "residual", "increment"]
 
+_TINY = 1e-6  # slopes are taken for no smaller in a product
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of those above
 _SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
 
 class Stopping(ABC):
-    """A rule, with what it remembers of the rounds of one solve."""
+    """A rule, with what it remembers of the rounds of one solve.
+
+    Attributes:
+        tolerance: what it is about.
+        estimates: what it let the last round estimate; None for a rule that does not.
+    """
 
     tolerance: Tolerance
+    estimates: Estimates | None = None
 
     @abstractmethod
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -90,26 +98,33 @@ class ErrorEstimate(Stopping):
     errors on, ``E[n+1] = |c_n| E[n] + 2 q_n |Y[n] - X[n]|``, from the error that the window's first state was left
     with; the 2 is for safety.
 
-    What may be spent grows by a share for each step, and by what the step forgives:
-    ``A[n+1] = |c_n| A[n] + max(1 - |c_n|, 0) / 2 + 1 / N`` in units of the tolerance. A step that has been seen only
-    once takes the largest ratio of those seen twice in this round, or in the last that had one; where there was none in
-    two rounds, a step is kept to be seen again. Changes of the size of rounding measure nothing, and residuals of that
-    size are taken for as large as rounding can be. All are in units of the tolerance.
+    What may be spent grows by a share for each step, and by what the step forgives, both divided by how much an error
+    of its state grows in the window ahead, as far as slopes were measured there:
+    ``A[n+1] = |c_n| A[n] + (max(1 - |c_n|, 0) / 2 + 1 / N) / max(1, |c_{n+1}|, |c_{n+1} c_{n+2}|, ...)`` in units of
+    the tolerance. A step that has been seen only once takes the largest ratio of those seen twice in this round, or in
+    the last that had one; where there was none in two rounds, a step is kept to be seen again. Changes of the size of
+    rounding measure nothing, and residuals of that size are taken for as large as rounding can be.
+
+    What is recorded of it leaves out the factor for safety.
 
     Args:
         tolerance: what errors are measured by.
         length: steps of the grid, N.
         forgets: whether slopes below 1 are believed. A step of a denoiser draws all states towards the data; elsewhere
             the direction that changes were seen in may shrink while another grows.
+        held: whether states are left by steps with this round's outputs held fixed, as a pipeline's own scheduler takes
+            them, and not by the sweep: what the sweep made of the slope, ``|c_n - 1| |Y[n] - X[n]|``, is then missing.
     """
 
     tolerance: Tolerance
     length: int
     forgets: bool = True
+    held: bool = False
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: Tensor | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
     _round: tuple[Tensor, Tensor, Tensor] | None = field(init=False, default=None)
+    estimates: Estimates | None = field(init=False, default=None)
 
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Estimate errors, and compare them with what may be spent."""
@@ -117,25 +132,32 @@ class ErrorEstimate(Stopping):
         if self._rounding is None:
             rounding = torch.finfo(swept.y.dtype).eps * swept.y
             self._rounding = self.tolerance.measure(rounding, swept.y, noise)[0].amax(0)
-        change = _arriving(scaled)
+        change = arriving(scaled)
         residual = None if swept.residual is None else swept.residual * (scaled / size)
         account = self._account = self._measured(residual, change, self._rounding)
         ratio = torch.where(account.measured, account.ratios, account.ratio)
         tiny = change <= _ROUNDING * self._rounding
         ratio = torch.where(tiny, ratio.clamp(max=1), ratio)
+        if self.held and swept.slope is not None:
+            ratio = ratio + (swept.slope - 1).abs()
         expected = torch.where(change == 0, 0, _SAFETY * ratio * change)
         slope = None if swept.slope is None else swept.slope.abs()
         slope = slope if slope is None or self.forgets else slope.clamp(min=1)
-        forgiven = torch.zeros_like(size) if slope is None else (1 - slope).clamp(min=0) / 2
-        both = (
-            torch.stack([expected, forgiven + 1 / self.length], -1),
-            torch.stack([account.error, account.allowed], -1),
-        )
+        share = torch.full_like(size, 1 / self.length) if slope is None else self._share(slope, account.measured)
+        both = torch.stack([expected, share], -1), torch.stack([account.error, account.allowed], -1)
         error, allowed = recurrence(None if slope is None else slope[..., None], *both).unbind(-1)
         self._round = error, allowed, change.masked_fill(tiny, torch.nan)
+        slope = swept.slope if swept.slope is not None else torch.full_like(size, torch.nan)
+        self.estimates = Estimates(error / allowed, account.ratios, slope)
         fits = error <= allowed
         fits[-1] &= account.blind < 2
         return torch.cat([fits[1:], torch.zeros_like(fits[:1])]), size
+
+    def _share(self, slope: Tensor, measured: Tensor) -> Tensor:
+        """What each step may spend of the tolerance, ``(W, B)``."""
+        growth = torch.where(measured, slope, 1).clamp(min=_TINY).log().cumsum(0)
+        ahead = (growth.flip(0).cummax(0).values.flip(0) - growth).exp()
+        return ((1 - slope).clamp(min=0) / 2 + 1 / self.length) / ahead
 
     def _measured(self, residual: Tensor | None, change: Tensor, rounding: Tensor) -> "_Account":
         """The account with this round's ratios; of residuals that may be rounding, at most that much."""
@@ -215,11 +237,6 @@ class _Account:
         """Nothing is spent, nothing is known."""
         zero = torch.zeros_like(change[0])
         return _Account(zero, zero, torch.full_like(zero, torch.inf), zero, change, change.isnan())
-
-
-def _arriving(size: Tensor) -> Tensor:
-    """The changes of the states that steps start from, of those they lead to."""
-    return torch.cat([torch.zeros_like(size[:1]), size[:-1]])
 
 
 def stopping_of(stop: Stop, tolerance: Tolerance, length: int, forgets: bool) -> Stopping:

@@ -33,6 +33,16 @@ class Tolerance:
         """Whether no change at all is allowed."""
         return all(map(_is_zero, (self.rtol, self.atol, self.noise, self.state)))
 
+    @property
+    def smallest(self) -> float:
+        """The smallest relative tolerance of any sample, or the absolute one where there is none."""
+        relative = torch.as_tensor(self.rtol) + torch.as_tensor(self.state)
+        return float(torch.where(relative > 0, relative, torch.as_tensor(self.atol)).min())
+
+    def size(self, y: Tensor) -> Tensor:
+        """Root mean square error that is allowed of states ``(..., D)``; noise left aside."""
+        return rms(y) * (self.rtol + self.state) + self.atol
+
     def measure(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Measure changes in units of what is allowed.
 

@@ -20,7 +20,7 @@ from picardsolve.history import Round
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.iterations.base import Iteration, Memory
-from picardsolve.stopping import Stopping
+from picardsolve.stopping import ErrorEstimate, Stopping
 
 _BLOW_UP = 10.0  # growth of the largest change in one round that counts as divergence
 
@@ -32,6 +32,7 @@ class Settings:
     Attributes:
         width: steps in the window at first.
         stopping: which states may be left behind; of this solve only, for it remembers its rounds.
+        meter: what estimates errors, where the rule for stopping does not; of this solve only, too.
         lockstep: all samples share one position, that of the slowest.
     """
 
@@ -40,6 +41,12 @@ class Settings:
     guess: Guess
     stopping: Stopping
     lockstep: bool = False
+    meter: ErrorEstimate | None = None
+
+    @property
+    def learning(self) -> tuple[Stopping, ...]:
+        """All that learns from a round."""
+        return (self.stopping,) if self.meter is None else (self.stopping, self.meter)
 
 
 @dataclass
@@ -121,12 +128,16 @@ class Window:
             derivatives = self._arranged(outputs[1:].movedim(0, 1).flatten(1)).unflatten(-1, (len(outputs) - 1, -1))
             steps = Differentiated.of(steps, self.chain, self._n, self._directions, derivatives, noise)
         swept = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
-        within, size = self.settings.stopping.judge(swept, steps.noise_scale())
+        learning, scale = self.settings.learning, steps.noise_scale()
+        verdicts = [rule.judge(swept, scale) for rule in learning]
+        within, size = verdicts[0]
         stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), swept.y)  # the round's one device wait
-        self.history.append(Round.of(self.begin, stride, self._span, size, swept.residual))
+        estimates = learning[-1].estimates
+        self.history.append(Round.of(self.begin, stride, self._span, size, swept.residual, estimates=estimates))
         self._accept(swept.y, stride)
         self._remember(swept.memory, stride, last)
-        self.settings.stopping.slide(self._on_device(stride), self._on_device(last))
+        for rule in learning:
+            rule.slide(self._on_device(stride), self._on_device(last))
         self._slide(x, swept.y, out, stride, last)
 
     def narrow(self, width: int) -> None:
@@ -144,7 +155,8 @@ class Window:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin, self._kept = np.full_like(self.begin, step), np.zeros_like(self._kept)
         self.x, self._noise, self.past, self._memory = y[None], None, None, ()
-        self.settings.stopping.restart()
+        for rule in self.settings.learning:
+            rule.restart()
 
     def stand(self, y: Tensor, begin: Index, failed: np.ndarray) -> None:
         """Go on from states ``y`` (B, D), which another solver has reached and written into the path."""

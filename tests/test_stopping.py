@@ -67,7 +67,8 @@ class Plain:
             ratio = min(ratio, 1.0) if self._tiny(j) else ratio
             new = 2 * ratio * size if size > 0 else 0.0
             self.errors.append(slope[j] * self.errors[-1] + new)
-            share = max(1 - slope[j], 0) / 2 + 1 / self.length
+            products = np.cumprod([max(slope[i], 1e-6) if i in measured else 1.0 for i in range(j + 1, width)])
+            share = (max(1 - slope[j], 0) / 2 + 1 / self.length) / max(1.0, *products, 1.0)
             self.allowances.append(slope[j] * self.allowances[-1] + share)
         fits = [e <= a for e, a in zip(self.errors[1:], self.allowances[1:], strict=True)]
         fits[-1] = fits[-1] and self.blind < 2

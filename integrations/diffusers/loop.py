@@ -142,7 +142,8 @@ class Loop:
         if self.report.sequential is not None:
             self._window = None
             stepped = self._real_step(*pick(args, 0), **pick(kwargs, 0))
-            self._answers.end(_previous(stepped))
+            self.report.state = _previous(stepped)
+            self._answers.end(self.report.state)
             self.close()
             return self._timed(stepped)
         extra = {**dict(zip(self._names, args, strict=False)), **kwargs}
@@ -164,6 +165,7 @@ class Loop:
         stepped = self._real_step(output, timestep, sample, **extra)
         window, state = self._window, _previous(stepped)
         assert window is not None
+        self.report.state = state
         self._chain.take(self._i, flat(sample), flat(output))
         if self._answers.missed:
             self._caution.set_back()
@@ -194,7 +196,7 @@ class Loop:
         stepped = self._real_step(pick(output, 0), timestep, first, **extra)
         if lanes is not None:
             lanes.close()
-        state = _previous(stepped)
+        self.report.state = state = _previous(stepped)
         self._answers.end(state)
         if self.report.sequential is not None:
             return stepped

@@ -11,7 +11,7 @@ from integrations.diffusers.report import Report
 from integrations.diffusers.scheduler_chain import SchedulerChain
 from integrations.diffusers.walk import Walk
 from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Secant
-from picardsolve.stopping import Residuals
+from picardsolve.stopping import ErrorEstimate, Residuals
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
 
@@ -71,7 +71,9 @@ class Numerics:
         onward = chain.probe is None or chain.probe.carries_forward()
         iteration = self.iteration or (Secant() if onward else Exponential())
         guess = self.guess or (FrozenSample() if step.drew else FrozenOutput())
-        settings = Settings(width, iteration, guess, Residuals(Tolerance(noise=tolerance)), lockstep=True)
+        allowed = Tolerance(noise=tolerance)
+        meter = ErrorEstimate(allowed, len(timesteps), held=True) if tolerance else None
+        settings = Settings(width, iteration, guess, Residuals(allowed), lockstep=True, meter=meter)
         return Window(chain, flat(step.sample), settings)
 
 

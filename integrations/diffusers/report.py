@@ -3,8 +3,12 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from picardsolve import Round
+from torch import Tensor
+
+from picardsolve import Certificate, Round
+from picardsolve.certificate import Evidence
 from picardsolve.plot import plot_rounds
+from picardsolve.tolerances import Tolerance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +36,7 @@ class Report:
         sequential: why the run, or the rest of it, went one step at a time; None if it did not.
         notes: what else a user should know, a sentence each.
         history: one record per round of the window.
+        state: the last state of the loop; None before the first step.
     """
 
     steps: int = 0
@@ -49,6 +54,22 @@ class Report:
     sequential: str | None = None
     notes: list[str] = field(default_factory=list)
     history: list[Round] = field(default_factory=list, repr=False)
+    state: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def certificate(self) -> Certificate:
+        """How far the states may be from the untouched pipeline's; its arrays have a row for each step, or one.
+
+        Remembered outputs are taken for those of states that were moved a little since: that is the error. Steps that
+        the pipeline took one at a time carry on the error of the step before.
+
+        Raises:
+            ValueError: the loop has not run yet.
+        """
+        if self.state is None:
+            raise ValueError("certificate: the loop has not run yet; read it after the pipeline was called.")
+        path = self.state.flatten(1).float()[None] if self.state.dim() > 1 else self.state.float()[None, :, None]
+        return Certificate.of(Evidence(self.history, path, None, self.steps, Tolerance(state=self.tolerance)))
 
     @property
     def evaluations(self) -> int:
@@ -82,6 +103,8 @@ class Report:
         )
         if self.measured_gain is not None:
             text += f", {self.measured_gain:.2f} times as fast as one step at a time"
+        if self.state is not None and self.history:
+            text += f"\n{self.certificate}"
         if self.sequential is not None:
             text += f"\nran one step at a time: {self.sequential}"
         return "\n".join([text, *self.notes])

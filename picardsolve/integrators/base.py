@@ -157,6 +157,26 @@ class DriftChain(Chain):
         Where the rows have tangents: ``(1 + P, R, K)``, the outputs with their derivatives behind them.
         """
 
+    @property
+    def deviation(self) -> Tensor | None:
+        """Standard deviation of each step's noise, ``(N,)``; None where it is none, or depends on the state."""
+        return None
+
+    def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
+        """By how much errors of states enter the one after a step.
+
+        Args:
+            lipschitz: ``(N,)`` constants of the drift in y; of a `Denoiser`, of its predicted sample.
+            one_sided: ``(N,)`` one-sided constants in the direction of time, or None.
+
+        Returns:
+            ``(N, 1 + memory)``: of the state that the step leaves from, and of the earlier ones that it reads.
+
+        Raises:
+            TypeError: there are none for this integrator, or none that are one-sided.
+        """
+        raise TypeError("certified: this integrator has no Lipschitz constants for a given noise; use verify().")
+
     @abstractmethod
     def counts(self) -> tuple[int, int]:
         """Drift calls and evaluations so far."""

@@ -178,6 +178,20 @@ class DiffusionChain(DriftChain):
         drawn = self._brownian.increments(t0, t1, torch.from_numpy(sample), self.noise_size)
         return drawn / (t1 - t0).abs().sqrt()[:, None]
 
+    @property
+    def deviation(self) -> Tensor | None:
+        """Of the noise that each step adds."""
+        return self._table.s if self.noise_size else None
+
+    def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
+        """``|p| + |q_0| L`` for the state, ``|q_i| L`` for those before."""
+        if one_sided is not None:
+            raise TypeError("one_sided: only of use to Euler() on an ODE; leave it out for a Denoiser.")
+        earlier = torch.stack([lipschitz.roll(age) for age in range(self.memory + 1)])
+        constants = self._table.q.abs() * earlier
+        constants[0] += self._table.p.abs()
+        return constants.T
+
     def counts(self) -> tuple[int, int]:
         """Model calls and evaluations so far."""
         return self._model.calls, self._model.evaluations

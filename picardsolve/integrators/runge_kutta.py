@@ -124,6 +124,21 @@ class RungeKuttaChain(DriftChain):
         """Steps along a fixed slope."""
         return torch.addcmul(start, per_step(self._h, n, start).cumsum(0), source.output)
 
+    def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
+        """``1 + h sum |b_i| l_i`` with ``l_i = L (1 + h sum |a_ij| l_j)`` for the stages.
+
+        Of Euler with a one-sided constant m: ``sqrt(1 + 2 h m + (h L)^2)``, from the square of ``x + h f(x)``.
+        """
+        h = self._h.abs()
+        if one_sided is not None:
+            if self._a:
+                raise TypeError("one_sided: only of use to Euler(); leave it out for a method with stages.")
+            return (1 + 2 * h * one_sided + (h * lipschitz) ** 2).clamp(min=0).sqrt()[:, None]
+        stages = [lipschitz]
+        for a in self._a:
+            stages.append(lipschitz * (1 + h * sum(abs(w) * l for w, l in zip(a, stages, strict=True))))
+        return (1 + h * sum(abs(w) * l for w, l in zip(self._b, stages, strict=True)))[:, None]
+
     def increments(self, n: Index, sample: Index) -> Tensor:
         """None: an ODE has no noise."""
         return torch.zeros(len(n), 0)

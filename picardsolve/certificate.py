@@ -1,0 +1,376 @@
+"""What a solve can say of its own error, what it takes to be sure, and what the sequential solver says to it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from picardsolve.diagnostics import Facts, diagnose
+from picardsolve.forecast import predicted_rounds
+from picardsolve.history import Estimates, Round
+from picardsolve.integrators.base import DriftChain, Problem, Rows
+from picardsolve.recurrence import arriving, recurrence, rms
+from picardsolve.terms import Denoiser
+from picardsolve.tolerances import Tolerance
+
+if TYPE_CHECKING:
+    from picardsolve.solution import Solution
+
+Kind = Literal["estimated", "certified"]
+FACTOR = 4.0  # of errors to bounds: 19 of 20 errors are within it, see docs/certificates.md
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a certificate is made from, and what it can ask more of.
+
+    Attributes:
+        history: the rounds.
+        path: ``(T, B, D)`` states, all of them or the last alone.
+        problem: what was solved; None for the steps of somebody else's scheduler.
+        steps: of the grid, N.
+        tolerance: what was asked for.
+        chain: makes the chain anew.
+        finer: solves again, from a solution and to a fraction of the tolerance.
+        sequential: solves step by step.
+    """
+
+    history: Sequence[Round]
+    path: Tensor
+    problem: Problem | None
+    steps: int
+    tolerance: Tolerance
+    chain: Callable[[], DriftChain] | None = None
+    finer: "Callable[[Solution, float], Solution] | None" = None
+    sequential: "Callable[[], Solution] | None" = None
+
+    @property
+    def batched(self) -> bool:
+        """Whether the user's states are samples."""
+        return self.problem is None or self.problem.layout.batched
+
+    @property
+    def denoises(self) -> bool:
+        """Whether slopes below 1 are to be believed."""
+        return self.problem is None or isinstance(self.problem.term, Denoiser)
+
+    @property
+    def full(self) -> bool:
+        """Whether the state at every time is known."""
+        return len(self.path) == self.steps + 1
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a solution is from the one of its sequential integrator.
+
+    Distances are root mean squares over a state. Fields of shape ``(T,)`` or, for samples, ``(T, B)`` belong to the
+    times of the solution. None of this says how far the sequential solution is from the truth.
+
+    Attributes:
+        error: the estimated distance: residuals of the accepted states as the rounds foretold them, carried on by the
+            slopes of the steps (methods C2). NaN where nothing was estimated, as of `Parareal`.
+        bound: what the distance is at most. "estimated": four times the error, which held for 19 of 20 errors of the
+            calibration study. "certified": proven, for constants that the user gave; see `certified`.
+        kind: which of the two.
+        residuals: root mean square of ``Phi_n(X[n]) - X[n+1]``, ``(N,)`` or ``(N, B)``: expected, or measured.
+        total_variation: estimated bound on the total variation distance between the laws of these samples and of the
+            sequential ones, up to the last step with noise; None where a step is no Gaussian kernel.
+        precision_floor: rounding errors that the iteration may have left, ``()`` or ``(B,)`` (C7): unit roundoff times
+            the largest state times the largest transient of the widest window.
+        contraction: largest Picard number of a window, the sum of ``|J_n - c_n|`` along what changed (C5).
+        growth: by how much an error grew along the solution, at most, as far as slopes tell; ``()`` or ``(B,)``.
+        rounds: sweeps of the window.
+        rounds_predicted: after each of them, how many were expected in all (C6).
+        warnings: what to know, and what to do about it.
+    """
+
+    error: Tensor
+    bound: Tensor
+    kind: Kind
+    residuals: Tensor
+    total_variation: float | None
+    precision_floor: Tensor
+    contraction: float
+    growth: Tensor
+    rounds: int
+    rounds_predicted: tuple[float, ...]
+    warnings: tuple[str, ...]
+    _evidence: Evidence = field(repr=False)
+    _solution: "Solution | None" = field(repr=False, default=None)
+
+    @staticmethod
+    def of(evidence: Evidence, solution: "Solution | None" = None) -> "Certificate":
+        """Read the rounds of a solve."""
+        known = Accepted.of(evidence)
+        rounding, hump, contraction = _rounding(evidence)
+        growth = known.growth(evidence.denoises)
+        allowed = evidence.tolerance.size(evidence.path[-1]).double().cpu()
+        facts = Facts(evidence.history, evidence.steps, evidence.denoises, growth, rounding, rounding * hump, allowed)
+        chain = evidence.chain() if evidence.chain is not None else None
+        shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
+        kept = slice(None) if evidence.full else slice(evidence.steps, None)
+        return Certificate(
+            error=shown(known.errors[kept]),
+            bound=shown(FACTOR * known.errors[kept]),
+            kind="estimated",
+            residuals=shown(known.expected),
+            total_variation=_total_variation(chain, known.expected, evidence.path.shape[-1]),
+            precision_floor=shown(rounding * hump),
+            contraction=contraction,
+            growth=shown(growth),
+            rounds=len(evidence.history),
+            rounds_predicted=predicted_rounds(evidence.history, evidence.steps),
+            warnings=diagnose(facts),
+            _evidence=evidence,
+            _solution=solution,
+        )
+
+    def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> "Certificate":
+        """A proven bound, from the true residuals of all states: each step is evaluated once, in windows (C3).
+
+        ``E[n+1] = L_n E[n] + |r_n| + rounding of the states``, with ``L_n`` a Lipschitz constant of the step, which
+        follows from the drift's: Hairer, Norsett & Wanner 1993, section I.10. It is as true as the constants are.
+
+        Args:
+            lipschitz: constant of the drift in y; of a `Denoiser`, of the predicted clean sample. A number, or
+                ``(N,)``, one for each step.
+            one_sided: constant m with ``<f(x) - f(y), x - y> <= m |x - y|^2``, in the direction of time; sharper for
+                contracting problems. Of `Euler` on an `ODE` only.
+
+        Raises:
+            ValueError: the solution was not kept at all times.
+            TypeError: the integrator has no such constants (an `SDE`), or the solution is of somebody else's steps.
+        """
+        evidence = self._evidence
+        if evidence.chain is None:
+            raise TypeError("certified: the steps are a scheduler's, of which no constants are known; use verify().")
+        if not evidence.full:
+            raise ValueError("certified: needs the state at every time; solve with save='all'.")
+        chain = evidence.chain()
+        given = [None if value is None else _per_step(value, evidence.steps) for value in (lipschitz, one_sided)]
+        assert given[0] is not None
+        constants = chain.step_constants(given[0], given[1])
+        residuals = measured_residuals(chain, evidence.path, max(int(r.width.max()) for r in evidence.history))
+        rounding = 4 * torch.finfo(evidence.path.dtype).eps * rms(evidence.path[1:]).double().cpu()
+        bound = propagated_bound(residuals + rounding, constants)
+        shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
+        variation = _total_variation(chain, residuals, evidence.path.shape[-1])
+        return replace(
+            self, bound=shown(bound), kind="certified", residuals=shown(residuals), total_variation=variation
+        )
+
+    def recheck(self, factor: float = 0.1) -> "Certificate":
+        """Solve on from this solution, to a fraction of the tolerance, and take what that changes for its error.
+
+        It costs about as many rounds as the window had places, N / window, and one or two. Its estimate does not rest
+        on what was estimated before; it finds samples that ended in another mode.
+
+        Args:
+            factor: of the tolerance.
+
+        Returns:
+            A certificate of this solution, whose ``solution`` is the better one.
+        """
+        if self._evidence.finer is None or self._solution is None:
+            raise TypeError("recheck: only a solve of a term can be repeated; use verify().")
+        better = self._evidence.finer(self._solution, factor)
+        error = distance(self._solution, better, self._evidence.batched)
+        return replace(self, error=error, bound=2 * error, _solution=better)
+
+    @property
+    def solution(self) -> "Solution | None":
+        """What this certificate is about; after `recheck`, the better one."""
+        return self._solution
+
+    def verify(self) -> "Verification":
+        """Run the sequential solver, and hold the claims against it."""
+        if self._evidence.sequential is None or self._solution is None:
+            raise TypeError("verify: the sequential solution is not to be had from here; run the pipeline itself.")
+        reference = self._evidence.sequential()
+        return Verification(distance(self._solution, reference, self._evidence.batched), self, reference)
+
+    def __str__(self) -> str:
+        worst = float(self.error[-1].max()) if bool(self.error[-1].isfinite().all()) else math.nan
+        text = (
+            f"estimated distance to the sequential solution at the end: {worst:.1e}, {self.kind} bound "
+            f"{float(self.bound[-1].max()):.1e}, rounding {float(self.precision_floor.max()):.0e}"
+        )
+        if self.total_variation is not None:
+            text += f", total variation {self.total_variation:.2g}"
+        return "\n".join([text, *self.warnings])
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Claims beside the truth.
+
+    Attributes:
+        error: true distance to the sequential solution, of the shape of the certificate's.
+        certificate: the claims.
+        reference: the sequential solution.
+    """
+
+    error: Tensor
+    certificate: Certificate
+    reference: "Solution"
+
+    @property
+    def effectivity(self) -> Tensor:
+        """Estimated over true error; NaN where both are 0."""
+        return self.certificate.error / self.error
+
+    @property
+    def holds(self) -> bool:
+        """Whether every true error is within its bound, up to rounding."""
+        floor = self.certificate.precision_floor
+        return bool((self.error <= self.certificate.bound + floor).all())
+
+    def __str__(self) -> str:
+        true, claimed, bound = (
+            float(v[-1].max()) for v in (self.error, self.certificate.error, self.certificate.bound)
+        )
+        verdict = "holds" if self.holds else "does NOT hold"
+        return f"true distance at the end {true:.1e}; estimated {claimed:.1e}; the bound of {bound:.1e} {verdict}"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What the rounds tell of the accepted states, on the CPU in float64.
+
+    Attributes:
+        errors: ``(N + 1, B)``; NaN where nothing was estimated, as of `Parareal`.
+        expected: ``(N, B)`` sizes of residuals.
+        slopes: ``(N, B)``, 1 where unknown.
+    """
+
+    errors: Tensor
+    expected: Tensor
+    slopes: Tensor
+
+    @staticmethod
+    def of(evidence: Evidence) -> "Accepted":
+        """Carry the residuals that are to be expected along the accepted states, as `ErrorEstimate` does.
+
+        Without its factor for safety, and knowing the rounds that came after: a step that was accepted before a ratio
+        could be measured takes the largest of the round before or, where there is none, of the one after.
+        """
+        history, samples = evidence.history, evidence.path.shape[1]
+        zero = torch.zeros(evidence.steps, samples, dtype=torch.float64)
+        if not history or (evidence.tolerance.nothing and history[0].step is None):
+            return Accepted(torch.cat([zero, zero[:1]]), zero, zero + 1)
+        if history[0].estimates is None:
+            return Accepted(torch.cat([zero, zero[:1]]) + torch.nan, zero + torch.nan, zero + 1)
+        ratios, slopes, changes = zero.clone(), zero + 1, zero.clone()
+        for record, usual in zip(history, _usual_ratios(history), strict=True):
+            assert record.estimates is not None
+            row, sample = torch.nonzero(torch.arange(int(record.stride.max()))[:, None] < record.stride, as_tuple=True)
+            at = record.begin[sample] + row, sample
+            measured, slope = record.estimates.ratios.double(), record.estimates.slopes.double()
+            ratios[at] = torch.where(measured.isfinite(), measured, usual)[row, sample]
+            slopes[at] = slope.nan_to_num(1, 1, 1)[row, sample]
+            changes[at] = arriving(record.increments.double())[row, sample]
+        missed = ratios + (slopes - 1).abs() if evidence.problem is None else ratios
+        expected = torch.where(changes == 0, 0, missed * changes)
+        factor = slopes.abs() if evidence.denoises else slopes.abs().clamp(min=1)
+        errors = recurrence(factor[..., None], expected[..., None].clone())[..., 0]
+        return Accepted(torch.cat([zero[:1], errors]), expected, slopes)
+
+    def growth(self, forgets: bool) -> Tensor:
+        """The largest product of successive slopes, ``(B,)``."""
+        slopes = self.slopes.abs() if forgets else self.slopes.abs().clamp(min=1)
+        rise = torch.cat([torch.zeros_like(slopes[:1]), slopes.clamp(min=1e-6).log().cumsum(0)])
+        return (rise - rise.cummin(0).values).amax(0).exp()
+
+
+def _usual_ratios(history: Sequence[Round]) -> Tensor:
+    """For each round, the largest ratio of residual to change measured in it, or in the nearest one: ``(K, B)``.
+
+    1 where none was ever measured.
+    """
+    found = torch.stack([r.estimates.ratios.double().nan_to_num(-1, -1, -1).amax(0) for r in history if r.estimates])
+    known, k = found >= 0, torch.arange(len(found))[:, None]
+    before = torch.where(known, k, -1).cummax(0).values
+    after = torch.where(known, k, len(found)).flip(0).cummin(0).values.flip(0)
+    nearest = torch.where(before >= 0, before, after)
+    return torch.where(nearest < len(found), found.gather(0, nearest.clamp(max=len(found) - 1)), 1.0)
+
+
+def _rounding(evidence: Evidence) -> tuple[Tensor, float, float]:
+    """Unit roundoff times the largest state, ``(B,)``; ``max_k L^k / k!``; and L, a window's largest Picard number."""
+    numbers = [_picard_number(r.estimates) for r in evidence.history if r.estimates is not None]
+    number = max((value for value in numbers if math.isfinite(value)), default=0.0)
+    k = math.floor(number)
+    hump = math.exp(min(k * math.log(number) - math.lgamma(k + 1), 700)) if k else 1.0
+    eps = torch.finfo(evidence.path.dtype).eps
+    return eps * rms(evidence.path.nan_to_num(0)).amax(0).double().cpu(), hump, number
+
+
+def _picard_number(estimates: Estimates) -> float:
+    return float(estimates.ratios.nan_to_num(0, 0, 0).sum(0).max())
+
+
+def _total_variation(chain: DriftChain | None, residuals: Tensor, size: int) -> float | None:
+    """``1/2 sqrt(sum_n E|r_n|^2 / s_n^2)``, the mean over samples for the expectation; at most 1 (C8)."""
+    deviation = None if chain is None else chain.deviation
+    if deviation is None:
+        return None
+    noisy = deviation > 0
+    ratio = size * residuals[noisy].square() / deviation[noisy, None].square()
+    return min(float(ratio.sum(0).mean().sqrt()) / 2, 1.0)
+
+
+def _per_step(value: float | Tensor, steps: int) -> Tensor:
+    table = torch.as_tensor(value, dtype=torch.float64).cpu()
+    if table.dim() and table.shape != (steps,):
+        raise ValueError(f"lipschitz: expected a number, or one for each of {steps} steps, got {tuple(table.shape)}.")
+    return table.expand(steps)
+
+
+@torch.no_grad()
+def measured_residuals(chain: DriftChain, path: Tensor, width: int) -> Tensor:
+    """Root mean square of ``Phi_n(X[n]) - X[n+1]``, ``(N, B)`` float64 on the CPU; every step is evaluated once.
+
+    Args:
+        chain: of N steps.
+        path: ``(N + 1, B, D)``.
+        width: steps in a round.
+    """
+    samples, found, past = path.shape[1], [], None
+    for begin in range(0, chain.length, width):
+        n = np.arange(begin, min(begin + width, chain.length))
+        x = path[n]
+        step, sample = np.repeat(n, samples), np.tile(np.arange(samples), len(n))
+        out = chain.evaluate(Rows(step, sample, x.flatten(0, 1))).reshape(len(n), samples, -1)
+        if past is None:
+            past = out.new_zeros(chain.memory, *out.shape[1:])
+        noise = chain.increments(step, sample).reshape(*x.shape[:2], -1).to(x) if chain.noise_size else None
+        held = torch.cat([past, out])
+        found.append(rms(chain.steps(n[:, None], x, held, noise).images() - path[n + 1]))
+        past = held[len(held) - chain.memory :]
+    return torch.cat(found).double().cpu()
+
+
+def propagated_bound(residuals: Tensor, constants: Tensor) -> Tensor:
+    """``E[n+1] = sum_i L[n, i] E[n-i] + |r_n|`` from ``E[0] = 0``: ``(N + 1, B)``.
+
+    Args:
+        residuals: ``(N, B)``.
+        constants: ``(N, 1 + memory)``: by how much an error i steps before step n enters the state after it.
+    """
+    errors = [torch.zeros_like(residuals[0])]
+    for residual, row in zip(residuals, constants.tolist(), strict=True):
+        errors.append(residual + sum(a * e for a, e in zip(row, reversed(errors), strict=False)))
+    return torch.stack(errors)
+
+
+def distance(solution: "Solution", reference: "Solution", batched: bool) -> Tensor:
+    """Root mean square distance at each time, ``(T,)`` or ``(T, B)``, over all tensors of a state."""
+    pairs = zip(pytree.tree_leaves(solution.ys), pytree.tree_leaves(reference.ys), strict=True)
+    apart = [(a.double() - b.double()).reshape(*a.shape[: 1 + batched], -1) for a, b in pairs]
+    return rms(torch.cat(apart, -1)).cpu()
