@@ -1,6 +1,6 @@
 """Solve ODEs and SDEs in parallel over time."""
 
-from picardsolve import grids, presets, schedules
+from picardsolve import grids, presets, schedules, theory
 from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
@@ -62,4 +62,5 @@ __all__ = [
     "schedules",
     "sequential",
     "solve",
+    "theory",
 ]
