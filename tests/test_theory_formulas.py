@@ -348,6 +348,19 @@ def test_propagated_bound_is_the_distance_where_all_residuals_point_one_way(seed
     assert torch.equal(theory.propagated_bound(broken, slopes[:, :1])[:, :samples], same)
 
 
+@given(st.floats(1.5, 30), st.integers(2, 300), st.floats(-30, 0))
+def test_propagated_bound_stays_a_bound_where_products_overflow(slope, steps, exponent):
+    """Every number is one of float32; their exact sum may not be."""
+    residuals = torch.zeros(steps)
+    residuals[0] = 10**exponent
+    exact, growing = [float(residuals[0])], float(torch.tensor(slope))
+    while len(exact) < steps:
+        exact.append(min(growing * exact[-1], 1e300))
+    bound = theory.propagated_bound(residuals, slope).double()
+    assert (bound >= torch.tensor(exact, dtype=torch.float64) * (1 - 1e-3)).all()
+    assert bound[min(steps - 1, 20)] < INF
+
+
 @given(st.floats(0.2, 3.0), st.floats(0.5, 2.0), st.integers(2, 20), st.integers(0, 5), seeds)
 def test_propagated_bound_holds_for_iterates(lipschitz, span, steps, rounds, seed):
     """Of Picard on ``y' = L sin(y + phase)`` after some rounds, by its residuals alone."""

@@ -140,7 +140,7 @@ def propagated_bound(residuals: Tensor, lipschitz: float | Tensor, start: float 
     discrete form of the fundamental lemma, Hairer, Norsett & Wanner 1993, section I.10). Certified where L_n are
     Lipschitz constants of the STEP Phi_n (not of the drift; see `step_lipschitz`) on a ball of radius ``E[n]`` around
     ``X_n``; with estimates in their place it is an estimate. With equality where all residuals point one way and every
-    step stretches it by L_n. Rounding is not in it.
+    step stretches it by L_n. Rounding is not in it. Infinite where a product of L_n overflows.
 
     Args:
         residuals: norms ``|r_n|``, ``(N,)`` or ``(N, B)``, in the norm that L_n are of.
@@ -163,8 +163,12 @@ def propagated_bound(residuals: Tensor, lipschitz: float | Tensor, start: float 
         )
     factor = factor.reshape(len(factor), -1) if factor.dim() else factor
     first = torch.as_tensor(start, dtype=norms.dtype, device=norms.device).expand(norms.shape[1:])
-    wide = factor.expand(norms.shape)[..., None]
-    return recurrence(wide, norms[..., None].clone(), first[..., None])[..., 0].reshape(residuals.shape)
+    factor = factor.expand(norms.shape)
+    bound = recurrence(factor[..., None], norms[..., None].clone(), first[..., None])[..., 0]
+    # the recurrence keeps products finite that are not: where a step does not follow, nothing is bounded any more
+    follows = factor * torch.cat([first[None], bound[:-1]]) + norms
+    short = follows * (1 - len(bound) * torch.finfo(bound.dtype).eps) > bound
+    return torch.where(short.cumsum(0) > 0, torch.inf, bound).reshape(residuals.shape)
 
 
 def newton_kantorovich(beta: float, eta: float, gamma: float) -> tuple[float, float]:

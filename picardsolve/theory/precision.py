@@ -48,8 +48,8 @@ def approximate_hump(contraction: float) -> float:
 def transient_rounding(scale: float, contraction: float, eps: float) -> float:
     """``eps * scale * max_k Lambda^k / k!``: an ESTIMATE of the rounding in Picard's iterates where they are largest.
 
-    The largest iterate is about ``scale * hump(Lambda)``, and each of its N steps is rounded to eps of that: measured
-    on ``y' = -lambda y``, the peak is this times about ``sqrt(N)``, and N at most. It is no floor of the converged
+    The largest iterate is about ``scale * hump(Lambda)``, and each of its steps is rounded to eps of that. Measured on
+    ``y' = -lambda y``, the peak is 15 to 22 times this, with 400 steps and with 1200. It is no floor of the converged
     states. While it lasts a change cannot be told from rounding; and a hump that overflows the arithmetic ends the
     iteration.
 
