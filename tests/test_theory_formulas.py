@@ -96,6 +96,20 @@ def test_one_product_is_a_rayleigh_quotient_and_not_the_norm(seed):
     assert torch.allclose(theory.spectral_norm(f, y, 6, seed), torch.full((2,), 6.0, dtype=torch.float64))
 
 
+@given(seeds, st.floats(-2, 2), st.floats(0.1, 2))
+def test_two_products_are_enough_for_two_eigenvalues(seed, low, gap):
+    """Of ``J^T J``, and of the symmetric part, whatever the skew part: the Krylov spaces are theirs, not those of J."""
+    source, size = generator(seed), 6
+    basis, other = (torch.linalg.qr(randn(source, size, size)).Q for _ in range(2))
+    two = low + gap * (torch.arange(size) < 3).double()
+    skew, y = randn(source, size, size), randn(source, 1, size)
+    matrix = basis @ torch.diag(two) @ basis.T + skew - skew.T
+    assert float(theory.logarithmic_norm(lambda x: x @ matrix.T, y, 2)) == pytest.approx(low + gap, abs=1e-9)
+    matrix = basis @ torch.diag(two) @ other
+    exact = pytest.approx(float(two.abs().max()), abs=1e-7)
+    assert float(theory.spectral_norm(lambda x: x @ matrix.T, y, 2)) == exact
+
+
 @given(networks(), st.data())
 def test_norms_of_jacobians_do_not_depend_on_the_company(network, data):
     f, y = network

@@ -202,9 +202,9 @@ def total_variation(residuals: Tensor, noise: Tensor) -> Tensor:
 
     For samplers whose step adds ``sigma_n`` times a standard normal vector (DDPM, Euler-Maruyama with additive noise).
     The chain rule of the relative entropy gives ``KL = sum_n E|r_n|^2 / (2 sigma_n^2)`` (Girsanov's theorem in discrete
-    time), and Pinsker's inequality ``TV <= sqrt(KL / 2)``; so used for samplers by Chen et al. 2023. r_n must not
-    depend on the noise of step n and later ones: true of an iterate, but for a stopping rule that looks ahead. The
-    exact value for one step is ``2 Phi(|r| / (2 sigma)) - 1``, ``sqrt(2 / pi)`` of the bound for small r.
+    time), and Pinsker's inequality ``TV <= sqrt(KL / 2)``; so used for samplers by Chen et al. 2023. E is over runs of
+    X. r_n must not depend on the noise of step n and later ones: true of an iterate, but for a stopping rule that looks
+    ahead. The exact value for one step is ``2 Phi(|r| / (2 sigma)) - 1``, ``sqrt(2 / pi)`` of the bound for small r.
 
     Args:
         residuals: EUCLIDEAN norms ``|r_n|`` (not root mean squares: those times ``sqrt(D)``), ``(N,)``, or ``(N, S)``
