@@ -731,6 +731,7 @@ def test_is_stiff_where_explicit_euler_explodes_on_a_contracting_problem(decay, 
     assert theory.is_stiff(h, abs(decay), -decay) is expected
     assert theory.is_stiff(-h, abs(decay), -decay) is expected
     assert not theory.is_stiff(h, 1e6, 0.0)
+    assert [theory.is_stiff(h, bound / h, -1.0) for bound in (9.99, 10.01)] == [False, True]
     steps = torch.tensor([h, 2 * h], dtype=torch.float64)
     both = theory.is_stiff(steps, abs(decay), torch.tensor(-decay, dtype=torch.float64))
     assert both.tolist() == [theory.is_stiff(h, abs(decay), -decay), theory.is_stiff(2 * h, abs(decay), -decay)]
