@@ -1,6 +1,6 @@
 """Solve ODEs and SDEs in parallel over time."""
 
-from picardsolve import grids, presets, schedules
+from picardsolve import grids, presets, schedules, theory
 from picardsolve.brownian import BrownianPath
 from picardsolve.certificate import Certificate, Verification
 from picardsolve.diagnostics import ConvergenceWarning
@@ -68,4 +68,5 @@ __all__ = [
     "schedules",
     "sequential",
     "solve",
+    "theory",
 ]

@@ -41,3 +41,19 @@ def check_width(width: object) -> None:
     if type(width) is not int or width < 1:
         kind = TypeError if type(width) is not int and not isinstance(width, str) else ValueError
         raise kind(f'window: expected an integer >= 1 or "auto", got {width!r}.')
+
+
+def check_not_negative(name: str, value: object) -> None:
+    """Refuse all but numbers from 0, infinity among them."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number >= 0, got {value!r}.")
+    if not value >= 0:
+        raise ValueError(f"{name}: expected a number >= 0, got {value!r}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse all but integers from 0."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer >= 0, got {value!r}.")
+    if value < 0:
+        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}.")

@@ -1,0 +1,48 @@
+"""Convergence theory as plain functions: what is proved about these iterations, and what is only estimated.
+
+Bounds hold under the hypotheses in their docstrings. What is a lower bound, an estimate or a rule of thumb says so.
+"""
+
+from picardsolve.theory.bounds import (
+    binomial_bound,
+    contraction,
+    factorial_bound,
+    newton_kantorovich,
+    propagated_bound,
+    root_factorial_bound,
+    step_lipschitz,
+    total_variation,
+)
+from picardsolve.theory.constants import logarithmic_norm, sampled_lipschitz, sampled_one_sided, spectral_norm
+from picardsolve.theory.precision import approximate_hump, hump, largest_contraction, transient_rounding
+from picardsolve.theory.rounds import break_even, fitted_contraction, least_evaluations, least_rounds, predicted_rounds
+from picardsolve.theory.stability import growth, is_stiff, lyapunov_exponent, predictable_span, stiffness_ratio
+
+__all__ = [
+    "approximate_hump",
+    "binomial_bound",
+    "break_even",
+    "contraction",
+    "factorial_bound",
+    "fitted_contraction",
+    "growth",
+    "hump",
+    "is_stiff",
+    "largest_contraction",
+    "least_evaluations",
+    "least_rounds",
+    "logarithmic_norm",
+    "lyapunov_exponent",
+    "newton_kantorovich",
+    "predictable_span",
+    "predicted_rounds",
+    "propagated_bound",
+    "root_factorial_bound",
+    "sampled_lipschitz",
+    "sampled_one_sided",
+    "spectral_norm",
+    "step_lipschitz",
+    "stiffness_ratio",
+    "total_variation",
+    "transient_rounding",
+]
