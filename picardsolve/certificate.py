@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.diagnostics import Facts, diagnose
-from picardsolve.forecast import predicted_rounds
+from picardsolve.prediction import rounds_expected
 from picardsolve.history import Estimates, Round
 from picardsolve.integrators.base import DriftChain, Problem, Rows
 from picardsolve.recurrence import arriving, recurrence, rms
@@ -125,7 +125,7 @@ class Certificate:
             contraction=contraction,
             growth=shown(growth),
             rounds=len(evidence.history),
-            rounds_predicted=predicted_rounds(evidence.history, evidence.steps),
+            rounds_predicted=rounds_expected(evidence.history, evidence.steps),
             warnings=diagnose(facts),
             _evidence=evidence,
             _solution=solution,
