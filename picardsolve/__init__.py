@@ -1,6 +1,7 @@
 """Solve ODEs and SDEs in parallel over time."""
 
 from picardsolve import grids, presets, schedules
+from picardsolve.analysis import Analysis, Expected, analyze
 from picardsolve.brownian import BrownianPath
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
@@ -28,6 +29,7 @@ __all__ = [
     "ODE",
     "RK4",
     "SDE",
+    "Analysis",
     "Anderson",
     "BrownianPath",
     "Coarse",
@@ -36,6 +38,7 @@ __all__ = [
     "Denoiser",
     "Euler",
     "EulerMaruyama",
+    "Expected",
     "Exponential",
     "FromTrajectory",
     "FrozenOutput",
@@ -56,6 +59,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "analyze",
     "grids",
     "odeint",
     "presets",
