@@ -25,6 +25,7 @@ _WORTH = 1.1  # gain below which a parallel solve is not worth it
 _FAR = 100.0  # errors so many times as large as the states are not where the pilot looked
 _MOST = 100  # rounds of a forecast, which then goes on alike
 _NARROWEST, _USUAL = 4, 32  # widths: the first to look at, and that of a solve that is not told
+_SHOWN = 8  # widths in print
 _STIFF = 20.0  # how many times over the fastest change dies out within the grid
 _ROUNDING = 10.0  # tolerance that is asked for at least, in units of rounding
 
@@ -95,7 +96,9 @@ class Analysis:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        rows = [row for row in self.table if row.iteration == self.iteration][-8:]
+        rows = [row for row in self.table if row.iteration == self.iteration]
+        chosen = sum(row.width < self.width for row in rows)
+        first = max(min(chosen - _SHOWN // 2, len(rows) - _SHOWN), 0)
         advice = f"window={self.width}, iteration={self.iteration!r}" if self.pays else "sequential"
         lines = [
             f"{self.steps} steps, of which {self.seen:.0%} were looked at in {self.calls} drift calls: {advice}",
@@ -105,7 +108,7 @@ class Analysis:
             f"one step at a time {_time(self.sequential)}",
             "  width   rounds  evaluations / N     time   gain",
         ]
-        for row in rows:
+        for row in rows[first : first + _SHOWN]:
             doubt = "" if row.reliable else "  ?"
             lines.append(
                 f"{row.width:7d} {row.rounds:8.0f} {row.evaluations:16.2f} {_time(row.seconds):>8s} "
@@ -183,7 +186,7 @@ def analyze(
         errors = errors_of(pilot, length, isinstance(iteration, MultiSecant), denoiser)
         for width in _widths(length, max_batch, len(y)):
             table.append(_expected(iteration, width, errors, pilot, stages, alone))
-    best = _best(table)
+    best, reach = _best(table), _reach(pilot, length)
     pays = best is not None and best.gain >= _WORTH
     analysis = Analysis(
         steps=length,
@@ -191,10 +194,10 @@ def analyze(
         width=best.width if pays and best else 1,
         iteration=best.iteration if best else iterations[0],
         pays=pays,
-        **_constants(problem, pilot, errors),
+        **_constants(problem, pilot, errors, reach),
         seconds=(pilot.seconds.call + pilot.seconds.row * len(y), pilot.seconds.row),
         sequential=alone,
-        seen=float(pilot.at[_reached(pilot)] / length),
+        seen=float(reach[reach > 0].min()) if bool((reach > 0).any()) else 0.0,
         calls=pilot.calls,
         evaluations=pilot.evaluations,
         notes=(),
@@ -245,18 +248,20 @@ def _best(table: list[Expected]) -> Expected | None:
     return min((row for row in sure if row.seconds <= 1.05 * least), key=lambda row: row.width, default=None)
 
 
-def _reached(pilot: Pilot) -> int:
-    return int(pilot.unit.isfinite().any(-1).nonzero().max())
+def _reach(pilot: Pilot, length: int) -> Tensor:
+    """What share of the grid the pilot knows of each sample, ``(B,)``; 0 where already the first step is not finite."""
+    known = pilot.unit.isfinite().sum(0).cpu() - 1
+    return torch.from_numpy(pilot.at)[known] / length
 
 
-def _constants(problem: Problem, pilot: Pilot, errors: Errors) -> dict[str, Any]:
+def _constants(problem: Problem, pilot: Pilot, errors: Errors, reach: Tensor) -> dict[str, Any]:
     """Picard number, Lipschitz and one-sided constant, growth, stiffness."""
     h = problem.ts[pilot.at].diff().abs()[:, None]
     typical = pilot.one_sided.double().nanmedian(0).values
     dying, growing = ((typical * sign).clamp(min=0).nansum(0) for sign in (-1, 1))
-    reached = pilot.at[_reached(pilot)] / errors.length
-    exponent = pilot.exponent / reached
-    dies_out = (dying / reached > _STIFF) & (growing < dying / 4) & (exponent < 0)
+    reach = reach.clamp(min=1 / errors.length)
+    exponent = pilot.exponent / reach
+    dies_out = (dying / reach > _STIFF) & (growing < dying / 4) & (exponent < 0)
     return {
         "contraction": float(errors.direct.sum(0).max()),
         "lipschitz": float((pilot.contraction.double() / h).nan_to_num(0).max()),

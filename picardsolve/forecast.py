@@ -6,6 +6,7 @@ the sizes of the factors: what of a change an iteration does not foresee, and wh
 """
 
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -74,19 +75,21 @@ class Errors:
         stopping = ErrorEstimate(Tolerance(atol=1.0), length, self.forgets)
         y0 = torch.zeros(samples, 1, dtype=torch.float64)
         window = Window(chain, y0, Settings(width, Law(), FrozenOutput(), stopping))
-        evaluations, rounds, began = 0, 0, perf_counter()
-        while not window.done and rounds < most:
+        evaluations, spent = 0, []
+        while not window.done and len(spent) < most:
+            began, chain.guessing = perf_counter(), 0.0
             rows = len(window.ask().step)
             window.tell(torch.zeros(rows, 1, dtype=torch.float64))
-            rounds, evaluations = rounds + 1, evaluations + rows
+            spent.append(perf_counter() - began - chain.guessing)
+            evaluations += rows
         peak = torch.stack([record.increments.amax(0) for record in window.history]).amax(0)
         more = length * samples / max(float(window.begin.sum()), 1.0)
         left = length / max(float(window.begin.min()), 1.0)
         return Forecast(
-            rounds * left,
+            len(spent) * left,
             evaluations * more,
             float((peak / self.pilot.size.cpu()).max()),
-            (perf_counter() - began) / rounds,
+            median(spent),
         )
 
 
@@ -115,6 +118,7 @@ class ErrorChain(Chain):
         self._errors = errors
         self.length = len(errors.carried)
         self._guesses = Guesses(errors.pilot, errors.at)
+        self.guessing = 0.0  # seconds, of which a real guess takes next to none
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
@@ -122,7 +126,9 @@ class ErrorChain(Chain):
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """The errors of a guess: those of the state and the evaluation that it goes on from, and its own."""
+        began = perf_counter()
         own = self._guesses.errors(source.step, n + 1)
+        self.guessing += perf_counter() - began
         spoilt = _at(self._errors.direct, n) * source.state
         return (start + spoilt.cumsum(0) + own[..., None]).clamp(max=_LARGEST)
 
@@ -219,12 +225,18 @@ def _filled(table: Tensor, known: Tensor) -> Tensor:
     """
     table = torch.where(known, table, torch.nan)
     table = torch.cat([table, torch.full_like(table[:1], torch.nan)])
-    reached = max(int(known.any(-1).any(-1).sum()), 1)
-    usual = table[reached // 2 : reached].nanmedian(0).values
+    usual = _late_median(table, table.isfinite().any(1))
     usual = torch.where(usual.isnan(), usual.nan_to_num(-torch.inf).cummax(0).values, usual)
     return torch.where(table.isnan(), usual, table).nan_to_num(
         neginf=np.log(1e-12), posinf=np.log(_LARGEST), nan=np.log(1e-12)
     )
+
+
+def _late_median(table: Tensor, known: Tensor) -> Tensor:
+    """The median of ``(M, ..., B)`` over the later half of what is known, ``(M, B)``, of each sample."""
+    late = known.cumsum(0) > known.sum(0) / 2
+    late = late.reshape(len(late), *[1] * (table.dim() - 2), -1)
+    return torch.where(late, table, torch.nan).nanmedian(0).values
 
 
 def errors_of(pilot: Pilot, length: int, multi: bool, forgets: bool) -> Errors:
@@ -273,8 +285,6 @@ def _over_time(table: Tensor, steps: int) -> Tensor:
     table = torch.cat([table, table.new_full((steps - len(table), table.shape[1]), torch.nan)])
     known = table.isfinite()
     table = torch.where(known, table, torch.nan)
-    reached = int(known.any(-1).sum())
-    late = table[reached // 2 : max(reached, 1)].nanmedian(0).values
-    usual = torch.where(late.isnan(), table.nanmedian(0).values, late)
+    usual = _late_median(table, known)
     usual = torch.where(usual.isnan(), usual.nanmedian().nan_to_num(0), usual)
     return torch.where(known, table, usual)

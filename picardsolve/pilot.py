@@ -112,7 +112,7 @@ def fly(problem: Problem, y0: Tensor, integrator: Integrator, tolerance: Toleran
         _, sweep = _timed(lambda outputs=outputs: window.tell(outputs))
         seen.compare(window.history[-1])
         spent.append((len(rows.step), call, sweep))
-    seconds = _seconds(chain, y0, spent)
+    seconds = _seconds(chain, y0, seen.output[0], spent)
     calls, evaluations = (a + b for a, b in zip(spare, chain.counts(), strict=True))
     states = _states(window, path)
     unit = 1 / tolerance.measure(torch.ones_like(states), states, None)[0]
@@ -203,17 +203,19 @@ def _first_errors(foreseen: Tensor, states: Tensor, tolerance: Tolerance) -> Ten
 def _timed(call: Callable[[], T]) -> tuple[T, float]:
     began = perf_counter()
     result = call()
+    if isinstance(result, Tensor) and result.device.type != "cpu":
+        result.reshape(-1)[:1].tolist()  # a device goes on computing behind our back
     return result, perf_counter() - began
 
 
-def _seconds(chain: DriftChain, y0: Tensor, spent: list[tuple[int, float, float]]) -> Seconds:
+def _seconds(chain: DriftChain, y0: Tensor, outputs: Tensor, spent: list[tuple[int, float, float]]) -> Seconds:
     """``t(w) = call + row w`` through the least times of one step and of the widest round."""
     samples, widest = len(y0), max(rows for rows, _, _ in spent)
     everyone, steps = np.arange(samples), widest // samples
     rows = Rows(np.zeros_like(everyone), everyone, y0)
-    (outputs, first), (_, second) = (_timed(lambda: chain.evaluate(rows)) for _ in range(2))
-    one = min(first, second, *(call for count, call, _ in spent if count == samples))
+    step = min(_timed(lambda: run(chain, y0, None, Progress(1, False), 0, 1))[1] for _ in range(2))
     rest = _least(lambda: images_of(chain, rows, outputs))
+    one = min(max(step - rest, 0.0), *(call for count, call, _ in spent if count == samples), step)
     wide = min(call for count, call, _ in spent if count == widest)
     sweep = min(sweep for count, _, sweep in spent if count == widest)
     row = max(wide - one, 0.0) / (widest - samples) if steps > 1 else 0.0
@@ -223,7 +225,7 @@ def _seconds(chain: DriftChain, y0: Tensor, spent: list[tuple[int, float, float]
         draw = _least(lambda: chain.increments(rows.step, rows.sample))
         many = _least(lambda: chain.increments(n, np.tile(everyone, steps)))
         drawn = max(many - draw, 0.0) / max(steps - 1, 1)
-    return Seconds(one + rest, max(one - row * samples, 0.0), row, draw, drawn, sweep / steps)
+    return Seconds(step, max(one - row * samples, 0.0), row, draw, drawn, sweep / steps)
 
 
 def _least(call: Callable[[], object]) -> float:
