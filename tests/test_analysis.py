@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pytest
 import torch
 from hypothesis import given, settings
-from problems import Case, denoiser_cases, generator, ode_cases, randn, sde_cases
+from problems import STAGES, Case, denoiser_cases, generator, ode_cases, randn, sde_cases
 from torch import Tensor
 
 import picardsolve as ps
@@ -113,9 +113,6 @@ def test_expected_rounds_are_within_a_factor_of_two(name):
         assert row.evaluations / 2.5 <= per_step / STAGES.get(type(how["integrator"]), 1) <= 2.5 * row.evaluations
 
 
-STAGES = {ps.Heun: 2, ps.RK4: 4}
-
-
 def check_counts(case: Case) -> None:
     """The calls it owns up to are the calls it makes, and few."""
     term, where = case.term, "model" if isinstance(case.term, ps.Denoiser) else "drift"
@@ -162,14 +159,14 @@ def test_whether_it_pays_is_a_matter_of_what_rows_cost(call, row, pays):
     assert analysis.pays == pays
     assert kinds(analysis) == (set() if pays else {"uneconomic"})
     assert (analysis.width > 8) == pays
-    assert analysis.sequential == pytest.approx(200 * (call + row), rel=0.5)
+    assert 1 <= analysis.sequential / (200 * (call + row)) < 4  # sleep is never shorter than asked for
     assert analysis.seconds[1] == pytest.approx(row, rel=0.5, abs=2e-4)
     best = max(line.gain for line in analysis.table if line.reliable)
     assert (best > 3) if pays else (best < 1)
 
 
 def test_the_recommended_window_is_among_the_fastest():
-    """By a clock: the width that is recommended takes no more than one and a half times what the best one takes."""
+    """By a clock: the width that is recommended takes no more than twice what the best one takes."""
     term, ts = ps.ODE(Counted(ring, 2e-3, 5e-5)), UNIFORM(0, 6, 400)
     analysis = ps.analyze(term, START, ts, tol=1e-4, **EULER)
     assert analysis.pays
@@ -180,7 +177,8 @@ def test_the_recommended_window_is_among_the_fastest():
         return time.perf_counter() - began
 
     taken = {width: seconds(width) for width in {4, 16, 64, 256, analysis.width}}
-    assert taken[analysis.width] < 1.5 * min(taken.values())
+    assert max(taken.values()) > 2 * min(taken.values())
+    assert taken[analysis.width] < 2 * min(taken.values())
 
 
 # ---- warnings
