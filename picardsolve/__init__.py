@@ -1,6 +1,7 @@
 """Solve ODEs and SDEs in parallel over time."""
 
 from picardsolve import grids, presets, schedules, theory
+from picardsolve.analysis import Analysis, Expected, analyze
 from picardsolve.brownian import BrownianPath
 from picardsolve.certificate import Certificate, Verification
 from picardsolve.diagnostics import ConvergenceWarning
@@ -23,6 +24,8 @@ from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser
 
+theory.analyze = analyze  # pyright: ignore[reportAttributeAccessIssue]: looked for beside the formulas, of a higher layer
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "ODE",
     "RK4",
     "SDE",
+    "Analysis",
     "Anderson",
     "BrownianPath",
     "Certificate",
@@ -41,6 +45,7 @@ __all__ = [
     "Denoiser",
     "Euler",
     "EulerMaruyama",
+    "Expected",
     "Exponential",
     "FromTrajectory",
     "FrozenOutput",
@@ -62,6 +67,7 @@ __all__ = [
     "SolveError",
     "Stats",
     "Verification",
+    "analyze",
     "grids",
     "odeint",
     "presets",

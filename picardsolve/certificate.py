@@ -1,6 +1,5 @@
 """What a solve can say of its own error, what it takes to be sure, and what the sequential solver says to it."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +15,8 @@ from picardsolve.history import Estimates, Round
 from picardsolve.integrators.base import DriftChain, Problem, Rows
 from picardsolve.recurrence import arriving, recurrence, rms
 from picardsolve.terms import Denoiser
+from picardsolve.theory.bounds import total_variation
+from picardsolve.theory.precision import hump
 from picardsolve.tolerances import Tolerance
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class Certificate:
         residuals: root mean square of ``Phi_n(X[n]) - X[n+1]``, ``(N,)`` or ``(N, B)``: expected, or measured.
         total_variation: estimated bound on the total variation distance between the laws of these samples and of the
             sequential ones, up to the last step with noise; None where a step is no Gaussian kernel.
-        precision_floor: rounding errors that the iteration may have left, ``()`` or ``(B,)`` (C7): unit roundoff times
-            the largest state times the largest transient of the widest window.
+        precision_floor: what rounding alone may have left, in this solution and in the sequential one: unit roundoff
+            times the largest state times the growth; ``()`` or ``(B,)``.
         contraction: largest Picard number of a window, the sum of ``|J_n - c_n|`` along what changed (C5).
         growth: by how much an error grew along the solution, at most, as far as slopes tell; ``()`` or ``(B,)``.
         rounds: sweeps of the window.
@@ -108,10 +109,19 @@ class Certificate:
     def of(evidence: Evidence, solution: "Solution | None" = None) -> "Certificate":
         """Read the rounds of a solve."""
         known = Accepted.of(evidence)
-        rounding, hump, contraction = _rounding(evidence)
+        contraction = _picard_number(evidence.history)
+        eps, scale = torch.finfo(evidence.path.dtype).eps, rms(evidence.path.nan_to_num(0)).amax(0).double().cpu()
         growth = known.growth(evidence.denoises)
         allowed = evidence.tolerance.size(evidence.path[-1]).double().cpu()
-        facts = Facts(evidence.history, evidence.steps, evidence.denoises, growth, rounding, rounding * hump, allowed)
+        facts = Facts(
+            evidence.history,
+            evidence.steps,
+            evidence.denoises,
+            growth,
+            eps * scale,
+            eps * scale * hump(contraction),
+            allowed,
+        )
         chain = evidence.chain() if evidence.chain is not None else None
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         kept = slice(None) if evidence.full else slice(evidence.steps, None)
@@ -121,7 +131,7 @@ class Certificate:
             kind="estimated",
             residuals=shown(known.expected),
             total_variation=_total_variation(chain, known.expected, evidence.path.shape[-1]),
-            precision_floor=shown(rounding * hump),
+            precision_floor=shown(eps * scale * growth),
             contraction=contraction,
             growth=shown(growth),
             rounds=len(evidence.history),
@@ -196,7 +206,7 @@ class Certificate:
         return Verification(distance(self._solution, reference, self._evidence.batched), self, reference)
 
     def __str__(self) -> str:
-        worst = float(self.error[-1].max()) if bool(self.error[-1].isfinite().all()) else math.nan
+        worst = float(self.error[-1].max()) if bool(self.error[-1].isfinite().all()) else float("nan")
         text = (
             f"estimated distance to the sequential solution at the end: {worst:.1e}, {self.kind} bound "
             f"{float(self.bound[-1].max()):.1e}, rounding {float(self.precision_floor.max()):.0e}"
@@ -301,28 +311,19 @@ def _usual_ratios(history: Sequence[Round]) -> Tensor:
     return torch.where(nearest < len(found), found.gather(0, nearest.clamp(max=len(found) - 1)), 1.0)
 
 
-def _rounding(evidence: Evidence) -> tuple[Tensor, float, float]:
-    """Unit roundoff times the largest state, ``(B,)``; ``max_k L^k / k!``; and L, a window's largest Picard number."""
-    numbers = [_picard_number(r.estimates) for r in evidence.history if r.estimates is not None]
-    number = max((value for value in numbers if math.isfinite(value)), default=0.0)
-    k = math.floor(number)
-    hump = math.exp(min(k * math.log(number) - math.lgamma(k + 1), 700)) if k else 1.0
-    eps = torch.finfo(evidence.path.dtype).eps
-    return eps * rms(evidence.path.nan_to_num(0)).amax(0).double().cpu(), hump, number
-
-
-def _picard_number(estimates: Estimates) -> float:
-    return float(estimates.ratios.nan_to_num(0, 0, 0).sum(0).max())
+def _picard_number(history: Sequence[Round]) -> float:
+    """The largest of a window."""
+    sums = [r.estimates.ratios.double().nan_to_num(0, 0, 0).sum(0).max() for r in history if r.estimates is not None]
+    return max(map(float, sums), default=0.0)
 
 
 def _total_variation(chain: DriftChain | None, residuals: Tensor, size: int) -> float | None:
-    """``1/2 sqrt(sum_n E|r_n|^2 / s_n^2)``, the mean over samples for the expectation; at most 1 (C8)."""
+    """Of the laws up to the last step with noise."""
     deviation = None if chain is None else chain.deviation
     if deviation is None:
         return None
     noisy = deviation > 0
-    ratio = size * residuals[noisy].square() / deviation[noisy, None].square()
-    return min(float(ratio.sum(0).mean().sqrt()) / 2, 1.0)
+    return float(total_variation(size**0.5 * residuals[noisy], deviation[noisy]))
 
 
 def _per_step(value: float | Tensor, steps: int) -> Tensor:

@@ -30,7 +30,7 @@ class Facts:
         forgets: whether the term is a denoiser.
         growth: ``(B,)`` by how much errors grew along the solution.
         rounding: ``(B,)`` unit roundoff times the largest state.
-        floor: ``(B,)`` the same times the largest transient of a window.
+        transient: ``(B,)`` the same times how large the iterates of a window grow before they converge.
         allowed: ``(B,)`` root mean square error that the tolerance allows; 0 where none is.
     """
 
@@ -39,7 +39,7 @@ class Facts:
     forgets: bool
     growth: Tensor
     rounding: Tensor
-    floor: Tensor
+    transient: Tensor
     allowed: Tensor
 
 
@@ -61,9 +61,9 @@ def _found(facts: Facts) -> Iterator[str]:
             f"growth: an error made on the way is up to {growth:.2g} times as large later on; see "
             "solution.certificate.recheck(), or pass a tolerance that much smaller."
         )
-    if bool((asked & ~unseen & (facts.floor > facts.allowed)).any()):
+    if bool((asked & ~unseen & (facts.transient > facts.allowed)).any()):
         yield (
-            f"precision: rounding of {float(facts.floor.max()):.1g} reaches the tolerance of "
+            f"precision: rounding in the iterates, up to {float(facts.transient.max()):.1g}, reaches the tolerance of "
             f"{float(facts.allowed[asked].min()):.1g}; use float64, a narrower window, or a larger tolerance."
         )
     stiffness = 0.0 if facts.forgets else max(map(_stiffness, facts.history), default=0.0)

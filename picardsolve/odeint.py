@@ -34,7 +34,9 @@ def odeint(
         atol: absolute tolerance likewise.
         method: "euler", "heun2" or "rk4" (the 3/8 rule, as in torchdiffeq): fixed grids.
         options: ``vectorized``; ``step_size``: longest step, every interval of ``t`` is cut into equal steps no longer
-            (default: the intervals themselves); ``window``, ``iteration``, ``guess``, ``max_batch``, ``progress``.
+            (default: the intervals themselves); ``window``, ``iteration``, ``guess``, ``max_batch``, ``progress``;
+            ``full_output``: True returns ``(states, solution)``, the `Solution` on the refined grid with its
+            `Certificate`.
 
     Raises:
         ValueError: an unknown method or option, or what `solve` raises.
@@ -50,6 +52,7 @@ def odeint(
     if method not in methods:
         raise ValueError(f"method: expected one of {', '.join(map(repr, methods))} (fixed grids), got {method!r}.")
     given = dict(options or {})
+    full_output = given.pop("full_output", False)
     vectorized, step_size = given.pop("vectorized", False), given.pop("step_size", None)
     unknown = set(given) - {"window", "iteration", "guess", "max_batch", "progress"}
     if unknown:
@@ -61,7 +64,8 @@ def odeint(
     fine, index = _refined(grid, step_size)
     y0 = tuple(y0) if isinstance(y0, list) else y0
     solution = solve(ODE(func, vectorized), y0, fine, integrator=methods[method], rtol=rtol, atol=atol, **given)
-    return tuple(y[index] for y in solution.ys) if isinstance(y0, tuple) else solution.ys[index]
+    states = tuple(y[index] for y in solution.ys) if isinstance(y0, tuple) else solution.ys[index]
+    return (states, solution) if full_output else states
 
 
 def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:

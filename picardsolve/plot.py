@@ -56,3 +56,32 @@ def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int =
     residuals = all(record.residuals is not None for record in history)
     figure.colorbar(image, label="residual" if residuals else "change in the round")
     return figure
+
+
+def plot_expected(widths: Sequence[int], rounds: Sequence[float], seconds: Sequence[float], alone: float) -> "Figure":
+    """Draw what solves of several widths are expected to take.
+
+    Args:
+        widths: of the window.
+        rounds: expected with each.
+        seconds: likewise.
+        alone: seconds of the sequential solver.
+
+    Returns:
+        A matplotlib figure: rounds and seconds over the width, both logarithmic.
+
+    Raises:
+        ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
+    """
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), layout="constrained")
+    left.plot(widths, rounds, "o-", color="black")
+    left.set(xlabel="width of the window", ylabel="expected rounds", xscale="log", yscale="log")
+    right.plot(widths, seconds, "o-", color="black", label="in parallel")
+    right.axhline(alone, color="black", linestyle=":", label="one step at a time")
+    right.set(xlabel="width of the window", ylabel="expected seconds", xscale="log", yscale="log")
+    right.legend(fontsize="small")
+    return figure
