@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.diagnostics import Facts, diagnose
-from picardsolve.prediction import rounds_expected
-from picardsolve.history import Estimates, Round
+from picardsolve.history import Round
 from picardsolve.integrators.base import DriftChain, Problem, Rows
+from picardsolve.prediction import rounds_expected
 from picardsolve.recurrence import arriving, recurrence, rms
 from picardsolve.terms import Denoiser
 from picardsolve.theory.bounds import total_variation
