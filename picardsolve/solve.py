@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -33,6 +34,7 @@ from picardsolve.tolerances import Tolerance
 from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
 
+_DOUBTED = 2.0  # tolerances: samples whose estimated error anywhere is more are solved again
 _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does not say
 
 Save = Literal["all", "last"]
@@ -132,10 +134,12 @@ def solve(
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         pace = Pace(widest) if window == "auto" else None
-        single = _run(chain, loop, pace, max_rounds, bar)
+        rounds = _run(chain, loop, pace, max_rounds, bar) + len(loop.history)
+    if isinstance(loop, Window) and isinstance(term, Denoiser):
+        rounds += _doubted(problem, chain, loop, y, max_rounds)
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
-    stats = Stats(chain.length, (len(loop.history) + single) * chain.rounds, evaluations, calls, width)
+    stats = Stats(chain.length, rounds * chain.rounds, evaluations, calls, width)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
@@ -158,6 +162,39 @@ def solve(
     solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
     _warn(*solution.certificate.warnings)
     return solution
+
+
+def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_rounds: int | None) -> int:
+    """Solve again, from their own path and more sharply, the samples of errors beyond `_DOUBTED` tolerances.
+
+    Errors grow where a sample is about to choose between modes, and estimates are low there: so the tolerance is
+    divided by the square of what it was exceeded by. In all there are no more rounds than steps: otherwise the samples
+    stay as they are. How many rounds it took.
+    """
+    rule, length, done = loop.settings.stopping, chain.length, len(loop.history)
+    if not isinstance(rule, ErrorEstimate) or rule.worst is None or not loop.done or loop.failed.any():
+        return 0
+    excess = rule.worst.where(rule.worst > _DOUBTED, 1)
+    again = (excess > 1).cpu().numpy()
+    most = (length if max_rounds is None else min(length, max_rounds // chain.rounds)) - done
+    if not again.any() or most < done:
+        return 0
+    finer = ErrorEstimate(rule.tolerance.scaled(excess**-2), length, rule.forgets)
+    guess = loop.settings.guess
+    if loop.path is not None:
+        guess = guess_for(FromTrajectory(problem.layout.unpack_path(loop.path)), problem, chain)
+    settings = replace(loop.settings, width=loop.width, guess=guess, stopping=finer)
+    window = Window(chain, y, settings, None if loop.path is None else loop.path.clone())
+    window.begin = np.where(again, 0, length)
+    with Progress(length, False) as silent:
+        _run(chain, window, None, most * chain.rounds, silent)
+    if window.done and not window.failed.any():
+        chosen = torch.from_numpy(again).to(y.device)[:, None]
+        loop.x = torch.where(chosen, window.x[:1], loop.x[:1])
+        if loop.path is not None and window.path is not None:
+            loop.path = torch.where(chosen, window.path, loop.path)
+        loop.history.extend(window.history)
+    return len(window.history)
 
 
 def _finer(

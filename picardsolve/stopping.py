@@ -114,6 +114,9 @@ class ErrorEstimate(Stopping):
             the direction that changes were seen in may shrink while another grows.
         held: whether states are left by steps with this round's outputs held fixed, as a pipeline's own scheduler takes
             them, and not by the sweep: what the sweep made of the slope, ``|c_n - 1| |Y[n] - X[n]|``, is then missing.
+
+    Attributes:
+        worst: ``(B,)`` the largest error that a state was left with, without the factor for safety.
     """
 
     tolerance: Tolerance
@@ -125,6 +128,7 @@ class ErrorEstimate(Stopping):
     _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
     _round: tuple[Tensor, Tensor, Tensor] | None = field(init=False, default=None)
     estimates: Estimates | None = field(init=False, default=None)
+    worst: Tensor | None = field(init=False, default=None)
 
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Estimate errors, and compare them with what may be spent."""
@@ -183,13 +187,16 @@ class ErrorEstimate(Stopping):
         assert self._round is not None
         assert self._account is not None
         error, allowed, change = self._round
+        position = torch.arange(len(change), device=change.device)[:, None]
+        left = torch.where(position < stride, error, 0).amax(0) / _SAFETY
+        self.worst = left if self.worst is None else torch.maximum(self.worst, left)
         at = (stride - 1).clamp(min=0)[None]
         self._account = replace(
             self._account,
             error=torch.where(stride > 0, error.gather(0, at)[0], self._account.error),
             allowed=torch.where(stride > 0, allowed.gather(0, at)[0], self._account.allowed),
         )
-        position = torch.arange(len(change), device=change.device)[:, None] + stride
+        position = position + stride
         moved = change.gather(0, position.clamp(max=len(change) - 1))
         self._before = moved.masked_fill(position >= last, torch.nan)
 

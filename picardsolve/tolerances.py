@@ -33,6 +33,11 @@ class Tolerance:
         """Whether no change at all is allowed."""
         return all(map(_is_zero, (self.rtol, self.atol, self.noise, self.state)))
 
+    def scaled(self, factor: float | Tensor) -> "Tolerance":
+        """The same, times a number, or one for each sample."""
+        given = self.atol, self.rtol, self.noise, self.state
+        return Tolerance(*(value if _is_zero(value) else value * factor for value in given))
+
     @property
     def smallest(self) -> float:
         """The smallest relative tolerance of any sample, or the absolute one where there is none."""
