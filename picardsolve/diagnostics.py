@@ -27,7 +27,7 @@ class Facts:
         history: its rounds.
         steps: of the grid, N.
         widest: the widest window that was asked for.
-        forgets: whether the term is a denoiser.
+        denoises: whether the term is a denoiser.
         growth: ``(B,)`` by how much errors grew along the solution.
         rounding: ``(B,)`` unit roundoff times the largest state.
         transient: ``(B,)`` the same times how large the iterates of a window grow before they converge.
@@ -36,7 +36,7 @@ class Facts:
 
     history: Sequence[Round]
     steps: int
-    forgets: bool
+    denoises: bool
     growth: Tensor
     rounding: Tensor
     transient: Tensor
@@ -66,7 +66,7 @@ def _found(facts: Facts) -> Iterator[str]:
             f"precision: rounding in the iterates, up to {float(facts.transient.max()):.1g}, reaches the tolerance of "
             f"{float(facts.allowed[asked].min()):.1g}; use float64, a narrower window, or a larger tolerance."
         )
-    stiffness = 0.0 if facts.forgets else max(map(_stiffness, facts.history), default=0.0)
+    stiffness = 0.0 if facts.denoises else max(map(_stiffness, facts.history), default=0.0)
     if stiffness > _STIFF:
         yield (
             f"stiff: |lambda| times the window's length is {stiffness:.3g}, too much for the iteration to converge "
