@@ -75,7 +75,8 @@ class Certificate:
 
     Attributes:
         error: the estimated distance: residuals of the accepted states as the rounds foretold them, carried on by the
-            slopes of the steps (methods C2), of which the root is taken below 1. NaN where nothing was estimated, as of `Parareal`.
+            slopes of the steps (methods C2), of which the root is taken below 1. NaN where nothing was estimated, as of
+            `Parareal`.
         bound: what the distance is at most. "estimated": four times what the error is if nothing is ever forgotten;
             not proven, see docs/certificates.md for how often it held. "certified": proven, for constants that the user
             gave; see `certified`.
@@ -274,11 +275,12 @@ class Accepted:
         could be measured takes the largest of the round before or, where there is none, of the one after.
         """
         history, samples = evidence.history, evidence.path.shape[1]
-        zero = torch.zeros(evidence.steps, samples, dtype=torch.float64)
+        nothing = torch.zeros(evidence.steps + 1, samples, dtype=torch.float64)
+        zero = nothing[1:]
         if not history or (evidence.tolerance.nothing and history[0].step is None):
-            return Accepted(*2 * (torch.cat([zero, zero[:1]]),), zero, zero + 1)
+            return Accepted(nothing, nothing, zero, zero + 1)
         if history[0].estimates is None:
-            return Accepted(*2 * (torch.cat([zero, zero[:1]]) + torch.nan,), zero + torch.nan, zero + 1)
+            return Accepted(nothing + torch.nan, nothing + torch.nan, zero + torch.nan, zero + 1)
         ratios, slopes, changes = zero.clone(), zero + 1, zero.clone()
         for record, usual in zip(history, _usual_ratios(history), strict=True):
             assert record.estimates is not None
@@ -291,8 +293,9 @@ class Accepted:
         missed = ratios + (slopes - 1).abs() if evidence.problem is None else ratios
         expected = torch.where(changes == 0, 0, missed * changes)
         carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)
-        errors, most = recurrence(carried, expected[..., None].expand_as(carried).clone()).unbind(-1)
-        return Accepted(*(torch.cat([zero[:1], path]) for path in (errors, most)), expected, slopes)
+        paths = recurrence(carried, expected[..., None].expand_as(carried).clone())
+        errors, most = torch.cat([torch.zeros_like(paths[:1]), paths]).unbind(-1)
+        return Accepted(errors, most, expected, slopes)
 
     def growth(self) -> Tensor:
         """The largest product of successive slopes, ``(B,)``."""
