@@ -336,7 +336,7 @@ def mean_after(case: Case, n: int, states: torch.Tensor) -> torch.Tensor:
     if isinstance(case.integrator, ps.DDPM):
         kept = (a / b) ** 2 * v**2 / u**2  # of q(x_t | x_s, x_0), any schedule
         return kept * (b / a) * x + b * (1 - kept) * clean
-    if isinstance(case.integrator, ps.DPMSolver) and n:
+    if isinstance(case.integrator, ps.DPMSolver) and 0 < n < case.steps - 1:  # first order at both ends
         h, before = schedule.log_snr(t) - schedule.log_snr(s), schedule.log_snr(s) - schedule.log_snr(case.ts[n - 1])
         past = predicted(case, n - 1, states[n - 1])
         clean = clean + h / before / 2 * (clean - past) if h.isfinite() else clean
@@ -347,14 +347,16 @@ def mean_after(case: Case, n: int, states: torch.Tensor) -> torch.Tensor:
 @given(st.data())
 def test_residuals_of_a_denoiser(data):
     """The noise of a step is what the sequential states have beyond its mean."""
-    seed, steps = data.draw(seeds), data.draw(st.integers(1, 10))
+    seed, steps = data.draw(seeds), data.draw(st.integers(4, 10))
     known = noise_schedules(seed, steps, False)
     schedule, ts = known[data.draw(st.sampled_from(["VE", "VP", "Flow"]))]
     term = linear_denoiser(seed, 0.8, True, schedule)
-    integrator = data.draw(st.sampled_from([ps.DDIM(), ps.DDPM(), ps.DPMSolver(1), ps.DPMSolver(2)]))
+    integrator = data.draw(st.sampled_from([ps.DPMSolver(2), ps.DDIM(), ps.DDPM(), ps.DPMSolver(1)]))
     y0 = randn(generator(seed + 1), 2, 4) * schedule.sigma(ts[0])
     case = Case("", term, y0, ts, integrator, 1, 1, seed, 1)
-    sol = case.solve(tol=data.draw(tolerances), **data.draw(numerics(term)))
+    # the outputs before a window belong to its first steps
+    how = data.draw(numerics(term)) | {"window": data.draw(st.integers(1, 4))}
+    sol = case.solve(tol=data.draw(tolerances), **how)
     ref = case.sequential()
     if integrator == ps.DPMSolver(1):
         case = replace(case, integrator=ps.DDIM())
