@@ -16,12 +16,12 @@ from picardsolve.prediction import rounds_expected
 from picardsolve.recurrence import arriving, recurrence, rms
 from picardsolve.terms import Denoiser
 from picardsolve.theory.bounds import total_variation
-from picardsolve.theory.precision import hump
 from picardsolve.tolerances import Tolerance
 
 if TYPE_CHECKING:
     from picardsolve.solution import Solution
 
+_PIPELINE = "run the pipeline itself with the same generator and compare"
 Kind = Literal["estimated", "certified"]
 FACTOR = 4.0  # of errors to bounds, see docs/certificates.md
 
@@ -91,6 +91,8 @@ class Certificate:
         rounds: sweeps of the window.
         rounds_predicted: after each of them, how many were expected in all (C6).
         warnings: what to know, and what to do about it.
+        solution: what this is about; None for a pipeline's run.
+        better: the one that `recheck` compared it with.
     """
 
     error: Tensor
@@ -105,42 +107,34 @@ class Certificate:
     rounds_predicted: tuple[float, ...]
     warnings: tuple[str, ...]
     _evidence: Evidence = field(repr=False)
-    _solution: "Solution | None" = field(repr=False, default=None)
+    solution: "Solution | None" = field(repr=False, default=None)
+    better: "Solution | None" = field(repr=False, default=None)
 
     @staticmethod
     def of(evidence: Evidence, solution: "Solution | None" = None) -> "Certificate":
         """Read the rounds of a solve."""
         known = Accepted.of(evidence)
-        contraction = _picard_number(evidence.history)
-        eps, scale = torch.finfo(evidence.path.dtype).eps, rms(evidence.path.nan_to_num(0)).amax(0).double().cpu()
-        growth = known.growth()
-        allowed = evidence.tolerance.size(evidence.path[-1]).double().cpu()
-        facts = Facts(
-            evidence.history,
-            evidence.steps,
-            evidence.denoises,
-            growth,
-            eps * scale,
-            eps * scale * hump(contraction),
-            allowed,
-        )
+        missing = evidence.path.isnan().any(-1).cpu()
+        rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
+        allowed, growth = evidence.tolerance.size(evidence.path).double().cpu(), known.growth()
+        facts = Facts(evidence.history, evidence.steps, evidence.denoises, growth, rounding, allowed)
         chain = evidence.chain() if evidence.chain is not None else None
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         kept = slice(None) if evidence.full else slice(evidence.steps, None)
         return Certificate(
-            error=shown(known.errors[kept]),
-            bound=shown(FACTOR * known.most[kept]),
+            error=shown(known.errors[kept].masked_fill(missing, torch.nan)),
+            bound=shown(FACTOR * known.most[kept].masked_fill(missing, torch.nan)),
             kind="estimated",
             residuals=shown(known.expected),
             total_variation=_total_variation(chain, known.expected, evidence.path.shape[-1]),
-            precision_floor=shown(eps * scale * growth),
-            contraction=contraction,
+            precision_floor=shown(rounding.amax(0) * growth),
+            contraction=_picard_number(evidence.history),
             growth=shown(growth),
             rounds=len(evidence.history),
             rounds_predicted=rounds_expected(evidence.history, evidence.steps),
             warnings=diagnose(facts),
             _evidence=evidence,
-            _solution=solution,
+            solution=solution,
         )
 
     def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> "Certificate":
@@ -156,18 +150,21 @@ class Certificate:
                 contracting problems. Of `Euler` on an `ODE` only.
 
         Raises:
-            ValueError: the solution was not kept at all times.
-            TypeError: the integrator has no such constants (an `SDE`), or the solution is of somebody else's steps.
+            ValueError: the solution was not kept at all times, or a constant has a wrong value or shape.
+            TypeError: a constant is no number, the integrator has none (an `SDE`), or the steps are a scheduler's.
         """
         evidence = self._evidence
         if evidence.chain is None:
-            raise TypeError("certified: the steps are a scheduler's, of which no constants are known; use verify().")
+            raise TypeError(f"certified: the steps are a scheduler's, of which no constants are known; {_PIPELINE}.")
         if not evidence.full:
             raise ValueError("certified: needs the state at every time; solve with save='all'.")
         chain = evidence.chain()
-        given = [None if value is None else _per_step(value, evidence.steps) for value in (lipschitz, one_sided)]
-        assert given[0] is not None
-        constants = chain.step_constants(given[0], given[1])
+        lipschitz = _per_step("lipschitz", lipschitz, evidence.steps)
+        if not bool((lipschitz >= 0).all()):
+            raise ValueError("lipschitz: expected constants >= 0, got a negative one; see one_sided for what shrinks.")
+        if one_sided is not None:
+            one_sided = torch.minimum(_per_step("one_sided", one_sided, evidence.steps), lipschitz)
+        constants = chain.step_constants(lipschitz, one_sided)
         residuals = measured_residuals(chain, evidence.path, max(int(r.width.max()) for r in evidence.history))
         rounding = 4 * torch.finfo(evidence.path.dtype).eps * rms(evidence.path[1:]).double().cpu()
         bound = propagated_bound(residuals + rounding, constants)
@@ -177,35 +174,39 @@ class Certificate:
             self, bound=shown(bound), kind="certified", residuals=shown(residuals), total_variation=variation
         )
 
-    def recheck(self, factor: float = 0.1) -> "Certificate":
+    def recheck(self, factor: float = 0.03) -> "Certificate":
         """Solve on from this solution, to a fraction of the tolerance, and take what that changes for its error.
 
-        It costs about as many rounds as the window had places, N / window, and one or two. Its estimate does not rest
-        on what was estimated before; it finds samples that ended in another mode.
+        It costs half as many rounds as the solve did, or as many. Its estimate does not rest on what was estimated
+        before; it finds most samples that ended in another mode.
 
         Args:
-            factor: of the tolerance.
+            factor: of the tolerance, at least 0 and below 1.
 
         Returns:
-            A certificate of this solution, whose ``solution`` is the better one.
-        """
-        if self._evidence.finer is None or self._solution is None:
-            raise TypeError("recheck: only a solve of a term can be repeated; use verify().")
-        better = self._evidence.finer(self._solution, factor)
-        error = distance(self._solution, better, self._evidence.batched)
-        return replace(self, error=error, bound=2 * error, _solution=better)
+            A certificate of the same solution, with the distance to the ``better`` one for its error, twice that for
+            its bound.
 
-    @property
-    def solution(self) -> "Solution | None":
-        """What this certificate is about; after `recheck`, the better one."""
-        return self._solution
+        Raises:
+            TypeError: factor is not a number, or it is a pipeline's run.
+            ValueError: factor is not in that range.
+        """
+        if not isinstance(factor, int | float) or isinstance(factor, bool):
+            raise TypeError(f"factor: expected a number in [0, 1), got {factor!r}.")
+        if not 0 <= factor < 1:
+            raise ValueError(f"factor: expected a number in [0, 1), got {factor!r}.")
+        if self._evidence.finer is None or self.solution is None:
+            raise TypeError(f"recheck: only a solve of a term can be repeated; {_PIPELINE}.")
+        better = self._evidence.finer(self.solution, factor)
+        error = distance(self.solution, better, self._evidence.batched)
+        return replace(self, error=error, bound=2 * error, kind="estimated", better=better)
 
     def verify(self) -> "Verification":
         """Run the sequential solver, and hold the claims against it."""
-        if self._evidence.sequential is None or self._solution is None:
-            raise TypeError("verify: the sequential solution is not to be had from here; run the pipeline itself.")
+        if self._evidence.sequential is None or self.solution is None:
+            raise TypeError(f"verify: only a solve of a term can be done step by step from here; {_PIPELINE}.")
         reference = self._evidence.sequential()
-        return Verification(distance(self._solution, reference, self._evidence.batched), self, reference)
+        return Verification(distance(self.solution, reference, self._evidence.batched), self, reference)
 
     def __str__(self) -> str:
         worst = float(self.error[-1].max()) if bool(self.error[-1].isfinite().all()) else float("nan")
@@ -340,10 +341,14 @@ def _total_variation(chain: DriftChain | None, residuals: Tensor, size: int) -> 
     return float(total_variation(size**0.5 * residuals[noisy], deviation[noisy]))
 
 
-def _per_step(value: float | Tensor, steps: int) -> Tensor:
+def _per_step(name: str, value: float | Tensor, steps: int) -> Tensor:
+    if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, or a tensor of one for each of {steps} steps, got {value!r}.")
     table = torch.as_tensor(value, dtype=torch.float64).cpu()
     if table.dim() and table.shape != (steps,):
-        raise ValueError(f"lipschitz: expected a number, or one for each of {steps} steps, got {tuple(table.shape)}.")
+        raise ValueError(f"{name}: expected a number, or one for each of {steps} steps, got {tuple(table.shape)}.")
+    if not bool(table.isfinite().all()):
+        raise ValueError(f"{name}: expected finite constants, got {value!r}.")
     return table.expand(steps)
 
 

@@ -26,12 +26,10 @@ class Facts:
     Attributes:
         history: its rounds.
         steps: of the grid, N.
-        widest: the widest window that was asked for.
         denoises: whether the term is a denoiser.
         growth: ``(B,)`` by how much errors grew along the solution.
-        rounding: ``(B,)`` unit roundoff times the largest state.
-        transient: ``(B,)`` the same times how large the iterates of a window grow before they converge.
-        allowed: ``(B,)`` root mean square error that the tolerance allows; 0 where none is.
+        rounding: ``(T, B)`` unit roundoff times the size of each state.
+        allowed: ``(T, B)`` root mean square error that the tolerance allows of each state; 0 where none is.
     """
 
     history: Sequence[Round]
@@ -39,8 +37,22 @@ class Facts:
     denoises: bool
     growth: Tensor
     rounding: Tensor
-    transient: Tensor
     allowed: Tensor
+
+    @property
+    def below_rounding(self) -> Tensor:
+        """``(B,)``: how far rounding is above the tolerance, at most; 0 where no tolerance was asked for."""
+        return torch.where(self.allowed > 0, self.rounding / self.allowed, 0).nan_to_num(0).amax(0)
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything but the exact answer was asked for."""
+        return bool((self.allowed > 0).any())
+
+    @property
+    def windows(self) -> list[Round]:
+        """The rounds of a window: `Parareal` has none."""
+        return [record for record in self.history if record.step is None]
 
 
 def diagnose(facts: Facts) -> tuple[str, ...]:
@@ -49,9 +61,8 @@ def diagnose(facts: Facts) -> tuple[str, ...]:
 
 
 def _found(facts: Facts) -> Iterator[str]:
-    asked, growth = facts.allowed > 0, float(facts.growth.max())
-    unseen = asked & (facts.rounding * facts.growth > facts.allowed)
-    if bool(unseen.any()):
+    growth = float(facts.growth.max())
+    if growth > _GROWS and bool((facts.below_rounding * facts.growth > 1).any()):
         yield (
             f"unpredictable: rounding errors grow up to {growth:.1g} times along this solution, beyond the tolerance; "
             "no solver, sequential or parallel, can give these digits: solve a shorter time, or in float64."
@@ -61,20 +72,23 @@ def _found(facts: Facts) -> Iterator[str]:
             f"growth: an error made on the way is up to {growth:.2g} times as large later on; see "
             "solution.certificate.recheck(), or pass a tolerance that much smaller."
         )
-    if bool((asked & ~unseen & (facts.transient > facts.allowed)).any()):
+    if bool((facts.below_rounding > 1).any()):
         yield (
-            f"precision: rounding in the iterates, up to {float(facts.transient.max()):.1g}, reaches the tolerance of "
-            f"{float(facts.allowed[asked].min()):.1g}; use float64, a narrower window, or a larger tolerance."
+            f"precision: the tolerance is {float(facts.below_rounding.max()):.2g} times smaller than the rounding of a "
+            "state; use float64, or a larger tolerance."
         )
-    stiffness = 0.0 if facts.denoises else max(map(_stiffness, facts.history), default=0.0)
-    if stiffness > _STIFF:
+    stiffness = 0.0 if facts.denoises else max(map(_stiffness, facts.windows), default=0.0)
+    if stiffness > _STIFF and len(facts.history) > _SAVED * facts.steps:
         yield (
             f"stiff: |lambda| times the window's length is {stiffness:.3g}, too much for the iteration to converge "
             "fast; pass iteration=picardsolve.Secant() or Newton(), or a narrower window."
         )
-    if _longest_stall(facts.history) >= _STALLED:
+    if not facts.asked:
+        return
+    stalled = _longest_stall(facts.windows)
+    if stalled >= _STALLED:
         yield (
-            f"stall: {_longest_stall(facts.history)} rounds in a row accepted a single step; pass another iteration "
+            f"stall: {stalled} rounds in a row accepted a single step; pass another iteration "
             "(picardsolve.Secant()), a narrower window, or solve this stretch with picardsolve.sequential."
         )
     rounds, widest = len(facts.history), max((int(r.width.max()) for r in facts.history), default=1)
@@ -94,12 +108,12 @@ def _stiffness(record: Round) -> float:
 
 
 def _longest_stall(history: Sequence[Round]) -> int:
-    longest = run = 0
+    """Rounds in a row in which a sample accepted one step of many."""
+    longest = run = torch.zeros(1, dtype=torch.int64)
     for record in history:
-        stuck = (record.stride <= 1) & (record.width > 1)
-        run = run + 1 if bool(stuck.any()) else 0
-        longest = max(longest, run)
-    return longest
+        run = torch.where((record.stride <= 1) & (record.width > 1), run + 1, 0)
+        longest = torch.maximum(longest, run)
+    return int(longest.max())
 
 
 def half_precision(dtype: torch.dtype, tolerance: float) -> str | None:

@@ -157,7 +157,7 @@ def solve(
         finer=partial(
             _finer, term, y0, ts, meant, given | kept, None if isinstance(iteration, Parareal) else iteration
         ),
-        sequential=partial(sequential, term, y0, ts, **given, **kept),
+        sequential=partial(sequential, term, y0, ts, throw=throw, **given, **kept),
     )
     solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
     _warn(*solution.certificate.warnings)

@@ -139,7 +139,7 @@ class ErrorEstimate(Stopping):
         change = arriving(scaled)
         residual = None if swept.residual is None else swept.residual * (scaled / size)
         account = self._account = self._measured(residual, change, self._rounding)
-        ratio = torch.where(account.measured, account.ratios, account.ratio)
+        ratio = torch.where(account.measured, account.ratios, torch.inf if swept.tangent else account.ratio)
         tiny = change <= _ROUNDING * self._rounding
         ratio = torch.where(tiny, ratio.clamp(max=1), ratio)
         if self.held and swept.slope is not None:

@@ -21,6 +21,7 @@ class Swept:
         residual: root mean square of ``F[n] - X[n + 1]``, ``(W, B)``; None where the sweep does not compute it.
         slope: factor by which a change of ``X[n]`` is taken to change ``Phi_n(X[n])``, ``(W, B)``; None for 1.
         memory: what the next sweep wants to know of the same steps: tensors ``(W, B, ...)``.
+        tangent: whether ``delta`` was the derivative, so that what it misses grows with the square of a change.
     """
 
     y: Tensor
@@ -28,6 +29,7 @@ class Swept:
     residual: Tensor | None
     slope: Tensor | None = None
     memory: Memory = ()
+    tangent: bool = False
 
 
 class Iteration(ABC):

@@ -76,4 +76,4 @@ class Newton(Iteration):
         matrix = steps.derivatives.transpose(-1, -2)
         known = matrix.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         matrix = torch.where(known, matrix, torch.eye(len(steps.directions)).to(matrix))
-        return Swept(*matrix_sweep(images, (1 - self.damping) * matrix, x))
+        return Swept(*matrix_sweep(images, (1 - self.damping) * matrix, x), tangent=True)
