@@ -33,6 +33,8 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/policy.py
 	$(BIN)/python tests/benchmarks/samplers.py
 	$(BIN)/python tests/benchmarks/auto_window.py
+	$(BIN)/python tests/benchmarks/calibration.py
+	$(BIN)/python tests/benchmarks/false_convergence.py
 
 # a third of an hour on one core
 quality: $(VENV)/installed

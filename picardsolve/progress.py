@@ -1,5 +1,7 @@
 """What is shown while a solve runs."""
 
+from collections.abc import Callable
+
 from tqdm.auto import tqdm
 
 
@@ -9,10 +11,11 @@ class Progress:
     def __init__(self, steps: int, shown: bool):
         self._bar = tqdm(total=steps, unit="step", disable=not shown)
 
-    def update(self, converged: int, rounds: int) -> None:
-        """Show that ``converged`` steps are done after ``rounds`` rounds."""
+    def update(self, converged: int, rounds: int, expected: Callable[[], float] | None = None) -> None:
+        """Show that ``converged`` steps are done after ``rounds`` rounds, of as many as are ``expected`` in all."""
         if not self._bar.disable:
-            self._bar.set_postfix(rounds=rounds, refresh=False)
+            of = "" if expected is None else f" of about {expected():.0f}"
+            self._bar.set_postfix_str(f"rounds={rounds}{of}", refresh=False)
             self._bar.update(converged - self._bar.n)
 
     def __enter__(self) -> "Progress":

@@ -26,6 +26,7 @@ from picardsolve.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, MultiSecant, Parareal, Picard
 from picardsolve.pace import Pace
+from picardsolve.prediction import rounds_expected
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Stop, stopping_of
@@ -271,8 +272,13 @@ def _run(chain: DriftChain, loop: Window | Wavefront, pace: Pace | None, max_rou
             _keep_pace(pace, window, perf_counter() - began)
             if pace.settled and pace.width == 1 and (window.begin == window.begin[0]).all():
                 return _one_at_a_time(chain, window, bar, max_rounds)
-        bar.update(int(loop.begin.min()), len(loop.history) * chain.rounds)
+        expected = partial(_expected, chain, loop)
+        bar.update(int(loop.begin.min()), len(loop.history) * chain.rounds, expected)
     return 0
+
+
+def _expected(chain: DriftChain, loop: Window | Wavefront) -> float:
+    return rounds_expected(loop.history, chain.length)[-1] * chain.rounds
 
 
 def _keep_pace(pace: Pace, window: Window, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The error estimate that decides what is left: its formulas, number by number, and how well it tells the error."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -296,3 +297,30 @@ def test_residuals_add_up(data):
             total += float(swept.residual[j, s] / atol[s]) * bool(size[j, s] > 0)
             expected = max(float(size[j, s] / atol[s]), total)
             assert math.isclose(expected, 1, rel_tol=1e-9) or bool(within[j, s]) == (expected <= 1)
+
+
+# ---- samples that are solved again
+
+
+def test_a_sample_between_two_modes_is_solved_again(monkeypatch):
+    """It ends in another mode where it is not; its neighbours are left as they are, and no round is not counted."""
+    gen = generator(3)
+    means = randn(gen, 6, 16)
+    mixture = Mixture(means / means.norm(dim=1, keepdim=True) * 4, 0.3)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    term = mixture_denoiser(mixture, ps.schedules.from_betas(betas), "epsilon")
+    y0, ts = randn(gen, 256, 16)[200:], ps.grids.given([*(20 * n + 1 for n in reversed(range(50))), -1])
+    ref = ps.sequential(term, y0, ts, integrator=ps.DDIM()).ys[-1]
+    again = ps.solve(term, y0, ts, integrator=ps.DDIM(), window=8)
+    limited = ps.solve(term, y0, ts, integrator=ps.DDIM(), window=8, max_rounds=15)
+    monkeypatch.setattr(sys.modules["picardsolve.solve"], "_DOUBTED", math.inf)
+    once = ps.solve(term, y0, ts, integrator=ps.DDIM(), window=8)
+    far = [rms(sol.ys[-1] - ref) > 0.1 for sol in (once, again)]
+    assert far[0].nonzero().tolist() == [[23]]
+    assert not far[1].any()
+    changed = (once.ys != again.ys).flatten(2).any(-1).any(0)
+    assert changed[23]
+    assert changed.sum() < 10
+    assert once.stats.rounds < again.stats.rounds == len(again.history) <= 50
+    assert torch.equal(limited.ys, once.ys)  # no room for a second look
+    assert limited.stats.rounds <= 15
