@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.accepted import Accepted, picard_number
 from picardsolve.diagnostics import Facts, diagnose
 from picardsolve.history import Round
 from picardsolve.integrators.base import DriftChain, Problem, Rows
 from picardsolve.prediction import rounds_expected
-from picardsolve.recurrence import arriving, recurrence, rms
+from picardsolve.recurrence import rms
 from picardsolve.terms import Denoiser
 from picardsolve.theory.bounds import total_variation
 from picardsolve.tolerances import Tolerance
@@ -32,7 +33,7 @@ class Evidence:
 
     Attributes:
         history: the rounds.
-        path: ``(T, B, D)`` states, all of them or the last alone.
+        path: ``(T, B, D)`` states: all of them, or the last alone.
         problem: what was solved; None for the steps of somebody else's scheduler.
         steps: of the grid, N.
         tolerance: what was asked for.
@@ -113,14 +114,16 @@ class Certificate:
     @staticmethod
     def of(evidence: Evidence, solution: "Solution | None" = None) -> "Certificate":
         """Read the rounds of a solve."""
-        known = Accepted.of(evidence)
+        size, history = (evidence.steps, evidence.path.shape[1]), evidence.history
+        exact = not history or (evidence.tolerance.nothing and history[0].step is None)
+        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, held=evidence.problem is None)
         missing = evidence.path.isnan().any(-1).cpu()
         rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
         allowed, growth = evidence.tolerance.size(evidence.path).double().cpu(), known.growth()
-        facts = Facts(evidence.history, evidence.steps, evidence.denoises, growth, rounding, allowed)
+        facts = Facts(history, evidence.steps, evidence.denoises, growth, rounding, allowed)
         chain = evidence.chain() if evidence.chain is not None else None
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
-        kept = slice(None) if evidence.full else slice(evidence.steps, None)
+        kept = slice(None) if evidence.full or evidence.problem is None else slice(evidence.steps, None)
         return Certificate(
             error=shown(known.errors[kept].masked_fill(missing, torch.nan)),
             bound=shown(FACTOR * known.most[kept].masked_fill(missing, torch.nan)),
@@ -128,10 +131,10 @@ class Certificate:
             residuals=shown(known.expected),
             total_variation=_total_variation(chain, known.expected, evidence.path.shape[-1]),
             precision_floor=shown(rounding.amax(0) * growth),
-            contraction=_picard_number(evidence.history),
+            contraction=picard_number(history),
             growth=shown(growth),
-            rounds=len(evidence.history),
-            rounds_predicted=rounds_expected(evidence.history, evidence.steps),
+            rounds=len(history),
+            rounds_predicted=rounds_expected(history, evidence.steps),
             warnings=diagnose(facts),
             _evidence=evidence,
             solution=solution,
@@ -250,86 +253,6 @@ class Verification:
         )
         verdict = "holds" if self.holds else "does NOT hold"
         return f"true distance at the end {true:.1e}; estimated {claimed:.1e}; the bound of {bound:.1e} {verdict}"
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """What the rounds tell of the accepted states, on the CPU in float64.
-
-    Attributes:
-        errors: ``(N + 1, B)``; NaN where nothing was estimated, as of `Parareal`.
-        most: the same if nothing is ever forgotten.
-        expected: ``(N, B)`` sizes of residuals.
-        slopes: ``(N, B)``, 1 where unknown.
-    """
-
-    errors: Tensor
-    most: Tensor
-    expected: Tensor
-    slopes: Tensor
-
-    @staticmethod
-    def of(evidence: Evidence) -> "Accepted":
-        """Carry the residuals that are to be expected along the accepted states, as `ErrorEstimate` does.
-
-        Without its factor for safety, and knowing the rounds that came after: a step that was accepted before a ratio
-        could be measured takes the largest of the round before or, where there is none, of the one after.
-        """
-        history, samples = evidence.history, evidence.path.shape[1]
-        nothing = torch.zeros(evidence.steps + 1, samples, dtype=torch.float64)
-        zero = nothing[1:]
-        if not history or (evidence.tolerance.nothing and history[0].step is None):
-            return Accepted(nothing, nothing, zero, zero + 1)
-        if history[0].estimates is None:
-            return Accepted(nothing + torch.nan, nothing + torch.nan, zero + torch.nan, zero + 1)
-        ratios, slopes, changes = zero.clone(), zero + 1, zero.clone()
-        for record, usual in zip(history, _usual_ratios(history), strict=True):
-            assert record.estimates is not None
-            row, sample = torch.nonzero(torch.arange(int(record.stride.max()))[:, None] < record.stride, as_tuple=True)
-            at = record.begin[sample] + row, sample
-            measured, slope = record.estimates.ratios.double(), record.estimates.slopes.double()
-            ratios[at] = torch.where(measured.isfinite(), measured, usual)[row, sample]
-            slopes[at] = slope.nan_to_num(1, 1, 1)[row, sample]
-            changes[at] = arriving(record.increments.double())[row, sample]
-        missed = ratios + (slopes - 1).abs() if evidence.problem is None else ratios
-        expected = torch.where(changes == 0, 0, missed * changes)
-        carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)
-        paths = recurrence(carried, expected[..., None].expand_as(carried).clone())
-        errors, most = torch.cat([torch.zeros_like(paths[:1]), paths]).unbind(-1)
-        return Accepted(errors, most, expected, slopes)
-
-    def growth(self) -> Tensor:
-        """The largest product of successive slopes, ``(B,)``."""
-        rise = torch.cat([torch.zeros_like(self.slopes[:1]), _believed(self.slopes).clamp(min=1e-6).log().cumsum(0)])
-        return (rise - rise.cummin(0).values).amax(0).exp()
-
-
-def _believed(slopes: Tensor) -> Tensor:
-    """What errors are multiplied by: slopes, but of those below 1 the root.
-
-    Changes, along which slopes are seen, shrink faster than the errors that remain of them; slopes as they are give
-    errors that are too small on trained networks, and ones for those below 1 errors that are too large.
-    """
-    return torch.where(slopes.abs() < 1, slopes.abs().sqrt(), slopes.abs())
-
-
-def _usual_ratios(history: Sequence[Round]) -> Tensor:
-    """For each round, the largest ratio of residual to change measured in it, or in the nearest one: ``(K, B)``.
-
-    1 where none was ever measured.
-    """
-    found = torch.stack([r.estimates.ratios.double().nan_to_num(-1, -1, -1).amax(0) for r in history if r.estimates])
-    known, k = found >= 0, torch.arange(len(found))[:, None]
-    before = torch.where(known, k, -1).cummax(0).values
-    after = torch.where(known, k, len(found)).flip(0).cummin(0).values.flip(0)
-    nearest = torch.where(before >= 0, before, after)
-    return torch.where(nearest < len(found), found.gather(0, nearest.clamp(max=len(found) - 1)), 1.0)
-
-
-def _picard_number(history: Sequence[Round]) -> float:
-    """The largest of a window."""
-    sums = [r.estimates.ratios.double().nan_to_num(0, 0, 0).sum(0).max() for r in history if r.estimates is not None]
-    return max(map(float, sums), default=0.0)
 
 
 def _total_variation(chain: DriftChain | None, residuals: Tensor, size: int) -> float | None:

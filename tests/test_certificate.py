@@ -805,7 +805,7 @@ class TestReport:
         with parallel.sampler(pipe, window=8, tolerance=0) as run:
             images(pipe, 10, 3)
         certificate = run.report.certificate
-        assert certificate.error.shape == certificate.bound.shape == (1, 3)
+        assert certificate.error.shape == certificate.bound.shape == (11, 3)
         assert certificate.residuals.shape == (10, 3)
         assert (certificate.error == 0).all()
         assert (certificate.residuals == 0).all()
@@ -822,8 +822,8 @@ class TestReport:
             images(pipe, 100, 3)
         true = (run.report.state - exact).double().flatten(1).square().mean(1).sqrt()
         certificate = run.report.certificate
-        assert certificate.error.shape == (1, 3)
-        effectivity = (certificate.error[0] / true).median()
+        assert certificate.error.shape == (101, 3)
+        effectivity = (certificate.error[-1] / true).median()
         assert 0.1 < effectivity < 10
         assert certificate.total_variation is None
 

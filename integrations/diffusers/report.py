@@ -58,7 +58,7 @@ class Report:
 
     @property
     def certificate(self) -> Certificate:
-        """How far the states may be from the untouched pipeline's; its arrays have a row for each step, or one.
+        """How far the states may be from the untouched pipeline's, ``(steps + 1, samples)``.
 
         Remembered outputs are taken for those of states that were moved a little since: that is the error. Steps that
         the pipeline took one at a time carry on the error of the step before.

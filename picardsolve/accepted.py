@@ -1,0 +1,100 @@
+"""What the rounds of a solve tell of the states that were accepted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picardsolve.history import Round
+from picardsolve.recurrence import arriving, recurrence
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What the rounds tell of the accepted states, on the CPU in float64.
+
+    Attributes:
+        errors: ``(N + 1, B)``; NaN where nothing was estimated, as of `Parareal`.
+        most: the same if nothing is ever forgotten.
+        expected: ``(N, B)`` sizes of residuals.
+        slopes: ``(N, B)``, 1 where unknown.
+    """
+
+    errors: Tensor
+    most: Tensor
+    expected: Tensor
+    slopes: Tensor
+
+    @staticmethod
+    def exact(steps: int, samples: int) -> "Accepted":
+        """Of states that are the sequential ones."""
+        nothing = torch.zeros(steps + 1, samples, dtype=torch.float64)
+        return Accepted(nothing, nothing, nothing[1:], nothing[1:] + 1)
+
+    @staticmethod
+    def of(history: Sequence[Round], steps: int, samples: int, held: bool) -> "Accepted":
+        """Carry the residuals that are to be expected along the accepted states, as `ErrorEstimate` does.
+
+        Without its factor for safety, and knowing the rounds that came after: a step that was accepted before a ratio
+        could be measured takes the largest of the round before or, where there is none, of the one after.
+
+        Args:
+            history: the rounds.
+            steps: of the grid, N.
+            samples: B.
+            held: whether steps were taken with the outputs of their round held fixed; see `ErrorEstimate`.
+        """
+        nothing = Accepted.exact(steps, samples)
+        if history[0].estimates is None:
+            unknown = nothing.errors + torch.nan
+            return Accepted(unknown, unknown, unknown[1:], nothing.slopes)
+        zero = nothing.expected
+        ratios, slopes, changes = zero.clone(), zero + 1, zero.clone()
+        for record, usual in zip(history, _usual_ratios(history), strict=True):
+            assert record.estimates is not None
+            row, sample = torch.nonzero(torch.arange(int(record.stride.max()))[:, None] < record.stride, as_tuple=True)
+            at = record.begin[sample] + row, sample
+            measured, slope = record.estimates.ratios.double(), record.estimates.slopes.double()
+            ratios[at] = torch.where(measured.isfinite(), measured, usual)[row, sample]
+            slopes[at] = slope.nan_to_num(1, 1, 1)[row, sample]
+            changes[at] = arriving(record.increments.double())[row, sample]
+        missed = ratios + (slopes - 1).abs() if held else ratios
+        expected = torch.where(changes == 0, 0, missed * changes)
+        carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)
+        paths = recurrence(carried, expected[..., None].expand_as(carried).clone())
+        errors, most = torch.cat([torch.zeros_like(paths[:1]), paths]).unbind(-1)
+        return Accepted(errors, most, expected, slopes)
+
+    def growth(self) -> Tensor:
+        """The largest product of successive slopes, ``(B,)``."""
+        rise = torch.cat([torch.zeros_like(self.slopes[:1]), _believed(self.slopes).clamp(min=1e-6).log().cumsum(0)])
+        return (rise - rise.cummin(0).values).amax(0).exp()
+
+
+def _believed(slopes: Tensor) -> Tensor:
+    """What errors are multiplied by: slopes, but of those below 1 the root.
+
+    Changes, along which slopes are seen, shrink faster than the errors that remain of them; slopes as they are give
+    errors that are too small on trained networks, and ones for those below 1 errors that are too large.
+    """
+    return torch.where(slopes.abs() < 1, slopes.abs().sqrt(), slopes.abs())
+
+
+def _usual_ratios(history: Sequence[Round]) -> Tensor:
+    """For each round, the largest ratio of residual to change measured in it, or in the nearest one: ``(K, B)``.
+
+    1 where none was ever measured.
+    """
+    found = torch.stack([r.estimates.ratios.double().nan_to_num(-1, -1, -1).amax(0) for r in history if r.estimates])
+    known, k = found >= 0, torch.arange(len(found))[:, None]
+    before = torch.where(known, k, -1).cummax(0).values
+    after = torch.where(known, k, len(found)).flip(0).cummin(0).values.flip(0)
+    nearest = torch.where(before >= 0, before, after)
+    return torch.where(nearest < len(found), found.gather(0, nearest.clamp(max=len(found) - 1)), 1.0)
+
+
+def picard_number(history: Sequence[Round]) -> float:
+    """The largest of a window."""
+    sums = [r.estimates.ratios.double().nan_to_num(0, 0, 0).sum(0).max() for r in history if r.estimates is not None]
+    return max(map(float, sums), default=0.0)
