@@ -90,7 +90,6 @@ class Certificate:
         contraction: largest Picard number of a window, the sum of ``|J_n - c_n|`` along what changed (C5).
         growth: by how much an error grew along the solution, at most, as far as slopes tell; ``()`` or ``(B,)``.
         rounds: sweeps of the window.
-        rounds_predicted: after each of them, how many were expected in all (C6).
         warnings: what to know, and what to do about it.
         solution: what this is about; None for a pipeline's run.
         better: the one that `recheck` compared it with.
@@ -105,7 +104,6 @@ class Certificate:
     contraction: float
     growth: Tensor
     rounds: int
-    rounds_predicted: tuple[float, ...]
     warnings: tuple[str, ...]
     _evidence: Evidence = field(repr=False)
     solution: "Solution | None" = field(repr=False, default=None)
@@ -134,11 +132,15 @@ class Certificate:
             contraction=picard_number(history),
             growth=shown(growth),
             rounds=len(history),
-            rounds_predicted=rounds_expected(history, evidence.steps),
             warnings=diagnose(facts),
             _evidence=evidence,
             solution=solution,
         )
+
+    @property
+    def rounds_predicted(self) -> tuple[float, ...]:
+        """After each round, how many were expected in all (C6)."""
+        return rounds_expected(self._evidence.history, self._evidence.steps)
 
     def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> "Certificate":
         """A proven bound, from the true residuals of all states: each step is evaluated once, in windows (C3).
