@@ -76,15 +76,18 @@ def tolerance_of(
             raise ValueError(f"{name}: expected values >= 0, got {value!r}; 0 asks for the sequential answer itself.")
     if tol is not None and (rtol is not None or atol is not None):
         raise ValueError("tol: stands alone; pass either tol, or rtol and atol.")
+    shown = 2 * torch.finfo(layout.dtype).eps  # half precision shows less than defaults ask for
     if tol is None and rtol is None and atol is None and isinstance(term, Denoiser):
-        tol = 1e-3 if stop != "increment" else 0.05
+        tol = max(1e-3, shown) if stop != "increment" else 0.05
     on = {"device": layout.device, "dtype": layout.compute_dtype}
 
     def moved(value: float | Tensor) -> float | Tensor:
         return value.to(**on) if isinstance(value, Tensor) and value.dim() else float(value)
 
     if tol is None:
-        return Tolerance(atol=moved(1e-7 if atol is None else atol), rtol=moved(1e-5 if rtol is None else rtol))
+        return Tolerance(
+            atol=moved(1e-7 if atol is None else atol), rtol=moved(max(1e-5, shown) if rtol is None else rtol)
+        )
     if isinstance(term, Denoiser) and stop != "increment":
         return Tolerance(state=moved(tol))
     if isinstance(term, ODE) or stop != "increment":

@@ -75,17 +75,16 @@ def solve(
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
         integrator: what makes a step: `Euler`, `Heun`, `RK4`, `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how a window answers to a round; `MultiSecant` for a `Denoiser` by default, `Picard` elsewhere.
-            `Parareal` has no window but cores along the
-            grid, and solves one-step integrators.
+            `Parareal` has no window but cores along the grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
             by `Parareal`.
         window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores. "auto": as
             many as pay, found in the rounds that are run anyway: how long a round of so many steps takes is fitted;
             never more than ``max_batch`` and the arithmetic's precision allow; one at a time where that is fastest.
-        tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.001 where none is given), to
-            ``1 + |y|`` elementwise for an `ODE` or `SDE`. 0 gives the sequential answer to the last bits. A tensor
-            ``(B,)``: per sample.
+        tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.001 where none is given, more
+            in half precision), to ``1 + |y|`` elementwise for an `ODE` or `SDE`. 0 gives the sequential answer to the
+            last bits. A tensor ``(B,)``: per sample.
         rtol: instead of ``tol``: relative to ``|y|``. Default 1e-5 where tol is not given.
         atol: with ``rtol``: absolute. Default 1e-7 where tol is not given.
         stop: what the tolerance is about. "error": states are left when their estimated distance to the sequential
