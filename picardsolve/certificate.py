@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -83,8 +84,6 @@ class Certificate:
             gave; see `certified`.
         kind: which of the two.
         residuals: root mean square of ``Phi_n(X[n]) - X[n+1]``, ``(N,)`` or ``(N, B)``: expected, or measured.
-        total_variation: estimated bound on the total variation distance between the laws of these samples and of the
-            sequential ones, up to the last step with noise; None where a step is no Gaussian kernel.
         precision_floor: what rounding alone may have left, in this solution and in the sequential one: unit roundoff
             times the largest state times the growth; ``()`` or ``(B,)``.
         contraction: largest Picard number of a window, the sum of ``|J_n - c_n|`` along what changed (C5).
@@ -99,7 +98,6 @@ class Certificate:
     bound: Tensor
     kind: Kind
     residuals: Tensor
-    total_variation: float | None
     precision_floor: Tensor
     contraction: float
     growth: Tensor
@@ -119,7 +117,6 @@ class Certificate:
         rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
         allowed, growth = evidence.tolerance.size(evidence.path).double().cpu(), known.growth()
         facts = Facts(history, evidence.steps, evidence.denoises, growth, rounding, allowed)
-        chain = evidence.chain() if evidence.chain is not None else None
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         kept = slice(None) if evidence.full or evidence.problem is None else slice(evidence.steps, None)
         return Certificate(
@@ -127,7 +124,6 @@ class Certificate:
             bound=shown(FACTOR * known.most[kept].masked_fill(missing, torch.nan)),
             kind="estimated",
             residuals=shown(known.expected),
-            total_variation=_total_variation(chain, known.expected, evidence.path.shape[-1]),
             precision_floor=shown(rounding.amax(0) * growth),
             contraction=picard_number(history),
             growth=shown(growth),
@@ -136,6 +132,19 @@ class Certificate:
             _evidence=evidence,
             solution=solution,
         )
+
+    @cached_property
+    def total_variation(self) -> float | None:
+        """Bound on the total variation distance between the laws of this solution and of the sequential one (C8).
+
+        An estimate of `theory.total_variation`, for the expectation is taken over the samples at hand, of states before
+        the last step without noise. None where a step's noise is none, or depends on the state.
+        """
+        deviation = None if self._evidence.chain is None else self._evidence.chain().deviation
+        if deviation is None:
+            return None
+        noisy, size = deviation > 0, self._evidence.path.shape[-1]
+        return float(total_variation(size**0.5 * self.residuals[noisy], deviation[noisy]))
 
     @property
     def rounds_predicted(self) -> tuple[float, ...]:
@@ -174,10 +183,7 @@ class Certificate:
         rounding = 4 * torch.finfo(evidence.path.dtype).eps * rms(evidence.path[1:]).double().cpu()
         bound = propagated_bound(residuals + rounding, constants)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
-        variation = _total_variation(chain, residuals, evidence.path.shape[-1])
-        return replace(
-            self, bound=shown(bound), kind="certified", residuals=shown(residuals), total_variation=variation
-        )
+        return replace(self, bound=shown(bound), kind="certified", residuals=shown(residuals))
 
     def recheck(self, factor: float = 0.03) -> "Certificate":
         """Solve on from this solution, to a fraction of the tolerance, and take what that changes for its error.
@@ -255,15 +261,6 @@ class Verification:
         )
         verdict = "holds" if self.holds else "does NOT hold"
         return f"true distance at the end {true:.1e}; estimated {claimed:.1e}; the bound of {bound:.1e} {verdict}"
-
-
-def _total_variation(chain: DriftChain | None, residuals: Tensor, size: int) -> float | None:
-    """Of the laws up to the last step with noise."""
-    deviation = None if chain is None else chain.deviation
-    if deviation is None:
-        return None
-    noisy = deviation > 0
-    return float(total_variation(size**0.5 * residuals[noisy], deviation[noisy]))
 
 
 def _per_step(name: str, value: float | Tensor, steps: int) -> Tensor:

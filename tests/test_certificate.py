@@ -519,6 +519,19 @@ def test_total_variation_of_ddpm(data):
         assert found.total_variation == pytest.approx(expected, rel=1e-3, abs=1e-12)
 
 
+@settings(max_examples=15)
+@given(st.data())
+def test_total_variation_of_additive_noise(data):
+    """By the smallest deviation of any element: no element's noise is smaller, so the bound is one."""
+    case = data.draw(sde_cases(noises=("additive",), dtypes=(DOUBLE,), batches=(0, 1, 3)))
+    g, h = case.term.diffusion, case.ts.diff()
+    deviation = torch.stack([g(t, torch.zeros(3)).abs().min() for t in case.ts[:-1]]) * h.sqrt()
+    size = case.y0[0].numel() if case.batch_dims else case.y0.numel()
+    certificate = case.solve(tol=data.draw(tolerances), **data.draw(numerics(case.term))).certificate
+    square = (certificate.residuals**2 * size).reshape(len(h), -1).mean(1) / deviation**2
+    assert certificate.total_variation == pytest.approx(min(0.5 * math.sqrt(float(square.sum())), 1.0), rel=1e-6)
+
+
 @given(st.data())
 def test_no_total_variation_without_noise_in_every_step(data):
     kind = data.draw(st.sampled_from(["ODE", "DDIM"]))

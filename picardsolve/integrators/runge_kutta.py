@@ -156,7 +156,7 @@ class EulerMaruyamaChain(DriftChain):
         self.length = len(problem.ts) - 1
         self._noise, self._brownian, self._ts = term.noise, problem.brownian, problem.ts
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
-        self._size, general = problem.layout.size, term.noise == "general"
+        self._layout, self._size, general = problem.layout, problem.layout.size, term.noise == "general"
         functions = (("drift", term.drift, 0), ("diffusion", term.diffusion, int(general)))
         self._drift, self._diffusion = (
             RowFunction(name, f, problem.layout, problem.args, term.vectorized, False, trailing, problem.max_batch)
@@ -180,6 +180,16 @@ class EulerMaruyamaChain(DriftChain):
         f, g = (function(t, states, sample) for function in (self._drift, self._diffusion))
         self._motions = g.shape[-1] // self._size
         return torch.cat([f, g], -1)
+
+    @property
+    def deviation(self) -> Tensor | None:
+        """Of additive noise, the smallest of any element and sample; one call of the diffusion."""
+        if self._noise != "additive":
+            return None
+        n, sample = np.divmod(np.arange(self.length * self._layout.batch), self._layout.batch)
+        nowhere = torch.zeros(len(n), self._size, dtype=self._layout.compute_dtype, device=self._layout.device)
+        g = self._diffusion(per_step(self._t, n, nowhere)[:, 0], nowhere, torch.from_numpy(sample)).double().cpu()
+        return g.abs().reshape(self.length, -1).amin(1) * self._h.sqrt()
 
     def _noise_term(self, outputs: Tensor, noise: Tensor) -> Tensor:
         g = outputs[..., self._size :]

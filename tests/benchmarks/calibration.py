@@ -22,7 +22,7 @@ from torch import Tensor
 import picardsolve as ps
 from picardsolve.recurrence import rms
 
-SEEDS = 16
+SEEDS, FIRST = 16, 3000  # what was chosen was chosen on seeds from 1000 on
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 _ROUNDING = 1e-13  # errors below are of this kind
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "calibration.png"
@@ -69,7 +69,7 @@ class Found:
 
 def denoisers(model: str, sampler: str, steps: int, window: int, guided: bool = False) -> Iterator[Problem]:
     """Samples of the mixture or of the digits network."""
-    seeds = tuple(range(1000, 1000 + SEEDS))
+    seeds = tuple(range(FIRST, FIRST + SEEDS))
     of = chains.samples(model, sampler, seeds, steps)
     term = guided_mixture() if guided else of.term
     for tol in TOLERANCES:
@@ -93,7 +93,7 @@ def guided_mixture(scale: float = 3.0) -> ps.Denoiser:
 def plans(sampler: ps.Integrator, steps: int, window: int) -> Iterator[Problem]:
     """Plans of a small trained policy."""
     term, _ = policy.trained()
-    for seed in (1000, 1001):
+    for seed in (FIRST, FIRST + 1):
         of = policy.plans(term, sampler, steps, seed)
         for tol in TOLERANCES:
             yield Problem(term, of.y0, of.ts, {**of.given, "window": window, "tol": tol})
@@ -101,7 +101,7 @@ def plans(sampler: ps.Integrator, steps: int, window: int) -> Iterator[Problem]:
 
 def odes(drift: Callable, y0: Sequence[float], end: float, steps: int, **constants: float) -> Iterator[Problem]:
     """An ODE from slightly different starts, by several integrators and iterations, in windows of several widths."""
-    generator = torch.Generator().manual_seed(1000)
+    generator = torch.Generator().manual_seed(FIRST)
     start = torch.tensor(y0, dtype=torch.float64)
     for integrator in (ps.Euler(), ps.RK4()):
         for iteration in (ps.Picard(), ps.Secant()):
@@ -114,7 +114,7 @@ def odes(drift: Callable, y0: Sequence[float], end: float, steps: int, **constan
 
 def sdes(drift: Callable, diffusion: Callable, noise: Any, end: float, steps: int) -> Iterator[Problem]:
     """An SDE along several paths."""
-    for seed in range(1000, 1000 + SEEDS // 2):
+    for seed in range(FIRST, FIRST + SEEDS // 2):
         y0 = 1 + 0.1 * torch.randn(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for tol in (1e-2, 1e-4):
             how = {"integrator": ps.Euler(), "window": 64, "tol": tol, "brownian": ps.BrownianPath(seed)}
@@ -207,8 +207,8 @@ def study(problems: Iterator[Problem]) -> Found:
             found.holds.append(certificate.certified(problem.lipschitz, problem.one_sided).verify().holds)
         foreseen = [(p - certificate.rounds, certificate.rounds) for p in certificate.rounds_predicted[3:-1]]
         found.foreseen += foreseen
-        assert finer.solution is not None
-        found.cost.append(finer.solution.stats.rounds / solution.stats.rounds)
+        assert finer.better is not None
+        found.cost.append(finer.better.stats.rounds / solution.stats.rounds)
     return found
 
 
