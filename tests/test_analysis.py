@@ -34,7 +34,8 @@ CLOCK = Clock()
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch):
-    monkeypatch.setattr("picardsolve.pilot.perf_counter", CLOCK)
+    for module in ("pilot", "forecast"):
+        monkeypatch.setattr(f"picardsolve.{module}.perf_counter", CLOCK)
 
 
 @dataclass
