@@ -14,6 +14,7 @@ from picardsolve.tolerances import Tolerance
 
 Stop = Literal["error", "residual", "increment"]
 
+_HUGE = 1e200  # growth beyond it is as bad
 _TINY = 1e-6  # slopes are taken for no smaller in a product
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of those above
 _SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
@@ -147,14 +148,21 @@ class ErrorEstimate(Stopping):
         slope = None if swept.slope is None else swept.slope.abs()
         slope = slope if slope is None or self.forgets else slope.clamp(min=1)
         share = torch.full_like(size, 1 / self.length) if slope is None else self._share(slope, account.measured)
-        both = torch.stack([expected, share], -1), torch.stack([account.error, account.allowed], -1)
-        error, allowed = recurrence(None if slope is None else slope[..., None], *both).unbind(-1)
+        new, left = torch.stack([expected, share], -1), torch.stack([account.error, account.allowed], -1)
+        error, allowed = self._carried(slope, new, left).unbind(-1)
         self._round = error, allowed, change.masked_fill(tiny, torch.nan)
         slope = swept.slope if swept.slope is not None else torch.full_like(size, torch.nan)
         self.estimates = Estimates(error / allowed, account.ratios, slope)
         fits = error <= allowed
         fits[-1] &= account.blind < 2
         return torch.cat([fits[1:], torch.zeros_like(fits[:1])]), size
+
+    def _carried(self, slope: Tensor | None, new: Tensor, left: Tensor) -> Tensor:
+        """What is new in each step, ``(W, B, 2)``, and what was left before, carried on: ``(W, B, 2)``."""
+        if slope is None or self.forgets:
+            return recurrence(None if slope is None else slope[..., None], new, left)
+        growth = slope.double().cumprod(0).clamp(max=_HUGE)[..., None]  # at least 1: nothing is lost in dividing by it
+        return ((left + (new / growth).cumsum(0)) * growth).to(new.dtype)
 
     def _share(self, slope: Tensor, measured: Tensor) -> Tensor:
         """What each step may spend of the tolerance, ``(W, B)``."""
