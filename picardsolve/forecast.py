@@ -17,7 +17,7 @@ from picardsolve.guesses import FrozenOutput
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
 from picardsolve.iterations.base import Iteration, Memory, Swept
 from picardsolve.pilot import Pilot
-from picardsolve.recurrence import recurrence
+from picardsolve.recurrence import arriving, recurrence
 from picardsolve.stopping import ErrorEstimate
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
@@ -160,10 +160,9 @@ class Law(Iteration):
         carried, scale = _at(errors.carried, n).expand_as(old), _at(errors.scale, n).expand_as(old)
         y = recurrence(scale * carried, scale * unforeseen * old).clamp(max=_LARGEST)
         change = torch.hypot(x[1:], y)
-        arriving = torch.cat([torch.zeros_like(change[:1]), change[:-1]])
         residual = torch.where(before > 0, left, change)[..., 0]
         slope = carried[..., 0] if errors.forgets else None
-        return Swept(y, change, residual, slope, (before + 1, unforeseen * arriving))
+        return Swept(y, change, residual, slope, (before + 1, unforeseen * arriving(change)))
 
 
 def _at(table: Tensor, n: Index) -> Tensor:

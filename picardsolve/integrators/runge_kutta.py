@@ -22,6 +22,7 @@ from picardsolve.integrators.base import (
 )
 from picardsolve.recurrence import linear_sweep, recurrence
 from picardsolve.terms import ODE, SDE
+from picardsolve.theory.bounds import step_lipschitz
 
 # Butcher tableaus: rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
 _HEUN = (((1.0,),), (1 / 2, 1 / 2))
@@ -127,13 +128,13 @@ class RungeKuttaChain(DriftChain):
     def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
         """``1 + h sum |b_i| l_i`` with ``l_i = L (1 + h sum |a_ij| l_j)`` for the stages.
 
-        Of Euler with a one-sided constant m: ``sqrt(1 + 2 h m + (h L)^2)``, from the square of ``x + h f(x)``.
+        Of Euler with a one-sided constant as in `theory.step_lipschitz`.
         """
         h = self._h.abs()
         if one_sided is not None:
             if self._a:
                 raise TypeError("one_sided: only of use to Euler(); leave it out for a method with stages.")
-            return (1 + 2 * h * one_sided + (h * lipschitz) ** 2).clamp(min=0).sqrt()[:, None]
+            return step_lipschitz(h, lipschitz, one_sided)[:, None]
         stages = [lipschitz]
         for a in self._a:
             stages.append(lipschitz * (1 + h * sum(abs(w) * l for w, l in zip(a, stages, strict=True))))
