@@ -4,6 +4,7 @@ from picardsolve import grids, presets, schedules, theory
 from picardsolve.analysis import Analysis, Expected, analyze
 from picardsolve.brownian import BrownianPath
 from picardsolve.certificate import Certificate, Verification
+from picardsolve.collocation import Collocation
 from picardsolve.diagnostics import ConvergenceWarning
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
@@ -22,7 +23,7 @@ from picardsolve.iterations import (
 from picardsolve.odeint import odeint
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
-from picardsolve.terms import ODE, SDE, Denoiser
+from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE
 
 theory.analyze = analyze  # pyright: ignore[reportAttributeAccessIssue]: looked for beside the formulas, of a higher layer
 
@@ -39,6 +40,7 @@ __all__ = [
     "BrownianPath",
     "Certificate",
     "Coarse",
+    "Collocation",
     "ConvergenceWarning",
     "Copy",
     "DPMSolver",
@@ -63,6 +65,7 @@ __all__ = [
     "Result",
     "Round",
     "Secant",
+    "SecondOrderODE",
     "Solution",
     "SolveError",
     "Stats",

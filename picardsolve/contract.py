@@ -10,10 +10,11 @@ from torch.utils import _pytree as pytree
 from picardsolve import grids
 from picardsolve.brownian import BrownianPath
 from picardsolve.checks import check_optional_positive_integer, check_type
+from picardsolve.collocation import Collocation
 from picardsolve.integrators import Integrator, Problem
 from picardsolve.state import Layout
 from picardsolve.stopping import Stop
-from picardsolve.terms import ODE, SDE, Denoiser, Term
+from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, Term
 from picardsolve.tolerances import Tolerance
 
 
@@ -21,7 +22,7 @@ def validated(
     term: Term,
     y0: Any,
     ts: Tensor | Sequence[float],
-    integrator: Integrator,
+    integrator: Integrator | Collocation,
     brownian: BrownianPath | None,
     args: Sequence[Any],
     cond: Mapping[str, Any] | None,
@@ -29,9 +30,14 @@ def validated(
     max_batch: int | None,
 ) -> tuple[Problem, Tensor]:
     """The problem that was posed, and its initial states as rows ``(B, D)``."""
-    if not isinstance(term, ODE | SDE | Denoiser):
+    if not isinstance(term, ODE | SecondOrderODE | SDE | Denoiser):
         raise TypeError(f"term: expected an ODE, SDE or Denoiser, got {type(term).__name__}; pass ps.ODE(f).")
-    check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
+    if not isinstance(integrator, Collocation):
+        check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
+    elif not isinstance(term, ODE | SecondOrderODE):
+        raise TypeError(
+            f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
+        )
     if brownian is not None:
         check_type("brownian", brownian, BrownianPath, "picardsolve.BrownianPath(seed=0)")
     check_optional_positive_integer("max_batch", max_batch)
@@ -51,7 +57,17 @@ def validated(
     for value in pytree.tree_leaves(given):
         if layout.batched and isinstance(value, Tensor) and value.dim() and len(value) != layout.batch:
             raise ValueError(f"{name}: expected a leading dimension of {layout.batch} samples, got {len(value)}.")
-    problem = Problem(term, layout, grids.given(ts), given, brownian or BrownianPath(seed=0), max_batch)
+    if isinstance(term, SecondOrderODE):
+        halves = pytree.tree_leaves(y0)
+        if not isinstance(y0, tuple | list) or len(halves) != 2 or halves[0].shape != halves[1].shape:
+            raise ValueError("y0: a SecondOrderODE starts from (positions, velocities), two tensors of one shape.")
+        if not isinstance(integrator, Collocation):
+            term = ODE(term.drift, term.vectorized)
+    if isinstance(integrator, Collocation) and isinstance(ts, Tensor) and ts.dim() == 2:
+        grid = grids.per_sample(ts, layout.batch)
+    else:
+        grid = grids.given(ts)
+    problem = Problem(term, layout, grid, given, brownian or BrownianPath(seed=0), max_batch)
     return problem, layout.pack(y0)
 
 
@@ -90,6 +106,6 @@ def tolerance_of(
         )
     if isinstance(term, Denoiser) and stop != "increment":
         return Tolerance(state=moved(tol))
-    if isinstance(term, ODE) or stop != "increment":
+    if isinstance(term, ODE | SecondOrderODE) or stop != "increment":
         return Tolerance(atol=moved(tol), rtol=moved(tol))
     return Tolerance(noise=moved(tol))

@@ -80,6 +80,13 @@ def given(ts: Tensor | Sequence[float]) -> Tensor:
     return grid
 
 
+def per_sample(ts: Tensor, batch: int) -> Tensor:
+    """Validate times of samples ``(T, B)``: every column as in `given`."""
+    if ts.shape[1] != batch:
+        raise ValueError(f"ts: expected a column for each of {batch} samples, got shape {tuple(ts.shape)}.")
+    return torch.stack([given(column) for column in ts.unbind(1)], 1)
+
+
 def _check_steps(steps: int) -> None:
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise TypeError(f"steps: expected an integer, got {steps!r}.")

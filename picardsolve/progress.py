@@ -8,8 +8,8 @@ from tqdm.auto import tqdm
 class Progress:
     """A bar of the steps that have converged, with the rounds so far; silent unless shown."""
 
-    def __init__(self, steps: int, shown: bool):
-        self._bar = tqdm(total=steps, unit="step", disable=not shown)
+    def __init__(self, steps: int, shown: bool, unit: str = "step"):
+        self._bar = tqdm(total=steps, unit=unit, disable=not shown)
 
     def update(self, converged: int, rounds: int, expected: Callable[[], float] | None = None) -> None:
         """Show that ``converged`` steps are done after ``rounds`` rounds, of as many as are ``expected`` in all."""

@@ -1,20 +1,20 @@
 """What comes back from a solve."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from picardsolve.history import Round
 from picardsolve.plot import plot_rounds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from picardsolve.certificate import Certificate
 
 
 class Result(Enum):
@@ -26,6 +26,14 @@ class Result(Enum):
         "y0, or use more precision; a parallel solver cannot mend it."
     )
     stopped = "The iterations that were asked for are done; how close they came to the tolerance was not asked."
+    solved = "The solution is within the tolerance, as far as its own checks tell."
+    diverged = "It seems to end in finite time: solve up to there, or check the drift."
+    nonfinite_drift = "Check the drift there, or solve up to an earlier time; what came before is in the solution."
+    unresolved = (
+        "The drift may jump or be noisy there: loosen the tolerance, solve up to the jump and go on from it, or use "
+        "more precision."
+    )
+    unreachable = "Loosen the tolerance to that, use more precision, or solve over a shorter time."
     max_rounds = "The limit of rounds was reached first: raise max_rounds, loosen the tolerance or narrow the window."
 
 
@@ -57,7 +65,9 @@ class Solution:
         ys: ``(T, *y0.shape)``, or the same structure of tensors as y0; NaN where a solve stopped before.
         result: how it ended.
         stats: what it cost.
-        history: one record per round; empty for a sequential solve.
+        history: one record per round; empty for a sequential solve, and for collocation.
+        notes: what was decided on the way, such as the iteration that was chosen.
+        dense: of collocation, the states at any times; see `__call__`.
     """
 
     ts: Tensor
@@ -65,11 +75,16 @@ class Solution:
     result: Result
     stats: Stats
     history: list[Round] = field(default_factory=list, repr=False)
-    _certified: "Callable[[Solution], Certificate] | None" = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+    dense: "Callable[[Tensor], Any] | None" = field(default=None, repr=False, compare=False)
+    _certified: "Callable[[Solution], Any] | None" = field(default=None, repr=False, compare=False)
 
     @cached_property
-    def certificate(self) -> "Certificate":
-        """How far this is from the sequential solution, as far as the rounds tell; and how to be sure.
+    def certificate(self) -> Any:
+        """How far this is from the truth: a `Certificate`, or of collocation an `Estimate`.
+
+        A `Certificate` is about the sequential solution, as far as the rounds tell; an `Estimate` about the solution of
+        the equation.
 
         Raises:
             ValueError: it is a sequential solution.
@@ -77,6 +92,27 @@ class Solution:
         if self._certified is None:
             raise ValueError("certificate: this solution was computed step by step, it is the reference itself.")
         return self._certified(self)
+
+    def __call__(self, t: "Tensor | Sequence[float] | float") -> Any:
+        """The solution at any times between the first and the last: its polynomials, for no drift call.
+
+        Args:
+            t: a number, or ``(T,)`` times in any order.
+
+        Returns:
+            The state, or states ``(T, *y0.shape)``; NaN at times that were not reached.
+
+        Raises:
+            ValueError: the solution is not by collocation, or a time is outside its span.
+        """
+        if self.dense is None:
+            raise ValueError("sol(t): known only at the grid's times; pass integrator=picardsolve.Collocation().")
+        at = torch.as_tensor(t, dtype=torch.float64)
+        first, last = self.ts.min(), self.ts.max()
+        if at.dim() > 1 or not bool(((at >= first) & (at <= last)).all()):
+            raise ValueError(f"t: expected times within [{float(first):g}, {float(last):g}], got {t!r}.")
+        states = self.dense(at.reshape(-1))
+        return states if at.dim() else pytree.tree_map(lambda leaf: leaf[0], states)
 
     def plot(self, sample: int = 0) -> "Figure":
         """Draw the residual of every step in every round, with the window sliding through it.

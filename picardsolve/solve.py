@@ -20,11 +20,12 @@ from picardsolve.checks import (
     check_type,
     check_width,
 )
+from picardsolve.collocation import Choice, Collocation, collocate
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
-from picardsolve.iterations import Iteration, MultiSecant, Parareal, Picard
+from picardsolve.iterations import Iteration, MultiSecant, Newton, Parareal, Picard, Secant
 from picardsolve.pace import Pace
 from picardsolve.prediction import rounds_expected
 from picardsolve.progress import Progress
@@ -47,7 +48,7 @@ def solve(
     y0: Any,
     ts: Tensor | Sequence[float],
     *,
-    integrator: Integrator,
+    integrator: Integrator | Collocation,
     iteration: Iteration | Parareal | None = None,
     guess: Guess | Callable[[Tensor, Any], Any] | None = None,
     window: int | Literal["auto"] = 32,
@@ -113,6 +114,10 @@ def solve(
     problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
+    if isinstance(integrator, Collocation):
+        return _collocated(
+            problem, y, integrator, iteration, guess, stop, (tol, rtol, atol), max_rounds, progress, throw
+        )
     check_choice("save", save, ("all", "last"))
     if iteration is not None and not isinstance(iteration, Parareal):
         check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
@@ -162,6 +167,30 @@ def solve(
     solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
     _warn(*solution.certificate.warnings)
     return solution
+
+
+def _collocated(
+    problem: Problem,
+    y: Tensor,
+    method: Collocation,
+    iteration: object,
+    guess: object,
+    stop: str,
+    tolerances: tuple[Any, Any, Any],
+    *run: Any,
+) -> Solution:
+    """Solve by collocation, which has windows, guesses and a rule to stop of its own."""
+    if guess is not None or stop != "error":
+        raise ValueError("guess, stop: Collocation has its own; leave them out.")
+    choices: dict[type, Choice] = {Picard: "picard", Secant: "secant", Newton: "newton"}
+    if iteration is not None and type(iteration) not in choices:
+        raise TypeError(
+            f"iteration: Collocation takes Picard(), Secant() or Newton(), got {iteration!r}; or leave it out."
+        )
+    choice = None if iteration is None else choices[type(iteration)]
+    tolerance = tolerance_of(problem.term, problem.layout, *tolerances, "error")
+    posed = problem.term, problem.layout, y, problem.ts, problem.args, method, choice, tolerance, problem.max_batch
+    return collocate(*posed, *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
 
 
 def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_rounds: int | None) -> int:
@@ -344,7 +373,9 @@ def _finish(
     evidence: Evidence | None = None,
 ) -> Solution:
     certified = None if evidence is None else partial(Certificate.of, evidence)
-    solution = Solution(problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, certified)
+    solution = Solution(
+        problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, _certified=certified
+    )
     if result in (Result.converged, Result.stopped) or not throw:
         return solution
     if result is Result.max_rounds:

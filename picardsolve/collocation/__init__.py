@@ -1,0 +1,7 @@
+"""Adaptive collocation in rounds."""
+
+from picardsolve.collocation.method import Collocation
+from picardsolve.collocation.samples import Choice
+from picardsolve.collocation.solve import collocate
+
+__all__ = ["Choice", "Collocation", "collocate"]

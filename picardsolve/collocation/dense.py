@@ -1,0 +1,45 @@
+"""The solution between the times: a polynomial on every segment."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from picardsolve.collocation.check import Checked
+from picardsolve.collocation.nodes import Nodes
+from picardsolve.collocation.segments import Segment
+
+
+class Path:
+    """Segments one behind the other, as a function of time; time is counted from the start, in its direction."""
+
+    def __init__(self, segments: Sequence[Checked], nodes: Nodes):
+        self.nodes = nodes
+        self.begins = np.array([segment.t for segment in segments])
+        self.lengths = np.array([segment.h for segment in segments])
+        self.values = np.array([segment.values for segment in segments])
+
+    @property
+    def end(self) -> float:
+        """Up to when it is known."""
+        return float(self.begins[-1] + self.lengths[-1])
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        """States ``(T, d)`` at times ``(T,)``; the first and last polynomials go on beyond their ends."""
+        at = np.clip(np.searchsorted(self.begins, t, side="right") - 1, 0, len(self.begins) - 1)
+        weights = self.nodes.interpolate((t - self.begins[at]) / self.lengths[at])
+        return (weights[:, None] @ self.values[at])[:, 0]
+
+
+class Guide:
+    """An earlier path as the guess of segments that are shorter by a factor."""
+
+    def __init__(self, path: Path, factor: float):
+        self.path, self.factor = path, factor
+
+    def segment(self, t: float, start: np.ndarray, left: float) -> Segment:
+        """The segment that begins at ``t`` with ``left`` to go: along the path, moved to where it starts."""
+        at = np.clip(np.searchsorted(self.path.begins, t, side="right") - 1, 0, len(self.path.begins) - 1)
+        h = self.factor * float(self.path.lengths[at])
+        h = h if left > 2 * h else left / 2 if left > h else left
+        moved = start - self.path(np.array([t]))
+        return Segment(t, h, start, self.path(t + h * self.path.nodes.c) + moved)

@@ -1,0 +1,311 @@
+"""The wavefront: segments in flight one behind the other, as long as the solution allows, until the end is reached."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from picardsolve.collocation.check import Check, Checked
+from picardsolve.collocation.dense import Guide
+from picardsolve.collocation.nodes import Nodes
+from picardsolve.collocation.segments import Bounds, Flight, Segment
+from picardsolve.collocation.sweeps import Sweep, Swept
+
+_FLOOR = 50.0  # units of rounding below which changes are noise
+_GROWS = 2.0  # at most, from one segment to the next
+_SHRINKS = 0.2  # at most
+_SAFETY = 0.85
+_EASY = 1e-3  # first changes below this: more segments at once
+_RESTART = 0.4  # of a segment that failed
+
+
+class Stuck(Exception):
+    """No segment is short enough, from a time on."""
+
+    def __init__(self, t: float):
+        super().__init__(t)
+        self.t = t
+
+
+@dataclass(frozen=True)
+class Grades:
+    """How good each segment in flight is.
+
+    Attributes:
+        change: the last change of its states, in tolerances.
+        relative: the same relative to the states.
+        tail: the last terms of its polynomial, in tolerances: what it leaves out.
+        floor: what rounding may do, in tolerances.
+    """
+
+    change: list[float]
+    relative: list[float]
+    tail: list[float]
+    floor: list[float]
+
+    @staticmethod
+    def of(flight: Flight, swept: Swept, drift: np.ndarray, bounds: Bounds) -> "Grades":
+        """Of the states after a sweep, which `flight` holds."""
+        largest = np.maximum(np.abs(flight.states).max(1), np.abs(flight.starts))
+        allowed = bounds.atol + bounds.rtol * largest
+        change = np.abs(swept.change).max(1)
+        if swept.doubt is not None:
+            change = np.maximum(change, np.abs(swept.doubt).max(1))
+        values = flight.states
+        if flight.nodes.c[0] != 0:
+            values = np.concatenate([flight.starts[:, None], values], 1)
+        tail = np.abs(flight.nodes.last_terms @ values).max(1)
+        noise = largest + flight.h[:, None] * np.abs(drift).max(1)
+        ratios = np.stack([change, tail, _FLOOR * bounds.unit * noise]) / allowed
+        relative = change / (largest.max(1, keepdims=True) + bounds.atol)
+        changes, tails, floors = ratios.max(2).tolist()
+        return Grades(changes, relative.max(1).tolist(), tails, floors)
+
+
+@dataclass
+class March:
+    """One sample's way from ``t = 0`` to ``span``: `ask` what is to be evaluated, `tell` what it was.
+
+    Attributes:
+        start: ``(d,)``.
+        span: time to go.
+        nodes: of every segment.
+        sweep: the iteration.
+        bounds: what it may do.
+        check: the test that every segment passes before it is accepted.
+        origin: absolute time of the start, which limits how short a step can be.
+        guide: an earlier path over the same span, that guesses come from.
+        watch: told of every segment that is accepted; may return an earlier time to end at.
+        accepted: the segments that are done.
+        queue: those in flight.
+        waiting: those whose check is in the present round.
+        done: whether the end is reached.
+        rejected: restarts so far.
+        not_finite: where the drift was not, of the segment that is being restarted.
+    """
+
+    start: np.ndarray
+    span: float
+    nodes: Nodes
+    sweep: Sweep
+    bounds: Bounds
+    check: Check
+    origin: float = 0.0
+    guide: Guide | None = None
+    watch: "Callable[[Checked], float | None] | None" = None
+    accepted: list[Checked] = field(default_factory=list)
+    queue: list[Segment] = field(default_factory=list)
+    waiting: list[Segment] = field(default_factory=list)
+    done: bool = False
+    rejected: int = 0
+    not_finite: float | None = None
+
+    def __post_init__(self):
+        self._longer: float | None = None  # factor for the next segment's length, once known
+        self._next = np.nan
+        self._burst = 1
+        self._last: Segment | None = None
+        self._first: np.ndarray | None = None
+
+    @property
+    def reached(self) -> float:
+        """Up to when segments are accepted."""
+        return self.accepted[-1].end if self.accepted else 0.0
+
+    def ask(self) -> tuple[np.ndarray, np.ndarray]:
+        """Times ``(R,)`` and states ``(R, d)`` of the next round."""
+        if self._first is None:
+            return np.zeros(1), self.start[None]
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
+        if self.queue:
+            self._flight = Flight(self.queue, self.nodes)
+            rows.append((self._flight.times.ravel(), self._flight.states.reshape(-1, len(self.start))))
+            rows.append(self.sweep.asks(self._flight) or (rows[0][0][:0], rows[0][1][:0]))
+        self._counts = [len(t) for t, _ in rows]
+        checks = [self.check.asks(segment) for segment in self.waiting]
+        self._checking = [len(t) for t, _ in checks]
+        rows += checks
+        if len(rows) == 1:
+            return rows[0]
+        return np.concatenate([t for t, _ in rows]), np.concatenate([y for _, y in rows])
+
+    def tell(self, drift: np.ndarray) -> None:
+        """Take the drifts at the rows that were asked for, ``(R, d)``.
+
+        Raises:
+            Stuck: even the shortest segment fails.
+        """
+        with np.errstate(all="ignore"):
+            if self._first is None:
+                self._first = drift[0]
+                self.queue = [self._opening(drift[0])]
+                return
+            flown = sum(self._counts)
+            failed = self._judge(drift[flown:])
+            if failed is not None:
+                self._restart(failed)
+            elif not self.queue:
+                self.done = True
+            else:
+                n, d = self.nodes.n, len(self.start)
+                at = drift[: self._counts[0]].reshape(-1, n, d)
+                self._note_not_finite(at[0])
+                self._advance(at, drift[self._counts[0] : flown])
+
+    def _opening(self, drift: np.ndarray) -> Segment:
+        """The first segment: half as long as the state takes to change by its own size, with a straight line."""
+        if self.guide is not None:
+            first = self.guide.segment(0.0, self.start, self.span)
+            self._next = first.h
+            return first
+        size, speed = np.abs(self.start).max(), np.abs(drift).max()
+        h = 0.5 * (size + 1e-3) / (speed + 1e-8) if self.bounds.first is None else self.bounds.first
+        h = min(h if np.isfinite(h) else 1e-3 * self.span, self.span, self.bounds.longest)
+        self._next = h
+        straight = self.start + h * self.nodes.c[:, None] * drift
+        if not h * speed < 10 * (size + 1):
+            straight = np.tile(self.start, (self.nodes.n, 1))
+        return Segment(0.0, h, self.start, straight)
+
+    def _judge(self, drift: np.ndarray) -> Segment | None:
+        """Accept the segments that waited for their check, up to the first that does not pass it."""
+        waiting, self.waiting, at = self.waiting, [], 0
+        for segment, count in zip(waiting, self._checking, strict=True):
+            checked = self.check.of(segment, drift[at : at + count], self.bounds)
+            at += count
+            if checked is None:
+                return segment
+            self.accepted.append(checked)
+            ends = None if self.watch is None else self.watch(checked)
+            if ends is not None:
+                self.queue, self.span = [], ends
+                return None
+        return None
+
+    def _restart(self, segment: Segment) -> None:
+        """Begin again where a segment failed, shorter and from a constant."""
+        self.rejected += 1
+        self._next, self._longer, self._burst = _RESTART * segment.h, None, 1
+        if self._next < self._shortest(segment.t):
+            raise Stuck(segment.t)
+        self.queue, self.waiting = [segment.restarted(_RESTART)], []
+
+    def _note_not_finite(self, drift: np.ndarray) -> None:
+        """Remember the first time in the leading segment at which the drift is not finite."""
+        finite = np.isfinite(drift).all(1) | ~np.isfinite(self.queue[0].states).all(1)
+        self.not_finite = None if finite.all() else float(self._flight.times[0, finite.argmin()])
+
+    def _shortest(self, t: float) -> float:
+        """What the clock can tell apart, eight times over."""
+        now = max(abs(self.origin + t), abs(self.origin - t), 1e-300)
+        return 8 * np.finfo(float).eps * now if now > 1e-300 else 0.0
+
+    def _advance(self, drift: np.ndarray, beside: np.ndarray) -> None:
+        flight, queue = self._flight, self.queue
+        swept = self.sweep.sweep(flight, drift, beside)
+        flight.states, flight.starts = flight.states + swept.change, flight.starts + swept.carried
+        for i, segment in enumerate(queue):
+            segment.states, segment.start = flight.states[i], flight.starts[i]
+            segment.age += 1
+        grades = Grades.of(flight, swept, drift, self.bounds)
+        fails = self._first_failing(grades)
+        if fails == 0:
+            self._restart(queue[0])
+            return
+        if fails is not None:  # of those behind the first nothing is lost
+            self._next, self._longer = min(self._next, 0.6 * queue[fails].h), None
+            del queue[fails:]
+        news = [grades.relative[i] for i, segment in enumerate(queue) if segment.age == 1]
+        last = len(queue) - 1
+        count = self._good(grades)
+        self._choose_length(grades)
+        poor = self._first_poor(grades, count)
+        for i, segment in enumerate(queue):
+            segment.change = grades.change[i]
+            segment.stale = not (self.sweep.quadratic and grades.relative[i] < 1e-3)
+        if poor is not None:
+            if queue[poor].h < 4 * self._shortest(queue[poor].t):
+                if poor == 0:
+                    raise Stuck(queue[0].t)
+                self._next, self._longer = 0.5 * queue[poor].h, None
+                del queue[poor:]
+                last = min(last, poor - 1)
+            else:
+                part = min(self._factor(grades.tail[poor]), _SAFETY)
+                queue[poor : poor + 1] = queue[poor].split(self.nodes, part)
+        self._release(count)
+        if news and self.sweep.quadratic:
+            self._burst = min(2 * self._burst, self.bounds.in_flight) if max(news) < _EASY else 1
+        self._append(grades.relative[last], grades.tail[last])
+
+    def _first_failing(self, grades: Grades) -> int | None:
+        """The first segment whose iteration does not converge."""
+        for i, segment in enumerate(self.queue):
+            slack = 1e-6 if i == 0 else 0.3
+            grows = grades.change[i] > segment.change and grades.relative[i] > slack
+            diverges = not grades.relative[i] < 1e3 or (segment.age > 4 and grows and self.sweep.quadratic)
+            if diverges or segment.age > self.sweep.patience:
+                return i
+        return None
+
+    def _good(self, grades: Grades) -> int:
+        """How many segments from the first have converged to the tolerance, and resolve the solution."""
+        for i, segment in enumerate(self.queue):
+            left, rate = grades.change[i], grades.change[i] / segment.change
+            if rate < 0.5 and segment.age > 1:
+                left *= min(1.0, max(self.sweep.remainder(segment), rate / (1 - rate)))
+            if left > max(0.5, grades.floor[i]) or grades.tail[i] > max(1.0, grades.floor[i]):
+                return i
+        return len(self.queue)
+
+    def _known(self, grades: Grades, i: int) -> bool:
+        """Whether a segment has converged well enough for its tail to be the solution's."""
+        return grades.change[i] < max(0.1 * grades.tail[i], 1.0)
+
+    def _first_poor(self, grades: Grades, count: int) -> int | None:
+        """The first segment that does not resolve the solution."""
+        for i in range(count, len(self.queue)):
+            if grades.tail[i] > max(1.0, grades.floor[i]) and self._known(grades, i):
+                return i
+        return None
+
+    def _factor(self, tail: float) -> float:
+        """How much longer a segment should have been: its polynomial's terms fall off geometrically."""
+        best = _SAFETY * (0.5 / max(tail, 1e-30)) ** (1 / self.nodes.n)
+        return min(max(best, _SHRINKS), _GROWS)
+
+    def _choose_length(self, grades: Grades) -> None:
+        for i in range(len(self.queue) - 1, -1, -1):
+            if self._known(grades, i):
+                self._longer = self._factor(grades.tail[i])
+                self._next = self.queue[i].h * self._longer
+                return
+
+    def _release(self, count: int) -> None:
+        """Let converged segments wait for their check."""
+        if count:
+            self._last = self.queue[count - 1]
+            self.waiting += self.queue[:count]
+            del self.queue[:count]
+            if self.queue:
+                self.queue[0].start = self._last.states[-1]
+
+    def _append(self, settled: float, tail: float) -> None:
+        """New segments behind the last, once that has settled; several where the solution is easy."""
+        length = min(self._next, self.bounds.longest)
+        for k in range(self._burst if self.guide is None else self.bounds.in_flight):
+            behind = self.queue[-1] if self.queue else self._last
+            assert behind is not None
+            left = self.span - behind.end
+            ready = k > 0 or self.guide is not None or not self.queue or (behind.age > 0 and settled < self.sweep.eager)
+            if left <= 1e-13 * self.span or len(self.queue) >= self.bounds.in_flight or not ready:
+                return
+            if self.guide is not None:
+                self.queue.append(self.guide.segment(behind.end, behind.states[-1], left))
+                continue
+            if k and self._longer is None:
+                return
+            h = length if left > 2 * length else left / 2 if left > length else left
+            self.queue.append(self.sweep.follow(behind, h))
+            if self._longer == _GROWS and tail < 1e-3:
+                length = min(_GROWS * length, self.bounds.longest)

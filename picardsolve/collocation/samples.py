@@ -1,0 +1,175 @@
+"""The samples of a batch: each marches by itself, all are evaluated in the same rounds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from picardsolve.collocation.check import Check
+from picardsolve.collocation.march import March, Stuck
+from picardsolve.collocation.method import Collocation
+from picardsolve.collocation.nodes import nodes
+from picardsolve.collocation.refinement import Refinement, Unreachable
+from picardsolve.collocation.segments import Bounds
+from picardsolve.collocation.sweeps import Newton, Picard, Sweep
+
+Choice: TypeAlias = Literal["picard", "secant", "newton"]
+
+_DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
+_LARGEST = 64  # numbers in a state whose Jacobian is taken at all
+_ROWS = 20_000  # of a round of a march that is guided
+_AHEAD = 1e-2  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
+_TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
+
+
+@dataclass(frozen=True)
+class Posed:
+    """What a sample asks for.
+
+    Attributes:
+        start: ``(d,)``.
+        ts: ``(T,)`` times of the solution; ``ts[0]`` is that of the start.
+        rtol, atol: the tolerance.
+        unit: unit roundoff of the drift.
+        second_order: whether states are (positions, velocities), and accelerations depend on positions.
+    """
+
+    start: np.ndarray
+    ts: np.ndarray
+    rtol: float
+    atol: float
+    unit: float
+    second_order: bool
+
+    @property
+    def sign(self) -> float:
+        """Direction of time."""
+        return 1.0 if self.ts[-1] > self.ts[0] else -1.0
+
+    @property
+    def clock(self) -> np.ndarray:
+        """The times as they are counted inside: from 0, increasing."""
+        return self.sign * (self.ts - self.ts[0])
+
+    @property
+    def unknowns(self) -> int:
+        """Numbers whose derivatives Newton takes."""
+        return len(self.start) // 2 if self.second_order else len(self.start)
+
+
+@dataclass
+class Sample:
+    """One sample's solve, from the choice of the iteration to its end or its failure.
+
+    Attributes:
+        posed: what is asked.
+        method: the user's.
+        choice: the iteration; None: by the size of the state, and Newton where others find the equation stiff.
+        failure: why it ended before its time; None where it did not.
+        notes: what was decided on the way.
+    """
+
+    posed: Posed
+    method: Collocation
+    choice: Choice | None = None
+    failure: Exception | None = None
+    notes: list[str] = field(default_factory=list)
+    rounds: int = 0
+
+    def __post_init__(self):
+        small = self.posed.unknowns * (self.method.order or 24) <= _DENSE
+        self.used: Choice = self.choice or ("newton" if small else "secant")
+        self.refinement = self._begun()
+
+    def _begun(self) -> Refinement:
+        posed, quadratic = self.posed, self.used == "newton"
+        size, method = posed.unknowns, self.method
+        usual = 20 if not quadratic else 24 if size <= 10 else 16 if size <= 20 else 12
+        at = nodes(method.nodes, (method.order or usual) + (method.nodes != "radau"))
+        typical = 1e-3 * np.abs(posed.start) + 1e-6 * np.abs(posed.start).max() + posed.atol + np.finfo(float).tiny
+        sweep: Sweep = (
+            Newton(at, posed.second_order, posed.unit, typical)
+            if quadratic
+            else Picard(at, posed.second_order, self.used == "secant")
+        )
+        ahead = 1.0 if quadratic else _AHEAD
+        in_flight = method.in_flight or (8 if quadratic else 12)
+        bounds = Bounds(
+            ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
+        )
+        check = Check(at, posed.second_order, posed.unit, typical)
+        clock = posed.clock
+        march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]))
+        widest = max(_ROWS // (at.n * (1 + size)), in_flight) if quadratic else in_flight
+        return Refinement(march, widest, clock[1:], scaled=ahead)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self.failure is not None or self.refinement.done
+
+    def ask(self) -> tuple[np.ndarray, np.ndarray]:
+        """Times ``(R,)`` and states ``(R, d)`` of the next round, on the user's clock."""
+        t, y = self.refinement.ask()
+        return self.posed.ts[0] + self.posed.sign * t, y
+
+    def tell(self, drift: np.ndarray) -> None:
+        """Take the drifts there; a failure is kept."""
+        self.rounds += 1
+        try:
+            self.refinement.tell(self.posed.sign * drift)
+        except (Stuck, Unreachable) as failure:
+            self.failure = failure
+        if self.used != "newton" and self.rounds % 50 == 0 and not self.over:
+            self._reconsider()
+
+    def _reconsider(self) -> None:
+        """Foresee the rounds of a Picard iteration; take Newton instead where they are too many."""
+        march = self.refinement.march
+        foreseen = self.rounds * march.span / max(march.reached, 1e-9 * march.span)
+        if self.refinement.marches > 1 or foreseen < _TOO_MANY or self.choice is not None:
+            return
+        if self.posed.unknowns > _LARGEST:
+            return
+        self.notes.append(
+            f"stiff: after {self.rounds} rounds {foreseen:.0f} were foreseen, so Newton's method took over"
+        )
+        self.used = "newton"
+        self.refinement = self._begun()
+
+
+def run(
+    samples: list[Sample],
+    drift: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    max_rounds: int,
+    seen: Callable[[int], None],
+) -> tuple[int, int]:
+    """Solve samples together: each round is one call of the drift for all that are not over.
+
+    Args:
+        samples: to be solved.
+        drift: of times ``(R,)``, states ``(R, d)`` and sample numbers ``(R,)``.
+        max_rounds: stop then.
+        seen: told of the number of rounds after each.
+
+    Returns:
+        Rounds, and the most rows that a sample had in one.
+    """
+    rounds = width = 0
+    while rounds < max_rounds:
+        active = [i for i, sample in enumerate(samples) if not sample.over]
+        if not active:
+            break
+        asked = [samples[i].ask() for i in active]
+        counts = [len(t) for t, _ in asked]
+        if len(asked) == 1:
+            values = drift(*asked[0], np.full(counts[0], active[0]))
+        else:
+            t, y = (np.concatenate(part) for part in zip(*asked, strict=True))
+            values = drift(t, y, np.repeat(active, counts))
+        rounds, width = rounds + 1, max(width, *counts)
+        for i, own in zip(active, np.split(values, np.cumsum(counts)[:-1]), strict=True):
+            samples[i].tell(own)
+        seen(rounds)
+    return rounds, width

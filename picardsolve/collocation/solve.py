@@ -1,0 +1,178 @@
+"""A whole solve by collocation, from the validated problem to its `Solution`."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picardsolve.collocation.dense import Path
+from picardsolve.collocation.estimate import Estimate
+from picardsolve.collocation.march import Stuck
+from picardsolve.collocation.method import Collocation
+from picardsolve.collocation.refinement import Unreachable
+from picardsolve.collocation.samples import Choice, Posed, Sample, run
+from picardsolve.drift import RowFunction
+from picardsolve.progress import Progress
+from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.state import Layout
+from picardsolve.terms import ODE, SecondOrderODE
+from picardsolve.tolerances import Tolerance
+
+_REACH = 16.0  # units of rounding that a tolerance may ask for
+_ROUNDS = 10_000
+
+
+def collocate(
+    term: ODE | SecondOrderODE,
+    layout: Layout,
+    y: Tensor,
+    ts: Tensor,
+    args: object,
+    method: Collocation,
+    choice: Choice | None,
+    tolerance: Tolerance,
+    max_batch: int | None,
+    max_rounds: int | None,
+    progress: bool,
+    throw: bool,
+) -> Solution:
+    """Solve.
+
+    Args:
+        term: what is solved.
+        layout: of a sample's state.
+        y: ``(B, D)`` where samples start.
+        ts: ``(T,)``, or ``(T, B)``: times of the solution.
+        args: passed on to the drift.
+        method: nodes, order and steps.
+        choice: the iteration; None: chosen.
+        tolerance: of which ``rtol`` and ``atol`` are meant.
+        max_batch: as in `picardsolve.solve`.
+        max_rounds: likewise.
+        progress: likewise.
+        throw: likewise.
+    """
+    function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=max_batch)  # pyright: ignore
+    samples = _posed(term, layout, y, ts, tolerance, method, choice)
+
+    def drift(t: np.ndarray, states: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        on = {"device": layout.device, "dtype": layout.compute_dtype}
+        rows = function(torch.from_numpy(t).to(**on), torch.from_numpy(states).to(**on), torch.from_numpy(sample))
+        return rows.to("cpu", torch.float64).numpy()
+
+    with Progress(100, progress, "%") as bar:
+        update = partial(_show, bar, samples) if progress else lambda rounds: None
+        rounds, width = run(samples, drift, max_rounds or _ROUNDS, update)
+    steps = max(len(sample.refinement.march.accepted) for sample in samples)
+    stats = Stats(steps, rounds, function.evaluations, function.calls, width)
+    return _finished(samples, layout, ts, stats, throw)
+
+
+def _posed(
+    term: ODE | SecondOrderODE,
+    layout: Layout,
+    y: Tensor,
+    ts: Tensor,
+    tolerance: Tolerance,
+    method: Collocation,
+    choice: Choice | None,
+) -> list[Sample]:
+    unit = torch.finfo(layout.dtype).eps
+    starts, grid = y.to("cpu", torch.float64).numpy(), ts.numpy()
+    rtol, atol = (
+        np.broadcast_to(np.asarray(value.cpu() if isinstance(value, Tensor) else value, float), len(starts))
+        for value in (tolerance.rtol, tolerance.atol)
+    )
+    samples = []
+    for i, start in enumerate(starts):
+        largest = float(np.abs(start).max())
+        least = _REACH * unit * largest
+        if rtol[i] * largest + atol[i] <= least:
+            raise ValueError(
+                f"rtol, atol: got {rtol[i]:g} and {atol[i]:g}, less than {layout.dtype} can reach with states of size "
+                f"{largest:.1e}; pass rtol >= {_REACH * unit:.1e}, or atol >= {max(least, 1e-300):.1e}."
+            )
+        times = grid if grid.ndim == 1 else grid[:, i]
+        posed = Posed(start, times, rtol[i], atol[i], unit, isinstance(term, SecondOrderODE))
+        samples.append(Sample(posed, method, choice))
+    return samples
+
+
+def _show(bar: Progress, samples: list[Sample], rounds: int) -> None:
+    parts = [sample.refinement.march.reached / sample.refinement.march.span for sample in samples if not sample.over]
+    bar.update(int(100 * min(parts, default=1.0)), rounds)
+
+
+def _finished(samples: list[Sample], layout: Layout, ts: Tensor, stats: Stats, throw: bool) -> Solution:
+    paths = [_path(sample) for sample in samples]
+    states = np.stack([_states(*pair) for pair in zip(samples, paths, strict=True)], 1)
+    failures = [(i, sample) for i, sample in enumerate(samples) if sample.failure is not None or not sample.over]
+    result, message, time = (Result.solved, "", None) if not failures else _explained(*failures[0], layout)
+    rows = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
+    solution = Solution(
+        ts,
+        layout.unpack_path(rows),
+        result,
+        stats,
+        notes=tuple(note for sample in samples for note in _notes(sample)),
+        dense=partial(_dense, layout, samples, paths),
+        _certified=partial(Estimate.of, samples, layout),
+    )
+    if throw and failures:
+        raise SolveError(message, solution, time=time)
+    return solution
+
+
+def _path(sample: Sample) -> Path | None:
+    march = sample.refinement.march
+    return Path(march.accepted, march.nodes) if march.accepted else None
+
+
+def _states(sample: Sample, path: Path | None, ts: np.ndarray | None = None) -> np.ndarray:
+    """At the sample's own times, or others; NaN beyond what was reached."""
+    posed = sample.posed
+    clock = posed.clock if ts is None else posed.sign * (ts - posed.ts[0])
+    out = np.full((len(clock), len(posed.start)), np.nan)
+    if path is not None:
+        known = (clock >= 0) & (clock <= path.end * (1 + 1e-12))
+        out[known] = path(np.minimum(clock[known], path.end))
+    out[clock == 0] = posed.start
+    return out
+
+
+def _dense(layout: Layout, samples: list[Sample], paths: list[Path | None], t: Tensor) -> object:
+    """The solution at any times ``(T,)``."""
+    at = t.detach().to("cpu", torch.float64).numpy()
+    states = np.stack([_states(*pair, at) for pair in zip(samples, paths, strict=True)], 1)
+    return layout.unpack_path(torch.from_numpy(states).to(layout.device, layout.compute_dtype))
+
+
+def _notes(sample: Sample) -> list[str]:
+    march = sample.refinement.march
+    again = sample.refinement.marches - 1
+    said = [f"{sample.used} iteration on {march.nodes.n} {march.nodes.kind} nodes", *sample.notes]
+    return said + ([f"solved again {again} times to a sharper tolerance, for errors grow"] if again else [])
+
+
+def _explained(i: int, sample: Sample, layout: Layout) -> tuple[Result, str, float]:
+    """What went wrong with a sample: the result, the sentence and the time."""
+    march, posed, failure = sample.refinement.march, sample.posed, sample.failure
+    time = float(posed.ts[0] + posed.sign * march.reached)
+    which = f"Sample {i}: " if layout.batched else ""
+    if isinstance(failure, Unreachable):
+        value = posed.rtol * failure.factor, posed.atol * failure.factor
+        said = f"{which}errors grow so much that rtol={value[0]:.1e}, atol={value[1]:.1e} is what can be reached."
+        return Result.unreachable, f"{said} {Result.unreachable.value}", time
+    if not isinstance(failure, Stuck):
+        return Result.max_rounds, f"{which}t = {time:g} was reached. {Result.max_rounds.value}", time
+    bad = march.not_finite
+    largest = max((float(segment.scale.max()) for segment in march.accepted[-1:]), default=0.0)
+    if bad is not None:
+        at = float(posed.ts[0] + posed.sign * bad)
+        result, said = Result.nonfinite_drift, f"{which}the drift is not finite at t = {at:.6g}."
+    elif largest > 1e4 * (1 + float(np.abs(posed.start).max())):
+        result, said = Result.diverged, f"{which}the state grows to {largest:.1e} at t = {time:.6g}."
+    else:
+        result, said = Result.unresolved, f"{which}no step is short enough at t = {time:.6g}."
+    return result, f"{said} {result.value}", time

@@ -1,0 +1,230 @@
+"""What a round of drifts makes of the segments in flight: Picard with a scalar secant, its cascade, and Newton."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from picardsolve.collocation.linear import Linearised
+from picardsolve.collocation.nodes import Nodes, nodes
+from picardsolve.collocation.segments import Flight, Segment
+
+_STEEP = 0.5  # of h times slope: below it, a secant does not pay for its solve
+_GUESS_NODES = 12  # a guess may be coarse
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The outcome of a sweep.
+
+    Attributes:
+        change: of the states, ``(S, n, d)``.
+        carried: of the starts, ``(S, d)``.
+        doubt: what the changes would be without damping, where that may be more.
+    """
+
+    change: np.ndarray
+    carried: np.ndarray
+    doubt: np.ndarray | None = None
+
+
+class Sweep(ABC):
+    """An iteration over segments of collocation.
+
+    Attributes:
+        patience: rounds that a segment may take.
+        eager: relative change of the last segment in flight below which the next one is started.
+        quadratic: whether changes shrink faster and faster.
+    """
+
+    patience: int
+    eager: float
+    quadratic: bool
+
+    def asks(self, flight: Flight) -> tuple[np.ndarray, np.ndarray] | None:
+        """Times and states of the rows to be evaluated beside those of the nodes."""
+        return None
+
+    @abstractmethod
+    def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Swept:
+        """New states from the drifts at the nodes ``(S, n, d)`` and at the rows asked for ``(rows, d)``."""
+
+    @abstractmethod
+    def follow(self, segment: Segment, h: float) -> Segment:
+        """The segment after a given one, with its guess."""
+
+    @abstractmethod
+    def remainder(self, segment: Segment) -> float:
+        """Least part of a change that is to be feared after it."""
+
+
+@dataclass
+class Picard(Sweep):
+    """``Y = start + h A F``; or, where a segment's drift has a slope c along the last change, ``(1 - h c A)^-1`` of it.
+
+    The slope is the scalar secant ``<dX, dF> / <dX, dX>`` of the last two rounds. Second-order equations cascade:
+    velocities first, positions from the new velocities.
+    """
+
+    nodes: Nodes
+    second_order: bool
+    secant: bool = True
+    patience: int = 60
+    eager: float = 0.1
+    quadratic: bool = False
+
+    def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Swept:
+        """New states."""
+        residual = flight.residuals(drift)
+        if self.second_order:
+            return self._cascade(flight, residual)
+        slopes = self._slopes(flight, drift) if self.secant else None
+        if slopes is None:
+            carried = np.zeros_like(flight.starts)
+            if len(carried) > 1:
+                np.cumsum(flight.jumps + residual[:-1, -1], 0, out=carried[1:])
+            residual += carried[:, None]
+            swept = Swept(residual, carried)
+        else:
+            swept = self._damped(flight, residual, slopes)
+        if self.secant:
+            for segment, change, values in zip(flight.segments, swept.change, drift, strict=True):
+                segment.moved, segment.drift = change, values
+        return swept
+
+    def _slopes(self, flight: Flight, drift: np.ndarray) -> np.ndarray | None:
+        """``h c`` of every segment; None where none is steep."""
+        steep = False
+        out = np.zeros(len(flight.segments))
+        for i, segment in enumerate(flight.segments):
+            if segment.moved is not None and segment.drift is not None:
+                moved = segment.moved.ravel()
+                size = float(moved @ moved)
+                along = float(moved @ (drift[i] - segment.drift).ravel())
+                # a change at the level of rounding says nothing
+                if size > 1e-18 * float(np.vdot(segment.states, segment.states)) and np.isfinite(along):
+                    segment.slope = min(max(along / size, -30 / segment.h), 1 / segment.h)
+            out[i] = segment.slope * segment.h
+            steep = steep or abs(out[i]) > _STEEP
+        return np.where(np.abs(out) > _STEEP, out, 0.0) if steep else None
+
+    def _damped(self, flight: Flight, residual: np.ndarray, slopes: np.ndarray) -> Swept:
+        n, integrate = self.nodes.n, self.nodes.integrate
+        one = np.ones((len(slopes), n, 1))
+        answers = np.linalg.solve(np.eye(n) - slopes[:, None, None] * integrate, np.concatenate([residual, one], -1))
+        change, response = answers[..., :-1], answers[..., -1:]
+        carried = np.zeros_like(flight.starts)
+        for i in range(1, len(slopes)):
+            carried[i] = flight.jumps[i - 1] + change[i - 1, -1] + response[i - 1, -1] * carried[i - 1]
+        change += response * carried[:, None]
+        residual += carried[:, None]
+        return Swept(change, carried, residual)
+
+    def _cascade(self, flight: Flight, residual: np.ndarray) -> Swept:
+        half = residual.shape[-1] // 2
+        carried = np.zeros_like(flight.starts)
+        more = len(carried) > 1
+        if more:
+            np.cumsum(flight.jumps[:, half:] + residual[:-1, -1, half:], 0, out=carried[1:, half:])
+        residual[..., half:] += carried[:, None, half:]
+        residual[..., :half] += flight.h[:, None, None] * (self.nodes.integrate @ residual[..., half:])
+        if more:
+            np.cumsum(flight.jumps[:, :half] + residual[:-1, -1, :half], 0, out=carried[1:, :half])
+        residual[..., :half] += carried[:, None, :half]
+        return Swept(residual, carried)
+
+    def follow(self, segment: Segment, h: float) -> Segment:
+        """Goes on along the parabola through the last three points."""
+        values = segment.values(self.nodes)[-3:]
+        guess = self.nodes.extrapolate(1 + h / segment.h * self.nodes.c, 3) @ values
+        return Segment(segment.end, h, segment.states[-1], guess, slope=segment.slope)
+
+    def remainder(self, segment: Segment) -> float:
+        """A tenth of a change that a secant damped; else whatever the rate says."""
+        return 0.1 if self.secant and not self.second_order else 0.0
+
+
+@dataclass
+class Newton(Sweep):
+    """Newton's method, with the Jacobian at every node from differences whose rows ride in the same round.
+
+    The Jacobian, and its factors, are held once changes are small.
+    """
+
+    nodes: Nodes
+    second_order: bool
+    unit: float
+    typical: np.ndarray
+    patience: int = 12
+    eager: float = 0.5
+    quadratic: bool = True
+    held: float = 1e-3
+
+    def asks(self, flight: Flight) -> tuple[np.ndarray, np.ndarray] | None:
+        """A row for every node and unknown of the segments whose linearisation is stale."""
+        self._stale = [i for i, segment in enumerate(flight.segments) if segment.stale]
+        if not self._stale:
+            return None
+        states = flight.states[self._stale]
+        size = states.shape[-1] // 2 if self.second_order else states.shape[-1]
+        at = np.arange(size)
+        unknown = np.abs(states[..., :size])
+        scale = np.maximum(unknown, np.maximum(unknown.max(1, keepdims=True) * 0.1, self.typical[:size]))
+        rows = np.repeat(states[:, :, None, :], size, 2)
+        rows[:, :, at, at] += self.unit**0.5 * scale
+        self._steps = rows[:, :, at, at] - states[..., :size]  # what the sums have become, rounded
+        return np.repeat(flight.times[self._stale].ravel(), size), rows.reshape(-1, states.shape[-1])
+
+    def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Swept:
+        """New states."""
+        self._linearise(flight, drift, beside)
+        residual = flight.residuals(drift)
+        change, carried = np.full_like(residual, np.nan), np.zeros_like(flight.starts)
+        for i, segment in enumerate(flight.segments):
+            assert segment.linear is not None
+            if i:
+                carried[i] = flight.jumps[i - 1] + change[i - 1, -1]
+            right = residual[i] + carried[i]
+            if segment.linear.singular or not np.isfinite(right).all():
+                break
+            change[i] = segment.linear.solve(right)
+            segment.end_drift = drift[i, -1] + self._derivative(segment.linear, change[i, -1])
+        return Swept(change, carried)
+
+    def _linearise(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> None:
+        if not self._stale:
+            return
+        size = self._steps.shape[-1]
+        which = slice(size, None) if self.second_order else slice(None)
+        rows = beside.reshape(len(self._stale), self.nodes.n, size, -1)[..., which]
+        jacobian = ((rows - drift[self._stale][:, :, None, which]) / self._steps[..., None]).swapaxes(-1, -2)
+        for i, matrices in zip(self._stale, jacobian, strict=True):
+            segment = flight.segments[i]
+            segment.linear = Linearised(self.nodes, segment.h, matrices, self.second_order)
+
+    def _derivative(self, linear: Linearised, change: np.ndarray) -> np.ndarray:
+        """Of the drift at the end, along a change of the state."""
+        if not self.second_order:
+            return linear.jacobian[-1] @ change
+        half = len(change) // 2
+        return np.concatenate([change[half:], linear.jacobian[-1] @ change[:half]])
+
+    def follow(self, segment: Segment, h: float) -> Segment:
+        """Goes on with the flow that is linearised at the segment's end."""
+        start, drift, linear = segment.states[-1], segment.end_drift, segment.linear
+        few = nodes(self.nodes.kind, _GUESS_NODES)
+        assert drift is not None
+        assert linear is not None
+        held = np.broadcast_to(linear.jacobian[-1], (few.n, *linear.jacobian.shape[1:]))
+        straight = h * few.c[:, None] * drift
+        moved = Linearised(few, h, held, self.second_order).solve(straight)
+        if not np.abs(moved).max() <= 100 * np.abs(segment.states).max():
+            moved = straight
+        guess = start + few.interpolate(self.nodes.c) @ (moved if few.c[0] == 0 else np.r_[0 * moved[:1], moved])
+        new = Segment(segment.end, h, start, guess, linear=linear)
+        new.end_drift = drift + self._derivative(linear, moved[-1])
+        return new
+
+    def remainder(self, segment: Segment) -> float:
+        """A fiftieth of a change by a fresh Jacobian, a tenth by a held one."""
+        return 0.02 if segment.stale else 0.1
