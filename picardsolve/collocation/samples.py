@@ -93,7 +93,7 @@ class Sample:
             if quadratic
             else Picard(at, posed.second_order, self.used == "secant")
         )
-        ahead = 1.0 if quadratic else _AHEAD
+        ahead = 1.0 if quadratic else self._ahead()
         in_flight = method.in_flight or (8 if quadratic else 12)
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
@@ -103,6 +103,12 @@ class Sample:
         march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]))
         widest = max(_ROWS // (at.n * (1 + size)), in_flight) if quadratic else in_flight
         return Refinement(march, widest, clock[1:], scaled=ahead)
+
+    def _ahead(self) -> float:
+        """What Picard aims at, in tolerances: sharper than asked for, but not at rounding."""
+        largest = np.abs(self.posed.start).max()
+        allowed = self.posed.atol + self.posed.rtol * largest
+        return min(1.0, max(_AHEAD, 64 * self.posed.unit * largest / allowed))
 
     @property
     def over(self) -> bool:
