@@ -33,7 +33,7 @@ class Trajectory:
         return [Path(march.accepted, march.nodes) if march.accepted else None for march in marches]
 
     def clocks(self, ts: Tensor) -> np.ndarray:
-        """Times ``(T,)`` or, of each sample, ``(T, B)``, as `Path` counts them; ``(T, B)``, NaN beyond what is known."""
+        """Times ``(T,)`` or, by sample, ``(T, B)``, as `Path` counts them; ``(T, B)``, NaN beyond what is known."""
         at = ts.detach().to("cpu", torch.float64).numpy()
         at = at[:, None] if at.ndim == 1 else at
         ends = [0.0 if path is None else path.end for path in self.paths]
