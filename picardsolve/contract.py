@@ -70,7 +70,7 @@ def validated(
     else:
         grid = grids.given(ts)
     problem = Problem(term, layout, grid, given, brownian or BrownianPath(seed=0), max_batch)
-    return problem, layout.pack(y0)
+    return problem, layout.pack(y0).detach()
 
 
 def tolerance_of(

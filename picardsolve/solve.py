@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from picardsolve import sequential as reference
+from picardsolve.adjoint import differentiable, refusing_gradients
 from picardsolve.brownian import BrownianPath
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.checks import (
@@ -20,7 +22,7 @@ from picardsolve.checks import (
     check_type,
     check_width,
 )
-from picardsolve.collocation import Choice, Collocation, collocate
+from picardsolve.collocation import Choice, Collocation, Trajectory, collocate
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.guesses import FromTrajectory, Guess, guess_for
@@ -42,7 +44,6 @@ _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does 
 Save = Literal["all", "last"]
 
 
-@torch.no_grad()
 def solve(
     term: Term,
     y0: Any,
@@ -68,7 +69,8 @@ def solve(
 ) -> Solution:
     """Solve a term on a grid, a window of steps at a time, to the sequential integrator's answer.
 
-    Gradients are not recorded.
+    With `Collocation`, gradients are recorded by y0, ts, args and whatever the drift closes over, to its tolerance
+    (`picardsolve.adjoint`); with others they are not.
 
     Args:
         term: an `ODE`, `SDE` or `Denoiser`.
@@ -115,20 +117,47 @@ def solve(
     check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
     if isinstance(integrator, Collocation):
-        return _collocated(
+        found = _collocated(
             problem, y, integrator, iteration, guess, stop, (tol, rtol, atol), max_rounds, progress, throw
         )
+        return differentiable(*found, y0, ts, args) if torch.is_grad_enabled() else found[0]
+    given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
+    kept = {"max_batch": max_batch, "save": save}
+    how = iteration, guess, window, stop, max_rounds, progress, throw
+    solution = _on_grid(problem, y, (term, y0, ts), (tol, rtol, atol), *how, given=given, kept=kept)
+    return refusing_gradients(solution, y0, ts, args) if torch.is_grad_enabled() else solution
+
+
+@torch.no_grad()
+def _on_grid(
+    problem: Problem,
+    y: Tensor,
+    asked: tuple[Term, Any, Any],
+    tolerances: tuple[Any, Any, Any],
+    iteration: Iteration | Parareal | None,
+    guess: Any,
+    window: Any,
+    stop: Stop,
+    max_rounds: int | None,
+    progress: bool,
+    throw: bool,
+    *,
+    given: dict[str, Any],
+    kept: dict[str, Any],
+) -> Solution:
+    """Solve on the grid that was given; ``given`` and ``kept`` is what `sequential` is also passed."""
+    (term, y0, ts), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
     check_choice("save", save, ("all", "last"))
     if iteration is not None and not isinstance(iteration, Parareal):
         check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
     check_choice("stop", stop, get_args(Stop))
-    tolerance, meant = (tolerance_of(term, problem.layout, tol, rtol, atol, rule) for rule in (stop, "error"))
+    tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
     chain = integrator.chain(problem)
     path = _path(chain, y) if save == "all" else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(iteration, Parareal):
-        allowed = tolerance_of(term, problem.layout, tol, rtol, atol, "increment")
+        allowed = tolerance_of(term, problem.layout, *tolerances, "increment")
         loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
     else:
         denoises = isinstance(term, Denoiser)
@@ -150,8 +179,6 @@ def solve(
         result = Result.stopped
     path = loop.path
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
-    given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
-    kept = {"max_batch": max_batch, "save": save}
     evidence = Evidence(
         loop.history,
         path,
@@ -178,7 +205,7 @@ def _collocated(
     stop: str,
     tolerances: tuple[Any, Any, Any],
     *run: Any,
-) -> Solution:
+) -> tuple[Solution, Trajectory]:
     """Solve by collocation, which has windows, guesses and a rule to stop of its own."""
     if guess is not None or stop != "error":
         raise ValueError("guess, stop: Collocation has its own; leave them out.")
@@ -189,7 +216,8 @@ def _collocated(
         )
     choice = None if iteration is None else choices[type(iteration)]
     tolerance = tolerance_of(problem.term, problem.layout, *tolerances, "error")
-    posed = problem.term, problem.layout, y, problem.ts, problem.args, method, choice, tolerance, problem.max_batch
+    args = pytree.tree_map(lambda arg: arg.detach() if isinstance(arg, Tensor) else arg, problem.args)
+    posed = problem.term, problem.layout, y, problem.ts, args, method, choice, tolerance, problem.max_batch
     return collocate(*posed, *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
 
 
@@ -248,7 +276,9 @@ def _finer(
 
 def _warn(*sentences: str | None) -> None:
     for sentence in filter(None, sentences):
-        warnings.warn(sentence, ConvergenceWarning, stacklevel=4)  # of the caller of solve, beneath torch.no_grad
+        warnings.warn(
+            sentence, ConvergenceWarning, stacklevel=5
+        )  # of the caller of solve, beneath _on_grid and torch.no_grad
 
 
 @torch.no_grad()
