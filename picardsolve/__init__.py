@@ -7,7 +7,7 @@ from picardsolve.certificate import Certificate, Verification
 from picardsolve.diagnostics import ConvergenceWarning
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
-from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
+from picardsolve.integrators import DDIM, DDPM, RK4, BackwardEuler, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
 from picardsolve.iterations import (
     Anderson,
     Exponential,
@@ -36,6 +36,7 @@ __all__ = [
     "SDE",
     "Analysis",
     "Anderson",
+    "BackwardEuler",
     "BrownianPath",
     "Certificate",
     "Coarse",

@@ -176,7 +176,12 @@ def analyze(
     """
     problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, "error")
-    length = integrator.chain(problem).length
+    chain = integrator.chain(problem)
+    if chain.implicit:
+        raise TypeError(
+            f"integrator: analyze forecasts explicit steps, got {integrator!r}; solve with it and read solution.stats."
+        )
+    length = chain.length
     pilot = fly(problem, y, integrator, _above_rounding(tolerance, y))
     denoiser, stages = isinstance(term, Denoiser), _stages(integrator)
     iterations: tuple[Iteration, ...] = (MultiSecant(), Picard()) if denoiser else (Picard(),)

@@ -1,5 +1,6 @@
 """What makes a chain of steps: each integrator says its order and what terms it takes."""
 
+from picardsolve.integrators.backward_euler import BackwardEuler
 from picardsolve.integrators.base import Chain, DriftChain, Integrator, Problem, Rows, Steps
 from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
@@ -11,6 +12,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "RK4",
+    "BackwardEuler",
     "Chain",
     "DPMSolver",
     "DriftChain",

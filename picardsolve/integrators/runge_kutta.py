@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.drift import RowFunction
+from picardsolve.integrators.additive import Additive
 from picardsolve.integrators.base import (
     DriftChain,
     Evaluated,
@@ -20,7 +21,7 @@ from picardsolve.integrators.base import (
     per_step,
     refuse,
 )
-from picardsolve.recurrence import linear_sweep, recurrence
+from picardsolve.recurrence import recurrence
 from picardsolve.terms import ODE, SDE
 from picardsolve.theory.bounds import step_lipschitz
 
@@ -119,7 +120,7 @@ class RungeKuttaChain(DriftChain):
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
-        return _Additive(torch.addcmul(x, outputs, per_step(self._h, n, x)), None)
+        return Additive(torch.addcmul(x, outputs, per_step(self._h, n, x)))
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed slope."""
@@ -204,7 +205,7 @@ class EulerMaruyamaChain(DriftChain):
         h = per_step(self._h, n, x)
         images = torch.addcmul(x, outputs[..., : self._size], h) + self._noise_term(outputs, noise)
         power = torch.linalg.vector_norm(outputs[..., self._size :], dim=-1) * self._size**-0.5
-        return _Additive(images, power * h[..., 0].sqrt())
+        return Additive(images, power * h[..., 0].sqrt())
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps with fixed drift and diffusion, and their own known noise."""
@@ -220,23 +221,3 @@ class EulerMaruyamaChain(DriftChain):
     def counts(self) -> tuple[int, int]:
         """Calls of drift and diffusion together count once: they share a round and a state."""
         return self._drift.calls, self._drift.evaluations
-
-
-@dataclass(frozen=True)
-class _Additive(Steps):
-    """Steps that add something held fixed: a change of the state passes unchanged."""
-
-    image: Tensor
-    noise: Tensor | None
-
-    def images(self) -> Tensor:
-        return self.image
-
-    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return linear_sweep(self.image, None, x, scratch)
-
-    def passed(self, change: Tensor) -> Tensor:
-        return change
-
-    def noise_scale(self) -> Tensor | None:
-        return self.noise
