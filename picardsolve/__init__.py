@@ -7,7 +7,20 @@ from picardsolve.certificate import Certificate, Verification
 from picardsolve.diagnostics import ConvergenceWarning
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
-from picardsolve.integrators import DDIM, DDPM, RK4, BackwardEuler, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
+from picardsolve.integrators import (
+    DDIM,
+    DDPM,
+    ETD1,
+    ETDRK2,
+    ETDRK4,
+    RK4,
+    BackwardEuler,
+    DPMSolver,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Integrator,
+)
 from picardsolve.iterations import (
     Anderson,
     Exponential,
@@ -19,10 +32,11 @@ from picardsolve.iterations import (
     Picard,
     Secant,
 )
+from picardsolve.linear import Diagonal, Fourier
 from picardsolve.odeint import odeint
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
-from picardsolve.terms import ODE, SDE, Denoiser
+from picardsolve.terms import ODE, SDE, Denoiser, SemilinearODE
 
 theory.analyze = analyze  # pyright: ignore[reportAttributeAccessIssue]: looked for beside the formulas, of a higher layer
 
@@ -31,6 +45,9 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM",
     "DDPM",
+    "ETD1",
+    "ETDRK2",
+    "ETDRK4",
     "ODE",
     "RK4",
     "SDE",
@@ -44,10 +61,12 @@ __all__ = [
     "Copy",
     "DPMSolver",
     "Denoiser",
+    "Diagonal",
     "Euler",
     "EulerMaruyama",
     "Expected",
     "Exponential",
+    "Fourier",
     "FromTrajectory",
     "FrozenOutput",
     "FrozenSample",
@@ -64,6 +83,7 @@ __all__ = [
     "Result",
     "Round",
     "Secant",
+    "SemilinearODE",
     "Solution",
     "SolveError",
     "Stats",

@@ -13,7 +13,7 @@ from picardsolve.checks import check_optional_positive_integer, check_type
 from picardsolve.integrators import Integrator, Problem
 from picardsolve.state import Layout
 from picardsolve.stopping import Stop
-from picardsolve.terms import ODE, SDE, Denoiser, Term
+from picardsolve.terms import ODE, SDE, Denoiser, SemilinearODE, Term
 from picardsolve.tolerances import Tolerance
 
 
@@ -29,7 +29,7 @@ def validated(
     max_batch: int | None,
 ) -> tuple[Problem, Tensor]:
     """The problem that was posed, and its initial states as rows ``(B, D)``."""
-    if not isinstance(term, ODE | SDE | Denoiser):
+    if not isinstance(term, ODE | SemilinearODE | SDE | Denoiser):
         raise TypeError(f"term: expected an ODE, SDE or Denoiser, got {type(term).__name__}; pass ps.ODE(f).")
     check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
     if brownian is not None:
@@ -46,6 +46,10 @@ def validated(
     elif cond is not None:
         raise ValueError("cond: only a Denoiser's model takes arguments by name; pass args=(...).")
     layout = Layout.of(y0, 0 if batch_dims is None else batch_dims)
+    if isinstance(term, SemilinearODE):
+        if not layout.structure.is_leaf():
+            raise TypeError("y0: expected a single tensor for a SemilinearODE, got several; join them into one.")
+        term.operator.check(tuple(layout.shapes[0]))
     given = cond if isinstance(term, Denoiser) else tuple(args)
     name = "cond" if isinstance(term, Denoiser) else "args"
     for value in pytree.tree_leaves(given):
@@ -90,6 +94,6 @@ def tolerance_of(
         )
     if isinstance(term, Denoiser) and stop != "increment":
         return Tolerance(state=moved(tol))
-    if isinstance(term, ODE) or stop != "increment":
+    if isinstance(term, ODE | SemilinearODE) or stop != "increment":
         return Tolerance(atol=moved(tol), rtol=moved(tol))
     return Tolerance(noise=moved(tol))

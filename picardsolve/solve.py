@@ -69,12 +69,13 @@ def solve(
     Gradients are not recorded.
 
     Args:
-        term: an `ODE`, `SDE` or `Denoiser`.
+        term: an `ODE`, `SemilinearODE`, `SDE` or `Denoiser`.
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
-        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `BackwardEuler`, `DDIM`, `DDPM`, `DPMSolver`.
+        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `BackwardEuler`, `ETD1`, `ETDRK2`,
+            `ETDRK4`, `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how a window answers to a round; by default `MultiSecant` for a `Denoiser`, `Newton` for
-            `BackwardEuler`, `Picard` elsewhere.
+            `BackwardEuler`, `Exponential` for `ETD1` and its kin, `Picard` elsewhere.
             `Parareal` has no window but cores along the grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused

@@ -240,5 +240,5 @@ def test_what_it_cannot_solve_is_refused_before_any_work(term, size, error, mess
 
 
 def test_analyze_refuses_it():
-    with pytest.raises(TypeError, match=r"^integrator: analyze forecasts explicit steps, got BackwardEuler\(\)"):
+    with pytest.raises(TypeError, match=r"^integrator: analyze forecasts Picard .* not what BackwardEuler\(\)"):
         ps.analyze(ps.ODE(called), torch.ones(2), [0.0, 0.1], integrator=BE)

@@ -20,7 +20,7 @@ from picardsolve.integrators.base import (
     per_step,
     refuse,
 )
-from picardsolve.terms import ODE
+from picardsolve.terms import ODE, SemilinearODE
 
 PATIENCE = 50  # of Newton's method, in calls, for one step from one start
 _LARGEST = 64  # numbers in a state whose Jacobian is kept whole
@@ -55,7 +55,7 @@ class BackwardEuler(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of an `ODE`."""
-        if not isinstance(problem.term, ODE):
+        if not isinstance(problem.term, ODE | SemilinearODE):
             raise refuse(self, problem.term, "an ODE", "Euler() for an SDE, DDIM() for a Denoiser")
         if problem.layout.size > _LARGEST:
             raise ValueError(
@@ -73,7 +73,7 @@ class BackwardEulerChain(DriftChain):
 
     implicit = True
 
-    def __init__(self, problem: Problem, term: ODE):
+    def __init__(self, problem: Problem, term: ODE | SemilinearODE):
         self.length = len(problem.ts) - 1
         self._t, self._h = problem.ts[1:], problem.ts.diff()
         self._drift = RowFunction(

@@ -22,7 +22,7 @@ from picardsolve.integrators.base import (
     refuse,
 )
 from picardsolve.recurrence import recurrence
-from picardsolve.terms import ODE, SDE
+from picardsolve.terms import ODE, SDE, SemilinearODE
 from picardsolve.theory.bounds import step_lipschitz
 
 # Butcher tableaus: rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
@@ -40,7 +40,7 @@ class Euler(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of an `ODE` or an Ito `SDE`."""
-        if isinstance(problem.term, ODE):
+        if isinstance(problem.term, ODE | SemilinearODE):
             return RungeKuttaChain(problem, _EULER)
         if not isinstance(problem.term, SDE):
             raise refuse(self, problem.term, "an ODE or an SDE", "DDIM(), DDPM() or DPMSolver() for a Denoiser")
@@ -84,7 +84,7 @@ class RK4(Integrator):
 
 
 def _runge_kutta(integrator: Integrator, problem: Problem, tableau: tuple) -> DriftChain:
-    if not isinstance(problem.term, ODE):
+    if not isinstance(problem.term, ODE | SemilinearODE):
         instead = "Euler() for an SDE" if isinstance(problem.term, SDE) else "DDIM() or DPMSolver() for a Denoiser"
         raise refuse(integrator, problem.term, "an ODE", instead)
     return RungeKuttaChain(problem, tableau)
@@ -94,7 +94,7 @@ class RungeKuttaChain(DriftChain):
     """``Phi_n(x) = x + h_n sum_i b_i k_i``; the output of a step is its slope ``sum_i b_i k_i``."""
 
     def __init__(self, problem: Problem, tableau: tuple):
-        term = cast(ODE, problem.term)
+        term = cast(ODE | SemilinearODE, problem.term)
         self.length = len(problem.ts) - 1
         self.rounds = len(tableau[1])
         self._a, self._b = tableau

@@ -4,6 +4,7 @@ from typing import Any
 
 from picardsolve.checks import check_type
 from picardsolve.integrators.base import Chain
+from picardsolve.integrators.etd import ETDChain
 from picardsolve.iterations.anderson import Anderson
 from picardsolve.iterations.base import Iteration
 from picardsolve.iterations.exponential import Exponential
@@ -36,7 +37,11 @@ def iteration_for(given: Any, term: Term, chain: Chain) -> Iteration | Parareal:
         TypeError: it is none, or does not serve the chain.
     """
     if given is None:
-        return Newton() if chain.implicit else MultiSecant() if isinstance(term, Denoiser) else Picard()
+        if chain.implicit:
+            return Newton()
+        if isinstance(chain, ETDChain):
+            return Exponential()
+        return MultiSecant() if isinstance(term, Denoiser) else Picard()
     if not isinstance(given, Parareal):
         check_type("iteration", given, Iteration, "picardsolve.Picard()")
     if chain.implicit and not (isinstance(given, Newton) and given.jacobian == "dense"):
