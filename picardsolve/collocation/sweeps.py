@@ -171,7 +171,6 @@ class Newton(Sweep):
     patience: int = 12
     eager: float = 0.7
     quadratic: bool = True
-    held: float = 1e-3
 
     def asks(self, flight: Flight) -> tuple[np.ndarray, np.ndarray] | None:
         """A row for every node and unknown of the segments whose linearisation is stale."""
