@@ -221,7 +221,7 @@ class March:
         for i, segment in enumerate(self.queue):
             slack = 1e-6 if i == 0 else 0.3
             grows = grades.change[i] > segment.change and grades.relative[i] > slack
-            diverges = not grades.relative[i] < 1e3 or (segment.age > 4 and grows and self.sweep.quadratic)
+            diverges = not grades.relative[i] < 1e3 or (grows and segment.age > self.sweep.settled)
             if diverges or segment.age > self.sweep.patience:
                 return i
         return None

@@ -24,7 +24,7 @@ _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
 _AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
-_SEEN = 4  # drift calls whose cost is seen before iterations are compared
+_SEEN = 6  # drift calls whose cost is seen before iterations are compared
 
 
 class Stiff(Exception):
@@ -143,6 +143,8 @@ class Sample:
         """Foresee the rounds of a Picard iteration; take Newton instead where they are too many."""
         march = self.refinement.march
         foreseen = self.rounds * march.span / max(march.reached, 1e-9 * march.span)
+        if not march.reached and self.rounds < 200:
+            return  # still looking for the length of the first segment
         if self.refinement.marches > 1 or foreseen < _TOO_MANY or self.choice is not None:
             return
         if self.posed.unknowns > _LARGEST:
@@ -151,18 +153,17 @@ class Sample:
         self.notes.append(
             f"stiff: after {self.rounds} rounds {foreseen:.0f} were foreseen, so Newton's method took over"
         )
-        self._take_newton()
+        self._take("newton")
 
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
-        """Take Newton if the first drift calls, of so many rows and seconds, say that it pays."""
-        size = self.posed.unknowns
-        free = self.choice is None and self.used != "newton" and size <= _LARGEST
-        if free and newton_pays(calls, size, self.method.order or _order(size)):
-            self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
-            self._take_newton()
+        """Take Newton on panels if the first drift calls, of so many rows and seconds, say that it pays."""
+        free = self.choice is None and self.used == "secant" and self.posed.unknowns <= _LARGEST
+        if free and newton_pays(calls, self.posed.unknowns, self.method.order or 20):
+            self.notes.append("Newton's method pays, by the time that the first drift calls took")
+            self._take("panels")
 
-    def _take_newton(self) -> None:
-        self.used = "newton"
+    def _take(self, choice: Choice) -> None:
+        self.used = choice
         self.refinement = self._begun()
 
 
