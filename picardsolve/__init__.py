@@ -21,7 +21,7 @@ from picardsolve.iterations import (
     Secant,
 )
 from picardsolve.odeint import odeint
-from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE
 
@@ -59,6 +59,7 @@ __all__ = [
     "Jacobi",
     "MultiSecant",
     "Newton",
+    "Occurrences",
     "Parareal",
     "Picard",
     "Polynomial",

@@ -1,7 +1,8 @@
 """Adaptive collocation in rounds."""
 
+from picardsolve.collocation.events import Event
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.samples import Choice
 from picardsolve.collocation.solve import collocate
 
-__all__ = ["Choice", "Collocation", "collocate"]
+__all__ = ["Choice", "Collocation", "Event", "collocate"]

@@ -1,5 +1,6 @@
 """A whole solve by collocation, from the validated problem to its `Solution`."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -8,13 +9,14 @@ from torch import Tensor
 
 from picardsolve.collocation.dense import Path
 from picardsolve.collocation.estimate import Estimate
+from picardsolve.collocation.events import Event, Reading
 from picardsolve.collocation.march import Stuck
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.refinement import Unreachable
 from picardsolve.collocation.samples import Choice, Posed, Sample, run
 from picardsolve.drift import RowFunction
 from picardsolve.progress import Progress
-from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.state import Layout
 from picardsolve.terms import ODE, SecondOrderODE
 from picardsolve.tolerances import Tolerance
@@ -32,6 +34,7 @@ def collocate(
     method: Collocation,
     choice: Choice | None,
     tolerance: Tolerance,
+    events: Sequence[Event],
     max_batch: int | None,
     max_rounds: int | None,
     progress: bool,
@@ -48,13 +51,15 @@ def collocate(
         method: nodes, order and steps.
         choice: the iteration; None: chosen.
         tolerance: of which ``rtol`` and ``atol`` are meant.
+        events: to be found.
         max_batch: as in `picardsolve.solve`.
         max_rounds: likewise.
         progress: likewise.
         throw: likewise.
     """
     function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=max_batch)  # pyright: ignore
-    samples = _posed(term, layout, y, ts, tolerance, method, choice)
+    readings = [[Reading(event, layout, function.args_of(i)) for event in events] for i in range(layout.batch)]
+    samples = _posed(term, layout, y, ts, tolerance, method, choice, readings)
 
     def drift(t: np.ndarray, states: np.ndarray, sample: np.ndarray) -> np.ndarray:
         on = {"device": layout.device, "dtype": layout.compute_dtype}
@@ -66,7 +71,7 @@ def collocate(
         rounds, width = run(samples, drift, max_rounds or _ROUNDS, update)
     steps = max(len(sample.refinement.march.accepted) for sample in samples)
     stats = Stats(steps, rounds, function.evaluations, function.calls, width)
-    return _finished(samples, layout, ts, stats, throw)
+    return _finished(samples, layout, ts, stats, len(events), throw)
 
 
 def _posed(
@@ -77,6 +82,7 @@ def _posed(
     tolerance: Tolerance,
     method: Collocation,
     choice: Choice | None,
+    readings: Sequence[Sequence[Reading]],
 ) -> list[Sample]:
     unit = torch.finfo(layout.dtype).eps
     starts, grid = y.to("cpu", torch.float64).numpy(), ts.numpy()
@@ -95,7 +101,7 @@ def _posed(
             )
         times = grid if grid.ndim == 1 else grid[:, i]
         posed = Posed(start, times, rtol[i], atol[i], unit, isinstance(term, SecondOrderODE))
-        samples.append(Sample(posed, method, choice))
+        samples.append(Sample(posed, method, choice, readings[i]))
     return samples
 
 
@@ -104,11 +110,12 @@ def _show(bar: Progress, samples: list[Sample], rounds: int) -> None:
     bar.update(int(100 * min(parts, default=1.0)), rounds)
 
 
-def _finished(samples: list[Sample], layout: Layout, ts: Tensor, stats: Stats, throw: bool) -> Solution:
+def _finished(samples: list[Sample], layout: Layout, ts: Tensor, stats: Stats, events: int, throw: bool) -> Solution:
     paths = [_path(sample) for sample in samples]
     states = np.stack([_states(*pair) for pair in zip(samples, paths, strict=True)], 1)
     failures = [(i, sample) for i, sample in enumerate(samples) if sample.failure is not None or not sample.over]
-    result, message, time = (Result.solved, "", None) if not failures else _explained(*failures[0], layout)
+    result = Result.terminated if any(sample.terminated for sample in samples) else Result.solved
+    result, message, time = (result, "", None) if not failures else _explained(*failures[0], layout)
     rows = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
     solution = Solution(
         ts,
@@ -116,6 +123,7 @@ def _finished(samples: list[Sample], layout: Layout, ts: Tensor, stats: Stats, t
         result,
         stats,
         notes=tuple(note for sample in samples for note in _notes(sample)),
+        events=tuple(_occurrences(samples, layout, event) for event in range(events)),
         dense=partial(_dense, layout, samples, paths),
         _certified=partial(Estimate.of, samples, layout),
     )
@@ -135,10 +143,22 @@ def _states(sample: Sample, path: Path | None, ts: np.ndarray | None = None) -> 
     clock = posed.clock if ts is None else posed.sign * (ts - posed.ts[0])
     out = np.full((len(clock), len(posed.start)), np.nan)
     if path is not None:
-        known = (clock >= 0) & (clock <= path.end * (1 + 1e-12))
-        out[known] = path(np.minimum(clock[known], path.end))
+        known = (clock >= 0) & (clock <= sample.reached * (1 + 1e-12))
+        out[known] = path(np.minimum(clock[known], sample.reached))
     out[clock == 0] = posed.start
     return out
+
+
+def _occurrences(samples: list[Sample], layout: Layout, event: int) -> Occurrences | tuple[Occurrences, ...]:
+    """Of an event, in each sample."""
+    out = []
+    for sample in samples:
+        found = [] if sample.refinement.watch is None else sample.refinement.watch.found[event]
+        times = sample.posed.user_clock(np.array([t for t, _ in found]))
+        states = np.array([state for _, state in found]).reshape(len(found), -1 if found else layout.size)
+        rows = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
+        out.append(Occurrences(torch.from_numpy(times), layout.unpack(rows)))
+    return tuple(out) if layout.batched else out[0]
 
 
 def _dense(layout: Layout, samples: list[Sample], paths: list[Path | None], t: Tensor) -> object:
