@@ -90,6 +90,7 @@ def odeint(
         grid = grids.given(t)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("ts:", "t:", 1)) from None
+    times = t.to("cpu", torch.float64) if isinstance(t, Tensor) else grid  # with its gradients
     y0 = tuple(y0) if isinstance(y0, list) else y0
     given = dict(options or {})
     full_output = given.pop("full_output", False)
@@ -98,14 +99,15 @@ def odeint(
     if event_fn is not None:
         if method in _FIXED:
             raise ValueError(f"event_fn: found between steps, which {method!r} does not know; leave method out.")
-        solution = _until(event_fn, term, y0, grid, tolerances, method, given)
-        (happened,) = solution.events
-        at = happened.ts[0].to(t.dtype if isinstance(t, Tensor) else grid.dtype)
-        answer = at, pytree.tree_map(lambda start, end: torch.stack([start.detach(), end[0]]), y0, happened.ys)
+        solution = _until(event_fn, term, y0, times, tolerances, method, given)
+        happened = solution.events[0].ts[0]
+        end = solution(happened)  # not as events has it, for that has no gradients
+        at = happened.to(t.dtype if isinstance(t, Tensor) else grid.dtype)
+        answer = at, pytree.tree_map(lambda *ends: torch.stack(ends), y0, end)
     elif method in _FIXED:
         answer, solution = _on_grid(term, y0, grid, tolerances, method, given)
     else:
-        solution = _adaptive(term, y0, grid, tolerances, method, given)
+        solution = _adaptive(term, y0, times, tolerances, method, given)
         answer = solution.ys
     return (answer, solution) if full_output else answer
 

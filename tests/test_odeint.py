@@ -310,13 +310,30 @@ def test_events_are_torchdiffeqs(name):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-7)
 
 
-def test_torchdiffeqs_own_event_call_takes_our_solver():
+def test_torchdiffeqs_own_event_call_takes_our_solver_gradients_included():
+    def landing(height, speed, t0):
+        return t0 + (speed + (speed**2 + 2 * 9.81 * height) ** 0.5) / 9.81
+
+    start = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64, requires_grad=True)  # height, speed, time
     at, states = torchdiffeq.odeint_event(
-        falls, Y0, torch.tensor(0.0, dtype=torch.float64), event_fn=lambda t, y: y[0], odeint_interface=ps.odeint
+        falls, start[:2], start[2], event_fn=lambda t, y: y[0], odeint_interface=ps.odeint
     )
-    expected = (0.5 + (0.25 + 2 * 9.81) ** 0.5) / 9.81
-    assert float(at) == pytest.approx(expected, abs=1e-8)
-    assert float(states[-1, 0]) == pytest.approx(0.0, abs=1e-8)
+    expected = landing(*start)
+    torch.testing.assert_close(at, expected, rtol=0.0, atol=1e-8)
+    assert float(states[-1, 0].detach()) == pytest.approx(0.0, abs=1e-8)
+    (ours,), (theirs,) = torch.autograd.grad(at, start), torch.autograd.grad(expected, start)
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-7)
+
+
+def test_gradients_are_torchdiffeqs():
+    network = torch.nn.Linear(2, 2).double()
+    y0, t = Y0.clone().requires_grad_(), T.clone().requires_grad_()
+    inputs, found = (y0, t, *network.parameters()), []
+    for solver, given_ in ((ps.odeint, {}), (torchdiffeq.odeint, {"method": "dopri8", "options": {"step_t": T[1:]}})):
+        ys = solver(lambda t, y: torch.tanh(network(y)) * t.cos(), y0, t, **SHARP, **given_)
+        found.append(torch.autograd.grad((ys * torch.arange(18.0).reshape(9, 2)).sum(), inputs))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_an_event_that_never_happens_is_an_error():

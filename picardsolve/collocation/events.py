@@ -73,6 +73,7 @@ class Reading:
     args: Sequence[Any]
     _liftable: bool = True
 
+    @torch.no_grad()
     def __call__(self, t: np.ndarray, states: np.ndarray) -> np.ndarray:
         """At the user's times ``(k,)`` and states ``(k, d)``: ``(k,)``, by one call where the function can be lifted.
 

@@ -22,7 +22,7 @@ Choice: TypeAlias = Literal["picard", "secant", "newton"]
 _DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
 _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
-_AHEAD = 1e-2  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
+_AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
 _SEEN = 4  # drift calls whose cost is seen before iterations are compared
 
@@ -108,7 +108,7 @@ class Sample:
             else Picard(at, posed.second_order, self.used == "secant")
         )
         ahead = 1.0 if quadratic else self._ahead()
-        in_flight = method.in_flight or (8 if quadratic else 12)
+        in_flight = method.in_flight or 12
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
         )
@@ -174,10 +174,10 @@ class Sample:
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
         """Take Newton if the first drift calls, of so many rows and seconds, say that it pays."""
         size = self.posed.unknowns
-        if self.choice is None and self.used != "newton" and size <= _LARGEST:
-            if newton_pays(calls, size, self.method.order or _order(size)):
-                self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
-                self._take_newton()
+        free = self.choice is None and self.used != "newton" and size <= _LARGEST
+        if free and newton_pays(calls, size, self.method.order or _order(size)):
+            self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
+            self._take_newton()
 
     def _take_newton(self) -> None:
         self.used = "newton"
