@@ -95,6 +95,11 @@ class March:
             return rows[0]
         return np.concatenate([t for t, _ in rows]), np.concatenate([y for _, y in rows])
 
+    def extend(self, span: float) -> None:
+        """Go on beyond the end that was reached, to a later one; from there on without a guide."""
+        self.span, self.guide, self.done = span, None, False
+        self._append(0.0, 1.0)
+
     def tell(self, drift: np.ndarray) -> None:
         """Take the drifts at the rows that were asked for, ``(R, d)``.
 

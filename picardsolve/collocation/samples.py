@@ -10,6 +10,7 @@ import numpy as np
 from picardsolve.collocation.check import Check
 from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.economy import newton_pays
+from picardsolve.collocation.events import Reading, Watch
 from picardsolve.collocation.march import March, Stuck
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.nodes import nodes
@@ -60,6 +61,10 @@ class Posed:
         """The times as they are counted inside: from 0, increasing."""
         return self.sign * (self.ts - self.ts[0])
 
+    def user_clock(self, t: np.ndarray) -> np.ndarray:
+        """The user's times of times as they are counted inside."""
+        return self.ts[0] + self.sign * t
+
     @property
     def unknowns(self) -> int:
         """Numbers whose derivatives Newton takes."""
@@ -74,6 +79,7 @@ class Sample:
         posed: what is asked.
         method: the user's.
         choice: the iteration; None: by the size of the state, and Newton where others find the equation stiff.
+        readings: of the events that are to be found.
         failure: why it ended before its time; None where it did not.
         notes: what was decided on the way.
     """
@@ -81,6 +87,7 @@ class Sample:
     posed: Posed
     method: Collocation
     choice: Choice | None = None
+    readings: Sequence[Reading] = ()
     failure: Exception | None = None
     notes: list[str] = field(default_factory=list)
     rounds: int = 0
@@ -109,9 +116,10 @@ class Sample:
         )
         check = Check(at, Differences(posed.second_order, posed.unit, typical))
         clock = posed.clock
-        march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]))
+        watch = Watch(self.readings, at, posed.user_clock) if self.readings else None
+        march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]), watch=watch)
         widest = max(_ROWS // (at.n * (1 + size)), in_flight) if quadratic else in_flight
-        return Refinement(march, widest, clock[1:], scaled=ahead)
+        return Refinement(march, widest, clock[1:], watch, scaled=ahead)
 
     def _ahead(self) -> float:
         """What Picard aims at, in tolerances: sharper than asked for, but not at rounding."""
@@ -124,10 +132,22 @@ class Sample:
         """Whether nothing is left to be done."""
         return self.failure is not None or self.refinement.done
 
+    @property
+    def terminated(self) -> bool:
+        """Whether an event ended it."""
+        watch = self.refinement.watch
+        return self.refinement.done and watch is not None and watch.end is not None
+
+    @property
+    def reached(self) -> float:
+        """Up to when the solution is known: to the last segment's end, or a terminal event's time."""
+        watch, reached = self.refinement.watch, self.refinement.march.reached
+        return reached if watch is None or watch.end is None else min(watch.end, reached)
+
     def ask(self) -> tuple[np.ndarray, np.ndarray]:
         """Times ``(R,)`` and states ``(R, d)`` of the next round, on the user's clock."""
         t, y = self.refinement.ask()
-        return self.posed.ts[0] + self.posed.sign * t, y
+        return self.posed.user_clock(t), y
 
     def tell(self, drift: np.ndarray) -> None:
         """Take the drifts there; a failure is kept."""
