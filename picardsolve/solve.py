@@ -19,7 +19,6 @@ from picardsolve.certificate import Certificate, Evidence
 from picardsolve.checks import (
     check_choice,
     check_optional_positive_integer,
-    check_type,
     check_width,
 )
 from picardsolve.collocation import Choice, Collocation, Trajectory, collocate
@@ -27,7 +26,7 @@ from picardsolve.contract import tolerance_of, validated
 from picardsolve.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
-from picardsolve.iterations import Iteration, MultiSecant, Newton, Parareal, Picard, Secant
+from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
 from picardsolve.prediction import rounds_expected
 from picardsolve.progress import Progress
@@ -73,11 +72,13 @@ def solve(
     (`picardsolve.adjoint`); with others they are not.
 
     Args:
-        term: an `ODE`, `SDE` or `Denoiser`.
+        term: an `ODE`, `SemilinearODE`, `SDE` or `Denoiser`.
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
-        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `DDIM`, `DDPM`, `DPMSolver`.
-        iteration: how a window answers to a round; `MultiSecant` for a `Denoiser` by default, `Picard` elsewhere.
+        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `BackwardEuler`, `ETD1`, `ETDRK2`,
+            `ETDRK4`, `DDIM`, `DDPM`, `DPMSolver`.
+        iteration: how a window answers to a round; by default `MultiSecant` for a `Denoiser`, `Newton` for
+            `BackwardEuler`, `Exponential` for `ETD1` and its kin, `Picard` elsewhere.
             `Parareal` has no window but cores along the grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
@@ -148,12 +149,11 @@ def _on_grid(
     """Solve on the grid that was given; ``given`` and ``kept`` is what `sequential` is also passed."""
     (term, y0, ts), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
     check_choice("save", save, ("all", "last"))
-    if iteration is not None and not isinstance(iteration, Parareal):
-        check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
     check_choice("stop", stop, get_args(Stop))
     tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
     chain = integrator.chain(problem)
+    iteration = iteration_for(iteration, term, chain)
     path = _path(chain, y) if save == "all" else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(iteration, Parareal):
@@ -161,19 +161,19 @@ def _on_grid(
         loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
     else:
         denoises = isinstance(term, Denoiser)
-        stopping = stopping_of(stop, tolerance, chain.length, denoises)
-        meter = None if stop == "error" or tolerance.nothing else ErrorEstimate(meant, chain.length, denoises)
-        usual = MultiSecant() if denoises else Picard()
-        settings = Settings(widest, iteration or usual, guess_for(guess, problem, chain), stopping, meter=meter)
+        stopping, meter = stopping_of(stop, tolerance, chain, denoises), None
+        if stop != "error" and not tolerance.nothing:
+            meter = ErrorEstimate(meant, chain.length, denoises, implicit=chain.implicit)
+        settings = Settings(widest, iteration, guess_for(guess, problem, chain), stopping, meter=meter)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
-        pace = Pace(widest) if window == "auto" else None
+        pace = Pace(widest) if window == "auto" and not chain.implicit else None
         rounds = _run(chain, loop, pace, max_rounds, bar) + len(loop.history)
     if isinstance(loop, Window) and isinstance(term, Denoiser):
         rounds += _doubted(problem, chain, loop, y, max_rounds)
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
-    stats = Stats(chain.length, rounds * chain.rounds, evaluations, calls, width)
+    stats = Stats(chain.length, rounds * chain.rounds + chain.further_rounds, evaluations, calls, width)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
@@ -309,7 +309,8 @@ def sequential(
         last, done = reference.run(chain, y, path, bar)
     failed = done < chain.length
     calls, evaluations = chain.counts()
-    stats = Stats(chain.length, max(int(done.max()), 1) * chain.rounds, evaluations, calls, 1)
+    rounds = max(int(done.max()), 1) * chain.rounds + chain.further_rounds
+    stats = Stats(chain.length, rounds, evaluations, calls, 1)
     if path is None:
         path = _ends(last, ~failed)
     else:

@@ -16,7 +16,7 @@ _NOISE = 5.0  # units of rounding that the last terms of a polynomial may be
 _GROWS = 2.0  # at most, from one segment to the next
 _SHRINKS = 0.2  # at most
 _SAFETY = 0.85
-_EASY = 1e-3  # first changes below this: more segments at once
+_EASY = 1e-2  # first changes below this: more segments at once
 _RESTART = 0.4  # of a segment that failed
 
 

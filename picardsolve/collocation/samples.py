@@ -21,7 +21,7 @@ Choice: TypeAlias = Literal["picard", "secant", "newton"]
 _DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
 _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
-_AHEAD = 1e-2  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
+_AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
 _SEEN = 4  # drift calls whose cost is seen before iterations are compared
 
@@ -101,7 +101,7 @@ class Sample:
             else Picard(at, posed.second_order, self.used == "secant")
         )
         ahead = 1.0 if quadratic else self._ahead()
-        in_flight = method.in_flight or (8 if quadratic else 12)
+        in_flight = method.in_flight or 12
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
         )

@@ -17,7 +17,7 @@ from picardsolve.drift import RowFunction
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.state import Layout
-from picardsolve.terms import ODE, SecondOrderODE
+from picardsolve.terms import ODE, SecondOrderODE, SemilinearODE
 from picardsolve.tolerances import Tolerance
 
 _REACH = 16.0  # units of rounding that a tolerance may ask for
@@ -25,7 +25,7 @@ _ROUNDS = 10_000
 
 
 def collocate(
-    term: ODE | SecondOrderODE,
+    term: ODE | SecondOrderODE | SemilinearODE,
     layout: Layout,
     y: Tensor,
     ts: Tensor,
@@ -76,7 +76,7 @@ def collocate(
 
 
 def _posed(
-    term: ODE | SecondOrderODE,
+    term: ODE | SecondOrderODE | SemilinearODE,
     layout: Layout,
     y: Tensor,
     ts: Tensor,

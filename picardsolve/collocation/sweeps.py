@@ -169,7 +169,7 @@ class Newton(Sweep):
     unit: float
     typical: np.ndarray
     patience: int = 12
-    eager: float = 0.5
+    eager: float = 0.7
     quadratic: bool = True
     held: float = 1e-3
 
