@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
+from picardsolve import adjoint
 
 SHARP = {"integrator": ps.Collocation(), "rtol": 1e-12, "atol": 1e-13}
 W = randn(generator(0), 3, 3).requires_grad_()
@@ -164,21 +165,27 @@ def test_a_networks_gradients_are_torchdiffeqs(size, iteration):
     assert_same(ours, gradients(reference, by, weights), 1e-7)
 
 
-def test_stiff_equations_too_large_to_be_factorised_at_once():
-    """Diffusion on 40 points whose slowest mode decays as in the closed form: iterating alone would not do."""
-    size = 40
-    ends = torch.arange(1, size + 1, dtype=torch.float64) / (size + 1)
-    laplace = (size + 1) ** 2 * (
-        torch.eye(size).diag(0).diag() * -2 + torch.ones(size - 1).diag(1) + torch.ones(size - 1).diag(-1)
-    )
-    mode = torch.sin(torch.pi * ends)
-    rate = 4 * (size + 1) ** 2 * torch.sin(torch.tensor(torch.pi / 2 / (size + 1), dtype=torch.float64)) ** 2
-    y0, pace = mode.clone().requires_grad_(), torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    ys = solve(lambda t, y: pace * y @ laplace.double(), y0, [0.0, 0.2], iteration=ps.Newton(), rtol=1e-8, atol=1e-9).ys
-    by_start, by_pace = torch.autograd.grad(ys[-1] @ mode, [y0, pace])
-    decay, norm = torch.exp(-0.2 * rate), mode @ mode
-    torch.testing.assert_close(by_start, decay * mode, rtol=0, atol=1e-6)
-    torch.testing.assert_close(by_pace, -0.2 * rate * decay * norm, rtol=0, atol=1e-5)
+def rotation(size):
+    """A sum of states after one turn or so, what it depends on, and its gradients by the matrix exponential."""
+    skew = randn(generator(3), size, size)
+    skew = 6 * (skew - skew.T) / torch.linalg.matrix_norm(skew - skew.T, 2)
+    y0, pace, weights = leaf(size), torch.ones((), dtype=torch.float64, requires_grad=True), randn(generator(4), size)
+    ours = solve(lambda t, y: pace * (y @ skew), y0, [0.0, 1.0], rtol=1e-9, atol=1e-10).ys[-1] @ weights
+    closed = (y0 @ torch.matrix_exp(pace * skew)) @ weights
+    return ours, (y0, pace), torch.autograd.grad(closed, (y0, pace))
+
+
+def test_where_the_iteration_fails_jacobians_are_factorised(monkeypatch):
+    monkeypatch.setattr(adjoint, "_DIRECTIONS", 1)  # too few for an equation that turns
+    ours, by, expected = rotation(40)
+    assert_same(torch.autograd.grad(ours, by), expected, 1e-8)
+
+
+def test_an_iteration_that_fails_without_jacobians_is_said(monkeypatch):
+    monkeypatch.setattr(adjoint, "_DIRECTIONS", 1)
+    ours, by, _ = rotation(70)
+    with pytest.raises(RuntimeError, match=r"between t = 0\.\d+ and 1 are too stiff .* pass Collocation\(max_step="):
+        torch.autograd.grad(ours, by)
 
 
 def test_what_is_computed_from_parameters_is_followed_to_them_and_kept():
