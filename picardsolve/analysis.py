@@ -179,8 +179,8 @@ def analyze(
     chain = integrator.chain(problem)
     if not isinstance(iteration_for(None, term, chain), MultiSecant | Picard):
         raise TypeError(
-            f"integrator: analyze forecasts Picard iteration and secants, not what {integrator!r} is iterated by; solve "
-            "with it and read solution.stats."
+            f"integrator: analyze forecasts Picard iteration and secants, not what {integrator!r} is iterated by; "
+            "solve with it and read solution.stats."
         )
     length = chain.length
     pilot = fly(problem, y, integrator, _above_rounding(tolerance, y))
