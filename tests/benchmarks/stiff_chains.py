@@ -46,13 +46,13 @@ def implicit() -> list[Problem]:
             double(2, 0),
             ps.grids.uniform(0, end, steps),
             ps.BackwardEuler(),
-            (steps, 500, 100, 20, 1),
+            (steps, 500, 100, 20),
         )
         for mu, end, steps in spans
     ]
     ts = torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(-6, 5, 1000, dtype=torch.float64)])
     found.append(
-        Problem("Robertson T=1e5", ps.ODE(robertson), double(1, 0, 0), ts, ps.BackwardEuler(), (1000, 500, 100, 20, 1))
+        Problem("Robertson T=1e5", ps.ODE(robertson), double(1, 0, 0), ts, ps.BackwardEuler(), (1000, 500, 100, 20))
     )
     return found
 
