@@ -1,437 +1,434 @@
-"""Random problems for property tests. Tensors are built from drawn seeds and shapes, never element by element."""
+"""The bank of ODE problems: initial values, spans, solutions. References: `tests/data/references.json`.
 
+`tests/references.py` made those in 80-bit arithmetic; it is run by hand. Whoever chooses a constant of a solver may
+look at every problem but the ``unseen`` ones. All are chosen to be solved in a second or so by scipy.
+"""
+
+import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import closed_forms
+import equations as eq
+import numpy as np
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-import picardsolve as ps
-
-HALF = (torch.float16, torch.bfloat16)
-SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
-NOISES = ("additive", "diagonal", "scalar", "general")
-WIDEST = 24  # of the windows that are drawn
-STAGES = {ps.Euler: 1, ps.Heun: 2, ps.RK4: 4}
-
-seeds = st.integers(0, 2**32 - 1)
+DATA = Path(__file__).parent / "data" / "references.json"
+REFERENCES = json.loads(DATA.read_text()) if DATA.exists() else {}
 
 
 @dataclass(frozen=True)
-class Case:
-    """A problem, and how far rounding may carry two correct solvers of it apart.
+class Problem:
+    """y' = f(t, y) with y(span[0]) = y0.
 
-    ``growth`` bounds what the chain makes of a perturbation on its way to the end. ``weight`` bounds the sum over the
-    steps of what a relative error of the drift adds to the state: the time span for an ODE of Lipschitz constant 1.
+    Attributes:
+        name: What the tests call it.
+        f: Takes t ``(rows, 1)`` and y ``(rows, d)``, any one float dtype, and returns ``(rows, d)``.
+        y0: ``(d,)``, float64.
+        span: First and last time.
+        source: Where the equations and constants are from; what was chosen here is said here.
+        exact: Times ``(n,)`` to states ``(n, d)``, in numpy, where there is a closed form.
+        acceleration: q'' = acceleration(t, q), where y = (q, v) and f is made from it.
+        stiff: An explicit method's step is held down by stability, not by accuracy.
+        unseen: No constant may be chosen by it.
+        pole: Where the solution ends, past the span.
+        remark: What a solver finds hard in it.
     """
 
     name: str
-    term: Any = field(repr=False)
-    y0: Any = field(repr=False)
-    ts: Tensor = field(repr=False)
-    integrator: ps.Integrator
-    growth: float
-    weight: float
-    seed: int | list[int] = 0
-    batch_dims: int = 0
-    given: dict[str, Any] = field(default_factory=dict, repr=False)  # more arguments of a solve
+    f: eq.Field = field(repr=False)
+    y0: Tensor = field(repr=False)
+    span: tuple[float, float]
+    source: str = field(repr=False)
+    exact: closed_forms.Exact | None = field(default=None, repr=False)
+    acceleration: eq.Field | None = field(default=None, repr=False)
+    stiff: bool = False
+    unseen: bool = False
+    pole: float | None = None
+    remark: str = ""
 
     @property
-    def steps(self) -> int:
-        return len(self.ts) - 1
+    def y1(self) -> Tensor:
+        """The state at the end of the span, ``(d,)`` float64."""
+        return torch.tensor(REFERENCES[self.name]["state"], dtype=torch.float64)
 
     @property
-    def stages(self) -> int:
-        return STAGES.get(type(self.integrator), 1)
+    def scale(self) -> Tensor:
+        """The largest magnitude of each component over the span, ``(d,)``, to three digits."""
+        return torch.tensor(REFERENCES[self.name]["scale"], dtype=torch.float64)
 
-    def _arguments(self, more: dict[str, Any]) -> dict[str, Any]:
-        brownian = ps.BrownianPath(self.seed)
-        return {
-            "integrator": self.integrator,
-            "brownian": brownian,
-            "batch_dims": self.batch_dims,
-            **self.given,
-            **more,
-        }
+    @property
+    def accuracy(self) -> float:
+        """How far `y1` may be off in any component, relative to `scale`: from 1.2e-16, half a last digit."""
+        return REFERENCES[self.name]["accuracy"]
 
-    def solve(self, **more) -> ps.Solution:
-        return ps.solve(self.term, self.y0, self.ts, **self._arguments(more))
-
-    def sequential(self, **more) -> ps.Solution:
-        return ps.sequential(self.term, self.y0, self.ts, **self._arguments(more))
-
-    def rounding(self, ys: Tensor) -> float:
-        """How far two solvers may differ that evaluate the same steps in batches of different sizes.
-
-        Both satisfy ``x[n + 1] = Phi_n(x[n])`` up to the rounding of one step: about four operations on the state, in
-        at least float32, and one drift. A drift of rows of at most 8 elements through two matrix products has a
-        relative error of at most 2 * (8 + 2) units in the last place, in either solver; half precision accumulates in
-        float32 and rounds each of four intermediate results. A step's error reaches the end multiplied by at most
-        ``growth``; |drift| <= 1 + |y|.
-        """
-        dtype = ys.dtype
-        state = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-        drift = (8 if dtype in HALF else 40) * torch.finfo(dtype).eps
-        scale = 1 + float(ys.abs().max())
-        return self.growth * scale * (4 * self.steps * state + self.weight * drift)
+    @property
+    def growth(self) -> float:
+        """What the span made of one small random change of y0, both measured relative to `scale`."""
+        return REFERENCES[self.name]["growth"]
 
 
-def assert_close(actual: Tensor, expected: Tensor, bound: float) -> None:
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    distance = float((actual.double() - expected.double()).abs().max())
-    assert distance <= bound, f"distance {distance:.3g} > {bound:.3g}"  # NaN is not close to anything
+def second_order(name, acceleration, q0, v0, span, source, **more) -> Problem:
+    y0 = eq.constant([*q0, *v0])
+    return Problem(name, eq.first_order(acceleration), y0, span, source, acceleration=acceleration, **more)
 
 
-def randn(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+def state(*values: float) -> Tensor:
+    return eq.constant(values)
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+# ---- with a closed form
 
 
-# ---- grids and numerics
+def dahlquist(name: str, rate: complex, t1: float, **more) -> Problem:
+    solution = closed_forms.dahlquist(rate, 1 + 0j)
+    return Problem(name, eq.dahlquist(rate), state(1, 0), (0, t1), f"Dahlquist 1963, rate {rate}", solution, **more)
 
 
-def random_grid(seed: int, steps: int, start: float, end: float, shortest: float = 0.2) -> Tensor:
-    """A non-uniform grid; the longest step is at most ``1 + 1 / shortest`` times the shortest."""
-    gaps = torch.rand(steps, generator=generator(seed), dtype=torch.float64) + shortest
-    positions = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)]) / gaps.sum()
-    grid = start + (end - start) * positions
-    grid[-1] = end
-    return grid
-
-
-@st.composite
-def grids(draw, max_span: float = 2.0, increasing: bool = False, min_steps: int = 1, max_steps: int = 20) -> Tensor:
-    start, span = draw(st.sampled_from([-1.0, 0.0, 0.3])), draw(st.sampled_from([0.1, 0.5, 1.0])) * max_span
-    sign = 1 if increasing or draw(st.booleans()) else -1
-    return random_grid(draw(seeds), draw(st.integers(min_steps, max_steps)), start, start + sign * span)
-
-
-iterations = st.sampled_from(
-    [
-        *(ps.Picard(), ps.Jacobi(), ps.Exponential(), ps.Secant(), ps.MultiSecant()),
-        *(
-            ps.Anderson(),
-            ps.Anderson(1, triangular=False, base="exponential"),
-            ps.Anderson(order=3, base="exponential"),
-        ),
-        *(ps.Newton(), ps.Newton("diagonal"), ps.Newton("hutchinson", damping=0.3, seed=3)),
-    ]
-)
-
-
-def defect(iteration: ps.Iteration) -> int:
-    """By how many times its last change a step may be off, beyond Picard's ``h (f(X) - f(Y))``.
-
-    Jacobi's ``Y[n+1] = Phi(X[n])`` leaves out the change of ``X[n]``. Anderson's correction is at most the base's
-    change and its own, both within tolerance, in this state and the one before. With an order k the base leaves out
-    the residual k steps ago; sums of k residuals are within tolerance, so the residuals of the first k are within
-    twice that, and those of every k more within two more. Newton's ``delta`` is at most twice the change (diagonals are
-    clipped to that) where ``Phi`` makes of it ``1 + hL`` times the change; dense, both are ``1 + hL`` times it, apart
-    from the damping, and a step's ``hL`` is below 3.
-    """
-    if isinstance(iteration, ps.Newton):
-        return 4
-    if isinstance(iteration, ps.Anderson):
-        return 4 + (2 * math.ceil(WIDEST / iteration.order) if iteration.order else 0)
-    return int(isinstance(iteration, ps.Jacobi))
-
-
-windows = st.integers(1, WIDEST)
-
-
-def wild(ts: Tensor, y: Any) -> Any:
-    """A guess far off, not finite for some times, and in proportion to the last state (of any structure)."""
-    row = torch.arange(len(ts), dtype=torch.float64)
-    factor = (1 + torch.sin(7 * row)).masked_fill(row % 5 == 3, torch.inf)
-    return pytree.tree_map(lambda leaf: factor.to(leaf.dtype).reshape(-1, *[1] * leaf.dim()) * leaf, y)
-
-
-def guesses(term: Any) -> st.SearchStrategy:
-    choices = [ps.FrozenOutput(), ps.Copy(), ps.Coarse(1), ps.Coarse(3), wild]
-    if isinstance(term, ps.Denoiser):
-        choices.append(ps.FrozenSample())
-    if isinstance(term, ps.ODE):
-        choices += [ps.Polynomial(), ps.Polynomial(1), ps.Polynomial(4)]
-    return st.sampled_from(choices)
-
-
-@st.composite
-def trajectories(draw, case: "Case") -> ps.FromTrajectory:
-    """The sequential states, as they are or far from it, of a sample with states that are not finite."""
-    noise = "same" if isinstance(case.term, ps.SDE) else draw(st.sampled_from(["same", "new"]))
-    ys, size = case.sequential().ys, draw(st.sampled_from([0.0, 1e-3, 1.0, 100.0]))
-    states = (ys.double() + size * randn(generator(draw(seeds)), *ys.shape)).to(ys.dtype)
-    if case.batch_dims and draw(st.booleans()):
-        states[len(states) // 2 :, 0] = torch.nan
-    return ps.FromTrajectory(states, noise)
-
-
-@st.composite
-def numerics(draw, term: Any) -> dict[str, Any]:
-    """Whatever may not change the answer."""
-    return {
-        "window": draw(windows),
-        "stop": draw(st.sampled_from(["increment", "residual", "error"])),
-        "iteration": draw(iterations),
-        "guess": draw(guesses(term)),
-        "max_batch": draw(st.sampled_from([None, None, 1, 3, 7])),
-    }
-
-
-# ---- ODEs and SDEs: functions of the last dimension, so that they take one state or many
-
-
-def _matrix(gen: torch.Generator, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    matrix = randn(gen, rows, columns)
-    return (matrix / torch.linalg.matrix_norm(matrix, 2)).to(dtype)
-
-
-def random_drift(kind: str, seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Callable:
-    """``f(t, y)`` with Lipschitz constant 1 in y and ``|f| <= 1 + |y|``, for one state or many."""
-    gen, size = generator(seed), shape[-1] if shape else 1
-    inner, outer = _matrix(gen, size, 8, dtype), _matrix(gen, 8, size, dtype)
-    square = _matrix(gen, size, size, dtype)
-    bias, hidden, forcing = randn(gen, size) / (1 + size), randn(gen, 8), randn(gen, size) / (1 + size)
-    bias, hidden, forcing = bias.to(dtype), hidden.to(dtype), forcing.to(dtype)
-
-    def f(t, y, pace=None):
-        scale = 1 if pace is None else pace.reshape(t.shape)
-        t = (t if shape else t[..., None]).to(dtype)
-        y = y if shape else y[..., None]
-        if kind == "affine":
-            out = y @ square + bias
-        elif kind == "mlp":
-            out = torch.tanh(y @ inner + hidden) @ outer
-        elif kind == "nonautonomous":
-            out = torch.tanh(y @ inner + t * hidden) @ outer * torch.cos(2 * t) + torch.sin(3 * t) * forcing
-        else:  # contracting: the one-sided constant is at most -1/2
-            out = 0.5 * torch.sin(y * hidden[0].cos()) * torch.cos(t) - y + bias
-        return scale * (out if shape else out[..., 0])
-
-    return f
-
-
-def random_diffusion(noise: str, seed: int, shape: tuple[int, ...], dtype: torch.dtype, motions: int = 2) -> Callable:
-    """``g(t, y)`` with Lipschitz constant 0.3 in y and values up to 0.6."""
-    gen = generator(seed)
-    frequency, phase = torch.rand(2, motions, generator=gen, dtype=torch.float64).to(dtype)
-
-    def g(t, y, pace=None):
-        if noise == "additive":
-            return 0.3 * torch.cos(t) + 0.3 + torch.zeros_like(y)
-        columns = 0.3 * torch.sin(y[..., None] * frequency + phase + t[..., None]) + 0.3
-        return columns / motions if noise == "general" else columns[..., 0]
-
-    return g
-
-
-shapes = st.sampled_from([(), (1,), (3,), (2, 4), (5,), (2, 1, 3)])
-drift_kinds = st.sampled_from(["affine", "mlp", "nonautonomous", "contracting"])
-
-
-@st.composite
-def layouts(draw, batches=(0, 0, 1, 2, 4)) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """A state's shape, the shape of y0 and batch_dims; a batch of 0 is one system."""
-    shape, batch = draw(shapes), draw(st.sampled_from(batches))
-    return shape, (batch, *shape) if batch else shape, int(batch > 0)
-
-
-@st.composite
-def ode_cases(
-    draw, dtypes=SINGLE_OR_DOUBLE, batches=(0, 0, 1, 2, 4), max_span: float = 2.0, min_steps: int = 1
-) -> Case:
-    dtype, (shape, full, batch_dims), seed = draw(st.sampled_from(dtypes)), draw(layouts(batches)), draw(seeds)
-    ts = draw(grids(max_span=0.4 if dtype in HALF else max_span, min_steps=min_steps))
-    kind, integrator = draw(drift_kinds), draw(st.sampled_from([ps.Euler(), ps.Heun(), ps.RK4(), ps.RK4("3/8")]))
-    span = float((ts[-1] - ts[0]).abs())
-    return Case(
-        name=f"ODE {kind} {dtype} y0 {full} seed {seed} steps {len(ts) - 1} span {span:.2g}",
-        term=ps.ODE(random_drift(kind, seed, shape, dtype)),
-        y0=randn(generator(seed + 1), *full, dtype=dtype),
-        ts=ts,
-        integrator=integrator,
-        growth=math.exp(1.5 * span),  # "contracting" has constant 1.5
-        weight=span,
-        batch_dims=batch_dims,
+def kepler(name: str, eccentricity: float, t1: float) -> Problem:
+    e = eccentricity
+    return second_order(
+        name,
+        eq.kepler,
+        (1 - e, 0),
+        (0, math.sqrt((1 + e) / (1 - e))),
+        (0, t1),
+        f"DETEST D1-D5 (Hull et al. 1972), eccentricity {e}",
+        exact=closed_forms.kepler(e),
     )
 
 
-@st.composite
-def logistic_cases(draw) -> Case:
-    """Only sums and products of elements, which are the same in any batch, bit for bit."""
-    steps, full = draw(st.integers(1, 24)), draw(st.sampled_from([(3,), (2, 4), (64,)]))
-    return Case(
+def prothero_robinson(name: str, rate: float, stiff: bool) -> Problem:
+    source = f"Prothero & Robinson 1974, to cos(t) at rate {rate:g}"
+    return Problem(
+        name, eq.prothero_robinson(rate), state(1), (0, 10), source, closed_forms.scalar(np.cos), stiff=stiff
+    )
+
+
+def linear10() -> Problem:
+    matrix = eq.normal(0, 10, 10) / math.sqrt(10) - 0.5 * torch.eye(10, dtype=torch.float64)
+    y0 = eq.normal(1, 10)
+    solution = closed_forms.linear(matrix.numpy(), y0.numpy())
+    return Problem("linear10", eq.linear(matrix), y0, (0, 5), "diffrax's order test, normal entries - I/2", solution)
+
+
+def pendulum() -> Problem:
+    start, solution = 2 * math.asin(0.8), closed_forms.pendulum(0.8)
+    return second_order(
+        "pendulum", eq.pendulum, (start,), (0,), (0, 20), "textbook, from rest, modulus 0.8", exact=solution
+    )
+
+
+def heat() -> Problem:
+    places = torch.arange(1, 33, dtype=torch.float64) / 33
+    y0 = torch.exp(-100 * (places - 0.4) ** 2)
+    return Problem(
+        "heat", eq.heat, y0, (0, 0.1), "method of lines, 32 points, a bump", closed_forms.heat(y0.numpy()), stiff=True
+    )
+
+
+def gaussian_flow() -> Problem:
+    deviations, y0, t = state(2, 0.5, 0.1), state(1.0, -0.5, 1.5), 5.0
+    return Problem(
+        "gaussian_flow",
+        eq.gaussian_flow(deviations, t),
+        y0,
+        (0, t),
+        "Song et al. 2021, eq. 13, variance-preserving, data N(0, s^2), from noise to data",
+        closed_forms.gaussian_flow(deviations.numpy(), t, y0.numpy()),
+    )
+
+
+def mixture_flow() -> Problem:
+    mixture = (state(0.3, 0.7), state(-1, 1), state(0.2, 0.3))
+    y0, t = state(-1.5, -0.6, -0.2, 0.4, 1.2), 3.0
+    return Problem(
+        "mixture_flow",
+        eq.mixture_flow(*mixture, t),
+        y0,
+        (0, t),
+        "Song et al. 2021, eq. 13, five starts in one dimension, two modes",
+        closed_forms.mixture_flow(*(part.numpy() for part in mixture), t, y0.numpy()),
+    )
+
+
+CLOSED = (
+    dahlquist("dahlquist", -0.5 + 2j, 10),
+    dahlquist("dahlquist_growing", 0.5 + 1j, 10),
+    dahlquist("dahlquist_fast", 100j, 6, remark="95 turns"),
+    dahlquist("dahlquist_stiff", -1000 + 1j, 1, stiff=True),
+    Problem(
+        "cubic_decay",
+        eq.cubic_decay,
+        state(1),
+        (0, 20),
+        "DETEST A2",
+        closed_forms.scalar(lambda t: (1 + t) ** -0.5),
+    ),
+    Problem(
+        "cosine_growth",
+        eq.cosine_growth,
+        state(1),
+        (0, 20),
+        "DETEST A3",
+        closed_forms.scalar(lambda t: np.exp(np.sin(t))),
+    ),
+    Problem(
         "logistic",
-        ps.ODE(lambda t, y: y * (1 - y) + t),
-        torch.rand(full, generator=generator(draw(seeds)), dtype=torch.float64),
-        torch.linspace(0, 2, steps + 1),
-        draw(st.sampled_from([ps.Euler(), ps.Heun(), ps.RK4()])),
-        growth=1,
-        weight=1,
-        batch_dims=draw(st.sampled_from([0, 1])),
-    )
-
-
-@st.composite
-def sde_cases(draw, noises=NOISES, dtypes=SINGLE_OR_DOUBLE, batches=(0, 0, 1, 2, 4)) -> Case:
-    dtype, (shape, full, batch_dims), seed = draw(st.sampled_from(dtypes)), draw(layouts(batches)), draw(seeds)
-    ts, kind, noise = (
-        draw(grids(max_span=1.0, increasing=True, max_steps=10)),
-        draw(drift_kinds),
-        draw(st.sampled_from(noises)),
-    )
-    return Case(
-        name=f"SDE {kind} {noise} {dtype} y0 {full} seed {seed} steps {len(ts) - 1}",
-        term=ps.SDE(random_drift(kind, seed, shape, dtype), random_diffusion(noise, seed, shape, dtype), noise),
-        y0=randn(generator(seed + 1), *full, dtype=dtype),
-        ts=ts,
-        integrator=ps.EulerMaruyama(),
-        # prod(1 + 1.5 h + 0.3 |dW|) with sum |dW| <= sqrt(steps * sum dW^2), and 2 sqrt(span) for a large |W|
-        growth=math.exp(1.5 + 0.3 * 2 * math.sqrt(len(ts) - 1)),
-        weight=1 + 2 * math.sqrt(len(ts) - 1),
-        seed=draw(seeds),
-        batch_dims=batch_dims,
-    )
-
-
-# ---- denoisers
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A Gaussian mixture, and the exact clean sample expected of a noisy one."""
-
-    means: Tensor  # (K, D)
-    deviation: float
-
-    def clean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """``E[x_0 | x]`` for x ``(R, D)`` and levels ``(R, 1)``."""
-        spread = (alpha * self.deviation) ** 2 + sigma**2
-        means = self.means.to(x.dtype)
-        distance = ((x[:, None] - alpha[..., None] * means) ** 2).sum(-1)
-        weight = torch.softmax(-distance / (2 * spread), -1)
-        centre = weight @ means
-        return centre + alpha * self.deviation**2 / spread * (x - alpha * centre)
-
-
-def predicted(prediction: str, x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network of this prediction type says where the clean sample is known."""
-    noise = (x - alpha * clean) / sigma
-    outputs = {
-        "epsilon": lambda: noise,
-        "sample": lambda: clean,
-        "v_prediction": lambda: alpha * noise - sigma * clean,
-        "flow": lambda: noise - clean,
-    }
-    return outputs[prediction]()
-
-
-def mixture_denoiser(mixture: Mixture, schedule: ps.schedules.Schedule, prediction: str) -> ps.Denoiser:
-    def model(x, t, shift=None):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        flat = x.flatten(1).to(wide)
-        alpha, sigma = (level(t.double())[:, None].to(wide) for level in (schedule.alpha, schedule.sigma))
-        offset = 0 if shift is None else shift.to(wide)[:, None]
-        clean = mixture.clean(flat - alpha * offset, alpha, sigma) + offset  # a mixture moved by the offset
-        return predicted(prediction, flat, clean, alpha, sigma).to(x.dtype).reshape(x.shape)
-
-    return ps.Denoiser(model, schedule, prediction)
-
-
-PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow")
-SAMPLERS = (
-    *(ps.DDIM(), ps.DDIM(0.4), ps.DDIM(1.0), ps.DDPM()),
-    *(ps.DPMSolver(1), ps.DPMSolver(2), ps.DPMSolver(3), ps.DPMSolver(1, sde=True), ps.DPMSolver(2, sde=True)),
+        eq.logistic,
+        state(1),
+        (0, 20),
+        "DETEST A4",
+        closed_forms.scalar(lambda t: 20 / (1 + 19 * np.exp(-t / 4))),
+    ),
+    Problem(
+        "sine",
+        eq.sine,
+        eq.constant(closed_forms.sine(np.ones(1))),
+        (1, 8),
+        "torchdiffeq tests/problems.py",
+        closed_forms.scalar(closed_forms.sine),
+    ),
+    linear10(),
+    kepler("kepler_0.1", 0.1, 20),
+    kepler("kepler_0.3", 0.3, 20),
+    kepler("kepler_0.5", 0.5, 20),
+    kepler("kepler_0.7", 0.7, 20),
+    kepler("kepler_0.9", 0.9, 20),
+    kepler("kepler_0.3_ten", 0.3, 20 * math.pi),
+    kepler("kepler_0.7_ten", 0.7, 20 * math.pi),
+    Problem("rigid_body", eq.rigid_body, state(0, 1, 1), (0, 20), "DETEST B5", closed_forms.rigid_body),
+    pendulum(),
+    prothero_robinson("prothero_robinson", -1, stiff=False),
+    prothero_robinson("prothero_robinson_1e3", -1e3, stiff=True),
+    prothero_robinson("prothero_robinson_1e6", -1e6, stiff=True),
+    Problem(
+        "blow_up",
+        eq.blow_up,
+        state(1),
+        (0, 0.99),
+        "textbook",
+        closed_forms.scalar(lambda t: 1 / (1 - t)),
+        pole=1.0,
+        remark="asked past the pole, a solver must say where it stopped",
+    ),
+    heat(),
+    gaussian_flow(),
+    mixture_flow(),
 )
 
 
-def noise_schedules(seed: int, steps: int, clean_end: bool) -> dict[str, tuple[ps.schedules.Schedule, Tensor]]:
-    """Every schedule with a grid of moderately unequal steps; signal levels from 0.1 to 1."""
-
-    def grid(start: float, end: float) -> Tensor:
-        return random_grid(seed, steps, start, end, shortest=1.0)
-
-    betas = torch.linspace(1e-4, 0.04, 200, dtype=torch.float64)
-    return {
-        "from_betas": (ps.schedules.from_betas(betas), grid(199.0, -1.0 if clean_end else 3.0)),
-        "VP": (ps.schedules.VP(lambda t: torch.exp(-t)), grid(3.0, 0.0 if clean_end else 0.02)),
-        "VE": (ps.schedules.VE(lambda t: t**1.5), grid(3.0, 0.0 if clean_end else 0.1)),
-        "EDM": (ps.schedules.EDM(), ps.grids.karras(4.0, 0.05, steps) if clean_end else grid(4.0, 0.1)),
-        "Flow": (ps.schedules.Flow(), grid(0.9, 0.0 if clean_end else 0.05)),
-        "Flow from pure noise": (ps.schedules.Flow(), grid(1.0, 0.0 if clean_end else 0.05)),
-    }
+# ---- others that anyone may tune on
 
 
-@st.composite
-def denoiser_cases(draw, integrators=SAMPLERS, dtypes=SINGLE_OR_DOUBLE, batches=(1, 2, 4)) -> Case:
-    dtype, seed, steps = draw(st.sampled_from(dtypes)), draw(seeds), draw(st.integers(1, 12))
-    shape, batch = draw(st.sampled_from([(2,), (4,), (2, 3)])), draw(st.sampled_from(batches))
-    known = noise_schedules(seed, steps, draw(st.booleans()))
-    name = draw(st.sampled_from(sorted(known)))
-    schedule, ts = known[name]
-    # without signal the noise says nothing of the sample; in half precision the noise says too little of it
-    predictions = PREDICTIONS[1:] if name == "Flow from pure noise" else PREDICTIONS
-    prediction = "sample" if dtype in HALF else draw(st.sampled_from(predictions))
-    mixture = Mixture(0.7 * randn(generator(seed), 3, math.prod(shape)), 0.8)
-    integrator = draw(st.sampled_from(integrators))
-    return Case(
-        name=f"{name} {prediction} {dtype} y0 {(batch, *shape)} seed {seed} steps {steps} to {float(ts[-1])}",
-        term=mixture_denoiser(mixture, schedule, prediction),
-        y0=(randn(generator(seed + 1), batch, *shape) * float(schedule.sigma(ts[0]))).to(dtype),
-        ts=ts,
-        integrator=integrator,
-        # An allowance, not a derived bound: e for the flow, whose means lie within about two deviations, times five
-        # for the weights of a multistep method. Distances found are bitwise zero for nearly all cases.
-        growth=math.e * (1 if dtype in HALF else 5),
-        weight=1 if dtype in HALF else steps,  # the weights of the clean samples add up to the last signal level
-        seed=draw(seeds),
-        batch_dims=1,
+def van_der_pol(name: str, mu: float, t1: float, **more) -> Problem:
+    return Problem(name, eq.van_der_pol(mu), state(2, 0), (0, t1), f"van der Pol 1926, mu {mu:g}", **more)
+
+
+def kuramoto() -> Problem:
+    frequencies = torch.linspace(-1, 1, 30, dtype=torch.float64)
+    source = "Kuramoto 1975, 30 oscillators, coupling 2, frequencies -1 to 1"
+    return Problem("kuramoto", eq.kuramoto(frequencies), 2 * eq.normal(2, 30), (0, 20), source)
+
+
+def mlp() -> Problem:
+    first, second = eq.normal(3, 64, 32) / math.sqrt(32), eq.normal(4, 32, 64) / math.sqrt(64)
+    source = "one hidden layer of 64, tanh, normal weights"
+    return Problem("mlp", eq.network(first, eq.normal(5, 64), second), eq.normal(6, 32), (0, 10), source)
+
+
+ARENSTORF = state(0.994, 0, 0, -2.00158510637908252240537862224)
+MOON_PERIOD = 17.0652165601579625588917206249
+PLEIADES = ((3, 3, -1, -3, 2, -2, 2, 3, -3, 2, 0, 0, -4, 4), (0, 0, 0, 0, 0, 1.75, -1.5, 0, 0, 0, -1.25, 1, 0, 0))
+HIRES = state(1, 0, 0, 0, 0, 0, 0, 0.0057)
+
+TUNING = (
+    Problem(
+        "lotka_volterra",
+        eq.lotka_volterra(0.5, 0.05, 0.5, 0.05),
+        state(20, 20),
+        (0, 20),
+        "Lotka 1925 (0.5, 0.05, 0.5, 0.05)",
+    ),
+    Problem("lv", eq.lotka_volterra(1.5, 1, 3, 1), state(1, 1), (0, 10), "Lotka 1925 (1.5, 1, 3, 1)"),
+    Problem("lorenz_1", eq.lorenz, state(1, 1, 1), (0, 1), "Lorenz 1963"),
+    Problem("lorenz_5", eq.lorenz, state(1, 1, 1), (0, 5), "Lorenz 1963", remark="chaotic"),
+    van_der_pol("van_der_pol_1", 1, 6.3),
+    van_der_pol("van_der_pol_5", 5, 10),
+    van_der_pol("van_der_pol_1000_800", 1000, 800, stiff=True, remark="ends just before the first jump"),
+    van_der_pol("van_der_pol_1000_1500", 1000, 1500, stiff=True, remark="crosses a jump at 807.0"),
+    van_der_pol("van_der_pol_1000_2000", 1000, 2000, stiff=True, remark="crosses two jumps"),
+    Problem("brusselator", eq.brusselator, state(1.5, 3), (0, 20), "Prigogine & Lefever 1968, A = 1, B = 3"),
+    second_order("henon_heiles", eq.henon_heiles, (0.5, 0), (0, 0.1), (0, 10), "Henon & Heiles 1964"),
+    second_order(
+        "pleiades",
+        eq.planar_bodies(torch.arange(1, 8, dtype=torch.float64)),
+        *PLEIADES,
+        (0, 3),
+        "Hairer, Norsett & Wanner II.10",
+        remark="close encounters",
+    ),
+    Problem("arenstorf", eq.arenstorf, ARENSTORF, (0, MOON_PERIOD), "Hairer, Norsett & Wanner II.0", remark="unstable"),
+    Problem("arenstorf_half", eq.arenstorf, ARENSTORF, (0, MOON_PERIOD / 2), "Hairer, Norsett & Wanner II.0"),
+    Problem("robertson_40", eq.robertson, state(1, 0, 0), (0, 40), "Robertson 1966", stiff=True),
+    Problem("robertson_1e5", eq.robertson, state(1, 0, 0), (0, 1e5), "Robertson 1966", stiff=True),
+    Problem("hires", eq.hires, HIRES, (0, 321.8122), "Hairer & Wanner IV.10", stiff=True),
+    Problem("duffing", eq.duffing, state(1, 0), (0, 20), "Guckenheimer & Holmes 2.2: x - x^3, 0.3, 0.37 cos(1.2 t)"),
+    Problem("fitzhugh_nagumo", eq.fitzhugh_nagumo, state(-1, 1), (0, 50), "FitzHugh 1961, I 0.5, (0.7, 0.8, 0.08)"),
+    kuramoto(),
+    mlp(),
+)
+
+
+# ---- that no constant was chosen by
+
+
+def recurrent() -> Problem:
+    weights, bias = 1.5 * eq.normal(7, 256, 256) / 16, eq.normal(8, 256) / 10
+    source = "Sompolinsky et al. 1988, 256 units, gain 1.5"
+    return Problem("tanh_rnn", eq.recurrent(weights, bias), eq.normal(9, 256), (0, 10), source, unseen=True)
+
+
+def figure_eight() -> Problem:
+    x, y, u, v = 0.97000436, -0.24308753, -0.93240737, -0.86473146
+    q0, v0 = (x, -x, 0, y, -y, 0), (-u / 2, -u / 2, u, -v / 2, -v / 2, v)
+    source = "Chenciner & Montgomery 2000, one period"
+    return second_order("figure_eight", eq.planar_bodies(state(1, 1, 1)), q0, v0, (0, 6.32591398), source, unseen=True)
+
+
+def planets() -> Problem:
+    q0 = (
+        *(3.42947415189, 6.64145542550, 11.2630437207, -30.1552268759, -21.1238353380),
+        *(3.35386959711, 5.97156957878, 14.6952576794, 1.65699966404, 28.4465098142),
+        *(1.35494901715, 2.18231499728, 6.27960525067, 1.43785752721, 15.3882659679),
     )
-
-
-def any_case(dtypes=SINGLE_OR_DOUBLE) -> st.SearchStrategy:
-    return st.one_of(ode_cases(dtypes), sde_cases(dtypes=dtypes), denoiser_cases(dtypes=dtypes))
-
-
-@st.composite
-def company(draw) -> tuple[Case, list[Case]]:
-    """A batch of samples that differ in seed and in what is passed on to the drift, and each of them by itself.
-
-    ``pace`` (B,) multiplies a drift: 1 for sample 0, up to 8 for others, which take more rounds. ``shift`` (B,) moves
-    the mixture of a denoiser. Float64, so that no sample stops a round earlier because of its batch's size.
-    """
-    double, batches = (torch.float64,), (2, 3, 4)
-    case = draw(
-        st.one_of(
-            ode_cases(double, batches),
-            sde_cases(dtypes=double, batches=batches),
-            denoiser_cases(SAMPLERS, double, batches),
-        )
+    v0 = (
+        *(-0.557160570446, -0.415570776342, -0.325325669158, -0.0240476254170, -0.176860753121),
+        *(0.505696783289, 0.365682722812, 0.189706021964, -0.287659532608, -0.216393453025),
+        *(0.230578543901, 0.169143213293, 0.0877265322780, -0.117219543175, -0.0148647893090),
     )
-    gen, samples = generator(draw(seeds)), len(case.y0)
-    each = torch.randint(2**31, (samples,), generator=gen).tolist()
-    if isinstance(case.term, ps.Denoiser):
-        given = {"cond": {"shift": randn(gen, samples)}}
-    else:
-        pace = 1 + 7 * torch.rand(samples, generator=gen, dtype=torch.float64)
-        pace[0] = 1
-        given = {"args": (pace,)}
-    case = replace(case, seed=each, given=given)
-    return case, [_alone(case, sample) for sample in range(samples)]
+    source = "DETEST C5: Jupiter to Pluto, in astronomical units and hundreds of days"
+    return second_order("outer_planets", eq.planets, q0, v0, (0, 200), source, unseen=True)
 
 
-def _alone(case: Case, sample: int) -> Case:
-    def own(value: Tensor) -> Tensor:
-        return value[sample : sample + 1]
+def lorenz96() -> Problem:
+    y0 = torch.full((40,), 8.0, dtype=torch.float64)
+    y0[19] += 0.01
+    return Problem("lorenz96", eq.lorenz96, y0, (0, 3), "Lorenz 1996, 40 places, forcing 8", unseen=True)
 
-    given = {"cond": {k: own(v) for k, v in case.given["cond"].items()}} if "cond" in case.given else {}
-    given |= {"args": tuple(own(v) for v in case.given["args"])} if "args" in case.given else {}
-    return replace(case, y0=own(case.y0), seed=[case.seed[sample]], given=given)
+
+def fput() -> Problem:
+    q0 = np.sin(np.pi * np.arange(1, 33) / 33)
+    source = "Fermi, Pasta, Ulam & Tsingou 1955, 32 masses, alpha 1/4, lowest mode"
+    return second_order("fput", eq.fput, q0, np.zeros(32), (0, 50), source, unseen=True)
+
+
+def pendulum_chain() -> Problem:
+    q0 = 2.5 * np.exp(-(((np.arange(20) - 5) / 3) ** 2))
+    source = "sine-Gordon lattice, 20 pendulums, coupling 4, a bump"
+    return second_order("pendulum_chain", eq.pendulum_chain, q0, np.zeros(20), (0, 10), source, unseen=True)
+
+
+def lines(name: str, f: eq.Field, y0: np.ndarray, t1: float, source: str, **more) -> Problem:
+    return Problem(name, f, eq.constant(y0), (0, t1), source, unseen=True, **more)
+
+
+UNSEEN = (
+    Problem("roessler", eq.roessler, state(1, 1, 0), (0, 50), "Roessler 1976 (0.2, 0.2, 5.7)", unseen=True),
+    Problem("thomas", eq.thomas, state(1, 0.5, -0.3), (0, 30), "Thomas 1999, b 0.208186", unseen=True),
+    Problem("chua", eq.chua, state(0.1, 0.1, 0.1), (0, 15), "Chua's circuit, cubic (10, 100/7)", unseen=True),
+    Problem("double_pendulum", eq.double_pendulum, state(1, 1.2, 0, 0), (0, 5), "textbook, equal halves", unseen=True),
+    figure_eight(),
+    planets(),
+    Problem(
+        "oregonator",
+        eq.oregonator,
+        state(1, 2, 3),
+        (0, 360),
+        "Field & Noyes 1974; Hairer & Wanner IV.10",
+        stiff=True,
+        unseen=True,
+    ),
+    Problem(
+        "e5",
+        eq.e5,
+        state(1.76e-3, 0, 0, 0),
+        (0, 1e3),
+        "Enright, Hull & Lindberg 1975",
+        stiff=True,
+        unseen=True,
+        remark="three components stay below 1e-9, and start at zero",
+    ),
+    lorenz96(),
+    fput(),
+    pendulum_chain(),
+    Problem(
+        "sir",
+        eq.sir,
+        state(1e6 - 10, 10, 0),
+        (0, 100),
+        "Kermack & McKendrick 1927, 0.4 and 0.1 a day",
+        unseen=True,
+        remark="persons: a million",
+    ),
+    second_order(
+        "airy",
+        eq.airy,
+        closed_forms.airy(np.zeros(1))[0, :1],
+        closed_forms.airy(np.zeros(1))[0, 1:],
+        (0, 20),
+        "DLMF 9.2: Ai(-t)",
+        exact=closed_forms.airy,
+        unseen=True,
+    ),
+    Problem(
+        "bessel",
+        eq.bessel(2),
+        eq.constant(closed_forms.bessel(2)(np.ones(1))[0]),
+        (1, 30),
+        "DLMF 10.2: J_2",
+        closed_forms.bessel(2),
+        unseen=True,
+    ),
+    recurrent(),
+    lines("burgers", eq.burgers, 0.5 + np.sin(2 * np.pi * np.arange(100) / 100), 0.5, "Burgers 1948, 100 points"),
+    lines(
+        "allen_cahn",
+        eq.allen_cahn,
+        np.sin(3 * np.pi * np.arange(1, 65) / 65) / 2,
+        20,
+        "Allen & Cahn 1979, 64 points",
+        stiff=True,
+    ),
+    Problem("goodwin", eq.goodwin, state(0.1, 0.2, 2.5), (0, 100), "Goodwin 1965, exponent 10, rates 0.1", unseen=True),
+    Problem(
+        "repressilator",
+        eq.repressilator,
+        state(1e-6, 0, 0, 2e-6, 1e-6, 3e-6),
+        (0, 20),
+        "Elowitz & Leibler 2000, in mol per litre",
+        unseen=True,
+        remark="magnitudes of 1e-6 throughout",
+    ),
+    Problem(
+        "driven_circuit",
+        eq.driven_circuit,
+        state(1e-9, 0),
+        (0, 5e-5),
+        "textbook, SI units",
+        unseen=True,
+        remark="units a million apart, and times of microseconds",
+    ),
+    Problem(
+        "hodgkin_huxley",
+        eq.hodgkin_huxley,
+        state(-65, 0.05, 0.6, 0.32),
+        (0, 20),
+        "Hodgkin & Huxley 1952, mV and ms",
+        unseen=True,
+    ),
+)
+
+PROBLEMS = {problem.name: problem for problem in (*CLOSED, *TUNING, *UNSEEN)}

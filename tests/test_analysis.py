@@ -6,8 +6,8 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 import torch
+from cases import STAGES, Case, denoiser_cases, generator, ode_cases, randn, sde_cases
 from hypothesis import given, settings
-from problems import STAGES, Case, denoiser_cases, generator, ode_cases, randn, sde_cases
 from torch import Tensor
 
 import picardsolve as ps

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import assert_close, denoiser_cases, generator, randn, random_drift, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import assert_close, denoiser_cases, generator, randn, random_drift, seeds
 
 import picardsolve as ps
 from picardsolve.integrators import Problem

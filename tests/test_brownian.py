@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
+from cases import Case, assert_close, generator, guesses, iterations, random_grid, seeds, windows
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Case, assert_close, generator, guesses, iterations, random_grid, seeds, windows
 from scipy import stats
 
 import picardsolve as ps

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from pipelines import digits
-from pipelines import generator as pipeline_generator
-from problems import (
+from cases import (
     Case,
     any_case,
     company,
@@ -32,6 +28,10 @@ from problems import (
     seeds,
     windows,
 )
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pipelines import digits
+from pipelines import generator as pipeline_generator
 
 import picardsolve as ps
 from integrations import diffusers as parallel

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from cases import PREDICTIONS, generator, predicted, randn, random_grid, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import PREDICTIONS, generator, predicted, randn, random_grid, seeds
 
 import picardsolve as ps
 from picardsolve import grids, schedules

@@ -6,9 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from problems import (
+from cases import (
     HALF,
     SAMPLERS,
     Case,
@@ -26,6 +24,8 @@ from problems import (
     wild,
     windows,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 import picardsolve as ps
 from picardsolve.guesses import Entering, UserGuess

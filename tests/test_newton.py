@@ -6,9 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from problems import (
+from cases import (
     assert_close,
     denoiser_cases,
     generator,
@@ -19,6 +17,8 @@ from problems import (
     sde_cases,
     seeds,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 import picardsolve as ps
 from picardsolve.integrators import Chain, Problem

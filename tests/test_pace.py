@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from cases import Case, any_case, assert_close, company, denoiser_cases, iterations, ode_cases, sde_cases, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import Case, any_case, assert_close, company, denoiser_cases, iterations, ode_cases, sde_cases, seeds
 
 import picardsolve as ps
 from picardsolve.pace import Pace

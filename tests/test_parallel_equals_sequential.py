@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from problems import (
+from cases import (
     HALF,
     SINGLE_OR_DOUBLE,
     Case,
@@ -29,6 +27,8 @@ from problems import (
     seeds,
     windows,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import picardsolve as ps
 

@@ -7,10 +7,7 @@ from dataclasses import replace
 import matplotlib as mpl
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from matplotlib import pyplot as plt
-from problems import (
+from cases import (
     SAMPLERS,
     Case,
     assert_close,
@@ -24,6 +21,9 @@ from problems import (
     sde_cases,
     seeds,
 )
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 from test_parallel_equals_sequential import check_equal, poisoned, with_limit
 
 import picardsolve as ps

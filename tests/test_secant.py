@@ -6,9 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from problems import (
+from cases import (
     PREDICTIONS,
     SAMPLERS,
     Mixture,
@@ -21,6 +19,8 @@ from problems import (
     randn,
     seeds,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import picardsolve as ps
 from picardsolve.contract import validated

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from problems import (
+from cases import (
     PREDICTIONS,
     SAMPLERS,
     Mixture,
@@ -24,6 +22,8 @@ from problems import (
     random_grid,
     seeds,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 import picardsolve as ps
 from picardsolve.iterations.base import Swept

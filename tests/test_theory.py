@@ -9,9 +9,9 @@ import math
 
 import pytest
 import torch
+from cases import generator, randn, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import generator, randn, seeds
 
 import picardsolve as ps
 from picardsolve.integrators import Chain, Problem

@@ -10,9 +10,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from cases import generator, iterations, randn, random_grid, seeds, windows
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from problems import generator, iterations, randn, random_grid, seeds, windows
 from scipy.integrate import solve_ivp
 
 import picardsolve as ps
