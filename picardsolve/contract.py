@@ -52,6 +52,8 @@ def validated(
     elif cond is not None:
         raise ValueError("cond: only a Denoiser's model takes arguments by name; pass args=(...).")
     layout = Layout.of(y0, 0 if batch_dims is None else batch_dims)
+    if layout.dtype.is_complex and not isinstance(term, ODE | SecondOrderODE):
+        raise TypeError(f"y0: expected a real floating dtype, got {layout.dtype}; only an ODE takes complex states.")
     given = cond if isinstance(term, Denoiser) else tuple(args)
     name = "cond" if isinstance(term, Denoiser) else "args"
     for value in pytree.tree_leaves(given):

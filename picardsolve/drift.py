@@ -201,11 +201,14 @@ class RowFunction:
                 raise ValueError(
                     f"{self.name}: expected to return a tensor on {self.layout.device}, got {leaf.device}."
                 )
-            if leaf.dtype not in (self.layout.dtype, self.layout.compute_dtype):
+            wide = self.layout.dtype if self.layout.dtype.is_complex else self.layout.compute_dtype
+            if leaf.dtype not in (self.layout.dtype, wide):
                 raise TypeError(
                     f"{self.name}: expected to return {self.layout.dtype}, the dtype of y0, got {leaf.dtype}; convert "
                     "y0 or the result."
                 )
+        if self.layout.dtype.is_complex:
+            leaves = [self.layout.reals(leaf) for leaf in leaves]
         flat = [leaf.reshape(rows, -1, *leaf.shape[leaf.dim() - self.trailing :]) for leaf in leaves]
         return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).reshape(rows, -1).to(self.layout.compute_dtype)
 

@@ -17,7 +17,7 @@ class Layout:
         batch: number of independent samples B (1 when ``batch_dims`` was 0).
         batched: whether the user's state has a leading dimension B.
         shapes: per leaf, its shape without that dimension.
-        dtype: what the user gave; rows are kept in it, half precision in float32.
+        dtype: what the user gave; rows are kept in it, half precision in float32. Complex numbers are pairs of reals.
     """
 
     batch: int
@@ -45,10 +45,8 @@ class Layout:
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"y0: expected tensors, got {type(leaf).__name__}; pass torch.as_tensor(...).")
-            if leaf.dtype.is_complex:
-                raise TypeError(f"y0: expected a real floating dtype, got {leaf.dtype}; pass torch.view_as_real(y0).")
-            if not leaf.dtype.is_floating_point:
-                raise TypeError(f"y0: expected a real floating dtype, got {leaf.dtype}; pass y0.double().")
+            if not leaf.dtype.is_floating_point and not leaf.dtype.is_complex:
+                raise TypeError(f"y0: expected a floating or complex dtype, got {leaf.dtype}; pass y0.double().")
             if leaf.dtype != leaves[0].dtype or leaf.device != leaves[0].device:
                 raise TypeError("y0: expected all tensors of one dtype on one device; convert them with .to(...).")
             if leaf.dim() < batch_dims:
@@ -72,27 +70,38 @@ class Layout:
     @property
     def size(self) -> int:
         """Numbers in one sample's state."""
-        return sum(math.prod(shape) for shape in self.shapes)
+        return sum(self._sizes)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [math.prod(shape) * (2 if self.dtype.is_complex else 1) for shape in self.shapes]
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """What rows are kept and summed in: at least float32."""
-        return torch.promote_types(self.dtype, torch.float32)
+        return torch.promote_types(self.dtype.to_real(), torch.float32)
 
     def pack(self, y: Any) -> Tensor:
         """Rows ``(B, size)`` of an initial state, in memory of their own."""
         leaves = pytree.tree_leaves(sorted_keys(y))
-        flat = [leaf.detach().reshape(self.batch, -1) for leaf in leaves]
+        flat = [self.reals(leaf.detach()).reshape(self.batch, -1) for leaf in leaves]
         return (flat[0].clone() if len(flat) == 1 else torch.cat(flat, 1)).to(self.compute_dtype)
 
     def unpack(self, rows: Tensor) -> Any:
         """The user's structure, leaves ``(*rows.shape[:-1], *shape)`` in the user's dtype."""
-        rows, lead = rows.to(self.dtype), rows.shape[:-1]
-        if len(self.shapes) == 1:
-            return pytree.tree_unflatten([rows.reshape((*lead, *self.shapes[0]))], self.structure)
-        parts = rows.split([math.prod(shape) for shape in self.shapes], -1)
-        leaves = [part.reshape((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+        rows, lead = rows.to(self.dtype.to_real()), rows.shape[:-1]
+        parts = [rows] if len(self.shapes) == 1 else rows.split(self._sizes, -1)
+        leaves = [self._shaped(part, (*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.structure)
+
+    def _shaped(self, part: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if self.dtype.is_complex:
+            return torch.view_as_complex(part.reshape((*shape, 2)))
+        return part.reshape(shape)
+
+    def reals(self, leaf: Tensor) -> Tensor:
+        """The numbers of a leaf, complex ones with a last dimension of two."""
+        return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 
     def unpack_path(self, path: Tensor) -> Any:
         """The user's structure of a path ``(times, B, size)``: time first, then the shape of ``y0``."""
@@ -117,7 +126,11 @@ class Layout:
             )
         lead, rows = (times, self.batch) if self.batched else (times,), []
         for leaf, shape in zip(leaves, self.shapes, strict=True):
-            if not isinstance(leaf, Tensor) or not leaf.dtype.is_floating_point:
+            if (
+                not isinstance(leaf, Tensor)
+                or leaf.is_complex() != self.dtype.is_complex
+                or not (leaf.is_complex() or leaf.is_floating_point())
+            ):
                 got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise TypeError(f"{name}: expected tensors of the dtype of y0, {self.dtype}, got {got}; convert them.")
             if leaf.shape != (*lead, *shape):
@@ -125,7 +138,7 @@ class Layout:
                     f"{name}: expected one state for each of {times} times, shape {(*lead, *shape)}, got "
                     f"{tuple(leaf.shape)}; put the time first and keep the shape of y0."
                 )
-            rows.append(leaf.detach().to(self.device, self.compute_dtype).reshape(times, self.batch, -1))
+            rows.append(self.reals(leaf.detach()).to(self.device, self.compute_dtype).reshape(times, self.batch, -1))
         return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
 
 

@@ -59,7 +59,7 @@ BAD_ARGUMENTS = {
     # the state
     "y0 of integers": (lambda f: ode(f, y0=torch.tensor([1, 2])), TypeError, "y0", r"pass y0\.double\(\)"),
     "y0 of booleans": (lambda f: ode(f, y0=torch.tensor([True])), TypeError, "y0", r"pass y0\.double\(\)"),
-    "y0 complex": (lambda f: ode(f, y0=1j * torch.ones(2)), TypeError, "y0", r"torch\.view_as_real"),
+    "y0 complex of an SDE": (lambda f: sde(f, y0=1j * torch.ones(2)), TypeError, "y0", "only an ODE"),
     "y0 a numpy array": (lambda f: ode(f, y0=Y.numpy()), TypeError, "y0", r"pass torch\.as_tensor\("),
     "y0 a list of numbers": (lambda f: ode(f, y0=[1.0, 2.0]), TypeError, "y0", r"pass torch\.as_tensor\("),
     "y0 None": (lambda f: ode(f, y0=None), TypeError, "y0", r"pass torch\.as_tensor\("),
