@@ -33,6 +33,10 @@ class Result(Enum):
         "The drift may jump or be noisy there: loosen the tolerance, solve up to the jump and go on from it, or use "
         "more precision."
     )
+    stiff = (
+        "The equation is stiff, and Newton's method takes states of at most 64 numbers here: split off its linear part "
+        "as a SemilinearODE, or use an implicit solver such as scipy's BDF."
+    )
     unreachable = "Loosen the tolerance to that, use more precision, or solve over a shorter time."
     max_rounds = "The limit of rounds was reached first: raise max_rounds, loosen the tolerance or narrow the window."
 

@@ -1,6 +1,7 @@
 """The independent check of a segment: the equation at points that the iteration did not use."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -78,7 +79,7 @@ class Check:
 
     def _seen(self, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
         """States where Jacobians are seen, and the sizes of the differences."""
-        at = self.nodes.interpolate(_SEEN) @ segment.values(self.nodes)
+        at = self._to_seen @ segment.values(self.nodes)
         size = at.shape[1] // 2 if self.second_order else at.shape[1]
         return at, self.unit**0.5 * np.maximum(np.abs(at).max(0), self.typical)[:size]
 
@@ -100,6 +101,10 @@ class Check:
             end, flow = self._carried(segment, rho, drift[count:])
         return Checked(segment.t, segment.h, segment.values(self.nodes), flow, end, inside, noise, largest)
 
+    @cached_property
+    def _to_seen(self) -> np.ndarray:
+        return self.nodes.interpolate(_SEEN)
+
     def _probes(self, segment: Segment) -> bool:
         return segment.linear is None and len(segment.start) <= _LARGEST
 
@@ -107,17 +112,17 @@ class Check:
         """The error at the end, and the flow."""
         d = len(segment.start)
         values = np.concatenate([0 * rho[:1], rho])[-len(self.nodes.points) :]
-        residuals = (self.nodes.interpolate(_SEEN) @ values).reshape(_PANELS, 2, d)
+        residuals = (self._to_seen @ values).reshape(_PANELS, 2, d, 1)
         jacobians = self._jacobians(segment, rows).reshape(_PANELS, 2, d, d) * (segment.h / _PANELS)
-        answer = np.concatenate([np.eye(d), np.zeros((d, 1))], 1)  # of the flow, and of the error less rho
-        for jacobian, residual in zip(jacobians, residuals, strict=True):
-            right = jacobian @ answer
-            right[:, :, -1] += np.einsum("sab,sb->sa", jacobian, residual)
-            system = -(_GAUSS_WEIGHTS[:, None, :, None] * jacobian[:, :, None]).reshape(2 * d, 2 * d)
-            system.flat[:: 2 * d + 1] += 1
-            stages = np.linalg.solve(system, right.reshape(2 * d, -1))
-            answer = answer + (stages[:d] + stages[d:]) / 2
-        return answer[:, -1] + rho[-1], answer[:, :-1]
+        systems = -(_GAUSS_WEIGHTS[:, None, :, None] * jacobians[:, :, :, None]).reshape(_PANELS, 2 * d, 2 * d)
+        systems += np.eye(2 * d)
+        right = np.concatenate([jacobians, jacobians @ residuals], -1)
+        stages = np.linalg.solve(systems, right.reshape(_PANELS, 2 * d, d + 1))
+        flow, error = np.eye(d), np.zeros(d)  # error less rho
+        for step in (stages[:, :d] + stages[:, d:]) / 2:
+            error = error + step[:, :d] @ error + step[:, d]
+            flow = flow + step[:, :d] @ flow
+        return error + rho[-1], flow
 
     def _jacobians(self, segment: Segment, rows: np.ndarray) -> np.ndarray:
         """Of the whole drift, ``(points, d, d)``."""

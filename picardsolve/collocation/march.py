@@ -12,6 +12,7 @@ from picardsolve.collocation.segments import Bounds, Flight, Segment
 from picardsolve.collocation.sweeps import Sweep, Swept
 
 _FLOOR = 50.0  # units of rounding below which changes are noise
+_NOISE = 5.0  # units of rounding that the last terms of a polynomial may be
 _GROWS = 2.0  # at most, from one segment to the next
 _SHRINKS = 0.2  # at most
 _SAFETY = 0.85
@@ -34,7 +35,7 @@ class Grades:
     Attributes:
         change: the last change of its states, in tolerances.
         relative: the same relative to the states.
-        tail: the last terms of its polynomial, in tolerances: what it leaves out.
+        tail: the last terms of its polynomial, in tolerances or in floors, whichever are larger: what it leaves out.
         floor: what rounding may do, in tolerances.
     """
 
@@ -46,20 +47,27 @@ class Grades:
     @staticmethod
     def of(flight: Flight, swept: Swept, drift: np.ndarray, bounds: Bounds) -> "Grades":
         """Of the states after a sweep, which `flight` holds."""
-        largest = np.maximum(np.abs(flight.states).max(1), np.abs(flight.starts))
-        allowed = bounds.atol + bounds.rtol * largest
-        change = np.abs(swept.change).max(1)
+        nodes, states, terms = flight.nodes, flight.states, flight.nodes.last_terms
+        ratios = np.empty((4, *flight.starts.shape))
+        largest = np.abs(states).max(1)
+        np.maximum(largest, np.abs(flight.starts), out=largest)
+        change = np.abs(swept.change).max(1, out=ratios[0])
         if swept.doubt is not None:
-            change = np.maximum(change, np.abs(swept.doubt).max(1))
-        values = flight.states
-        if flight.nodes.c[0] != 0:
-            values = np.concatenate([flight.starts[:, None], values], 1)
-        tail = np.abs(flight.nodes.last_terms @ values).max(1)
-        noise = largest + flight.h[:, None] * np.abs(drift).max(1)
-        ratios = np.stack([change, tail, _FLOOR * bounds.unit * noise]) / allowed
-        relative = change / (largest.max(1, keepdims=True) + bounds.atol)
-        changes, tails, floors = ratios.max(2).tolist()
-        return Grades(changes, relative.max(1).tolist(), tails, floors)
+            np.maximum(change, np.abs(swept.doubt).max(1), out=change)
+        tail = terms[:, -nodes.n :] @ states
+        if nodes.c[0] != 0:
+            tail += terms[:, :1] * flight.starts[:, None]
+        np.abs(tail).max(1, out=ratios[1])
+        noise = np.abs(drift).max(1, out=ratios[2])
+        noise *= flight.h[:, None]
+        noise += largest
+        noise *= _FLOOR * bounds.unit
+        np.divide(change, largest.max(1, keepdims=True) + bounds.atol, out=ratios[3])
+        ratios[:3] /= bounds.atol + bounds.rtol * largest
+        ratios[1] -= _NOISE / _FLOOR * ratios[2]  # terms below the noise tell nothing
+        ratios[1] /= np.maximum(ratios[2], 1)
+        changes, tails, floors, relative = ratios.max(2).tolist()
+        return Grades(changes, relative, tails, floors)
 
 
 @dataclass
@@ -254,18 +262,18 @@ class March:
             left, rate = grades.change[i], grades.change[i] / segment.change
             if rate < 0.5 and segment.age > 1:
                 left *= min(1.0, max(self.sweep.remainder(segment), rate / (1 - rate)))
-            if left > max(0.5, grades.floor[i]) or grades.tail[i] > max(1.0, grades.floor[i]):
+            if left > max(0.5, grades.floor[i]) or grades.tail[i] > 1:
                 return i
         return len(self.queue)
 
     def _known(self, grades: Grades, i: int) -> bool:
         """Whether a segment has converged well enough for its tail to be the solution's."""
-        return grades.change[i] < max(0.1 * grades.tail[i], 1.0)
+        return grades.change[i] < max(0.1 * grades.tail[i], 1.0) * max(1.0, grades.floor[i])
 
     def _first_poor(self, grades: Grades, count: int) -> int | None:
         """The first segment that does not resolve the solution."""
         for i in range(count, len(self.queue)):
-            if grades.tail[i] > max(1.0, grades.floor[i]) and self._known(grades, i):
+            if grades.tail[i] > 1 and self._known(grades, i):
                 return i
         return None
 

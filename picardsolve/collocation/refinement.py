@@ -11,6 +11,7 @@ from picardsolve.collocation.march import March
 _ENOUGH = 1.0  # tolerances that the estimated error may be
 _AIM = 0.2  # tolerances that another march aims at
 _MARCHES = 4
+_FINEST = 16.0  # units of rounding
 _HOPELESS = 10.0  # tolerances: rounding alone
 
 
@@ -68,12 +69,13 @@ class Refinement:
         if error <= _ENOUGH:
             self.accuracy = accuracy
             return
-        if self.marches == _MARCHES:
-            if error > _HOPELESS:
-                raise Unreachable(error)
+        factor = max(_AIM / error, 1e-4, self._finest())
+        if self.marches < _MARCHES and factor < 1:
+            self._again(factor)
+        elif error > _HOPELESS:
+            raise Unreachable(error)
+        else:
             self.accuracy = accuracy
-            return
-        self._again(_AIM / error)
 
     def _in_tolerances(self, error: np.ndarray) -> float:
         """The largest of ``(S, d)`` errors at the ends of segments with wanted times in them, or of their starts."""
@@ -85,9 +87,13 @@ class Refinement:
         worst = float(np.maximum(ratio[holds], ratio[holds + 1]).max())
         return worst if np.isfinite(worst) else np.inf
 
+    def _finest(self) -> float:
+        """By what factor the present march's tolerance can be sharpened before all is rounding."""
+        bounds, largest = self.march.bounds, max(float(segment.scale.max()) for segment in self.march.accepted)
+        return _FINEST * bounds.unit * largest / (bounds.atol + bounds.rtol * largest)
+
     def _again(self, factor: float) -> None:
         """March again, to a sharper tolerance."""
-        factor = max(factor, 1e-4)
         old, self.scaled = self.march, self.scaled * factor
         guide = Guide(Path(old.accepted, old.nodes), factor ** (1 / old.nodes.n))
         bounds = replace(

@@ -1,12 +1,14 @@
 """The samples of a batch: each marches by itself, all are evaluated in the same rounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from picardsolve.collocation.check import Check
+from picardsolve.collocation.economy import newton_pays
 from picardsolve.collocation.march import March, Stuck
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.nodes import nodes
@@ -21,6 +23,11 @@ _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
 _AHEAD = 1e-2  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
+_SEEN = 4  # drift calls whose cost is seen before iterations are compared
+
+
+class Stiff(Exception):
+    """Too many rounds are foreseen for an iteration without Jacobians, and the state is too large for those."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Sample:
     def _begun(self) -> Refinement:
         posed, quadratic = self.posed, self.used == "newton"
         size, method = posed.unknowns, self.method
-        usual = 20 if not quadratic else 24 if size <= 10 else 16 if size <= 20 else 12
+        usual = _order(size) if quadratic else 20
         at = nodes(method.nodes, (method.order or usual) + (method.nodes != "radau"))
         typical = 1e-3 * np.abs(posed.start) + 1e-6 * np.abs(posed.start).max() + posed.atol + np.finfo(float).tiny
         sweep: Sweep = (
@@ -93,7 +100,7 @@ class Sample:
             if quadratic
             else Picard(at, posed.second_order, self.used == "secant")
         )
-        ahead = 1.0 if quadratic else _AHEAD
+        ahead = 1.0 if quadratic else self._ahead()
         in_flight = method.in_flight or (8 if quadratic else 12)
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
@@ -103,6 +110,12 @@ class Sample:
         march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]))
         widest = max(_ROWS // (at.n * (1 + size)), in_flight) if quadratic else in_flight
         return Refinement(march, widest, clock[1:], scaled=ahead)
+
+    def _ahead(self) -> float:
+        """What Picard aims at, in tolerances: sharper than asked for, but not at rounding."""
+        largest = np.abs(self.posed.start).max()
+        allowed = self.posed.atol + self.posed.rtol * largest
+        return min(1.0, max(_AHEAD, 64 * self.posed.unit * largest / allowed))
 
     @property
     def over(self) -> bool:
@@ -131,12 +144,29 @@ class Sample:
         if self.refinement.marches > 1 or foreseen < _TOO_MANY or self.choice is not None:
             return
         if self.posed.unknowns > _LARGEST:
+            self.failure = Stiff(f"{foreseen:.0f}")
             return
         self.notes.append(
             f"stiff: after {self.rounds} rounds {foreseen:.0f} were foreseen, so Newton's method took over"
         )
+        self._take_newton()
+
+    def compare(self, calls: Sequence[tuple[int, float]]) -> None:
+        """Take Newton if the first drift calls, of so many rows and seconds, say that it pays."""
+        size = self.posed.unknowns
+        free = self.choice is None and self.used != "newton" and size <= _LARGEST
+        if free and newton_pays(calls, size, self.method.order or _order(size)):
+            self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
+            self._take_newton()
+
+    def _take_newton(self) -> None:
         self.used = "newton"
         self.refinement = self._begun()
+
+
+def _order(unknowns: int) -> int:
+    """Degree of Newton's polynomials: less for larger states, whose algebra grows with its cube."""
+    return 24 if unknowns <= 10 else 16 if unknowns <= 20 else 12
 
 
 def run(
@@ -156,18 +186,24 @@ def run(
     Returns:
         Rounds, and the most rows that a sample had in one.
     """
-    rounds = width = 0
+    rounds, width, calls = 0, 0, []
     while rounds < max_rounds:
         active = [i for i, sample in enumerate(samples) if not sample.over]
         if not active:
             break
+        if rounds == _SEEN:
+            for i in active:
+                samples[i].compare(calls)
         asked = [samples[i].ask() for i in active]
         counts = [len(t) for t, _ in asked]
+        began = perf_counter()
         if len(asked) == 1:
             values = drift(*asked[0], np.full(counts[0], active[0]))
         else:
             t, y = (np.concatenate(part) for part in zip(*asked, strict=True))
             values = drift(t, y, np.repeat(active, counts))
+        if rounds < _SEEN:
+            calls.append((len(values), perf_counter() - began))
         rounds, width = rounds + 1, max(width, *counts)
         for i, own in zip(active, np.split(values, np.cumsum(counts)[:-1]), strict=True):
             samples[i].tell(own)

@@ -11,7 +11,7 @@ from picardsolve.collocation.estimate import Estimate
 from picardsolve.collocation.march import Stuck
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.refinement import Unreachable
-from picardsolve.collocation.samples import Choice, Posed, Sample, run
+from picardsolve.collocation.samples import Choice, Posed, Sample, Stiff, run
 from picardsolve.drift import RowFunction
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
@@ -164,6 +164,9 @@ def _explained(i: int, sample: Sample, layout: Layout) -> tuple[Result, str, flo
         value = posed.rtol * failure.factor, posed.atol * failure.factor
         said = f"{which}errors grow so much that rtol={value[0]:.1e}, atol={value[1]:.1e} is what can be reached."
         return Result.unreachable, f"{said} {Result.unreachable.value}", time
+    if isinstance(failure, Stiff):
+        said = f"{which}{failure} rounds are foreseen; t = {time:g} was reached. {Result.stiff.value}"
+        return Result.stiff, said, time
     if not isinstance(failure, Stuck):
         return Result.max_rounds, f"{which}t = {time:g} was reached. {Result.max_rounds.value}", time
     bad = march.not_finite

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,6 +12,13 @@ from picardsolve.collocation.segments import Flight, Segment
 
 _STEEP = 0.5  # of h times slope: below it, a secant does not pay for its solve
 _GUESS_NODES = 12  # a guess may be coarse
+
+
+@lru_cache
+def _few(fine: Nodes) -> tuple[Nodes, np.ndarray]:
+    """Nodes of a guess that is 0 at the start, and its interpolation to the fine ones."""
+    few = nodes(fine.kind, _GUESS_NODES)
+    return few, few.interpolate(fine.c)[:, -few.n :]
 
 
 @dataclass(frozen=True)
@@ -94,25 +102,30 @@ class Picard(Sweep):
 
     def _slopes(self, flight: Flight, drift: np.ndarray) -> np.ndarray | None:
         """``h c`` of every segment; None where none is steep."""
-        steep = False
-        out = np.zeros(len(flight.segments))
-        for i, segment in enumerate(flight.segments):
-            if segment.moved is not None and segment.drift is not None:
-                moved = segment.moved.ravel()
-                size = float(moved @ moved)
-                along = float(moved @ (drift[i] - segment.drift).ravel())
-                # a change at the level of rounding says nothing
-                if size > 1e-18 * float(np.vdot(segment.states, segment.states)) and np.isfinite(along):
-                    segment.slope = min(max(along / size, -30 / segment.h), 1 / segment.h)
-            out[i] = segment.slope * segment.h
-            steep = steep or abs(out[i]) > _STEEP
-        return np.where(np.abs(out) > _STEEP, out, 0.0) if steep else None
+        known = [i for i, segment in enumerate(flight.segments) if segment.moved is not None]
+        if known:
+            segments = [flight.segments[i] for i in known]
+            moved = np.array([segment.moved for segment in segments])
+            turned = drift[known] - np.array([segment.drift for segment in segments])
+            states = flight.states[known]
+            size, along, large = (
+                np.einsum("snd,snd->s", *pair) for pair in ((moved, moved), (moved, turned), (states, states))
+            )
+            slopes = np.clip(along / size, -30 / flight.h[known], 1 / flight.h[known])
+            # a change at the level of rounding says nothing
+            for segment, slope, tells in zip(segments, slopes.tolist(), (size > 1e-18 * large).tolist(), strict=True):
+                if tells and slope == slope:
+                    segment.slope = slope
+        out = flight.h * np.array([segment.slope for segment in flight.segments])
+        steep = np.abs(out) > _STEEP
+        return np.where(steep, out, 0.0) if steep.any() else None
 
     def _damped(self, flight: Flight, residual: np.ndarray, slopes: np.ndarray) -> Swept:
-        n, integrate = self.nodes.n, self.nodes.integrate
-        one = np.ones((len(slopes), n, 1))
-        answers = np.linalg.solve(np.eye(n) - slopes[:, None, None] * integrate, np.concatenate([residual, one], -1))
-        change, response = answers[..., :-1], answers[..., -1:]
+        n, steep = self.nodes.n, np.flatnonzero(slopes)
+        right = np.concatenate([residual[steep], np.ones((len(steep), n, 1))], -1)
+        answers = np.linalg.solve(np.eye(n) - slopes[steep, None, None] * self.nodes.integrate, right)
+        change, response = residual.copy(), np.ones((len(slopes), n, 1))
+        change[steep], response[steep] = answers[..., :-1], answers[..., -1:]
         carried = np.zeros_like(flight.starts)
         for i in range(1, len(slopes)):
             carried[i] = flight.jumps[i - 1] + change[i - 1, -1] + response[i - 1, -1] * carried[i - 1]
@@ -212,7 +225,7 @@ class Newton(Sweep):
     def follow(self, segment: Segment, h: float) -> Segment:
         """Goes on with the flow that is linearised at the segment's end."""
         start, drift, linear = segment.states[-1], segment.end_drift, segment.linear
-        few = nodes(self.nodes.kind, _GUESS_NODES)
+        few, spread = _few(self.nodes)
         assert drift is not None
         assert linear is not None
         held = np.broadcast_to(linear.jacobian[-1], (few.n, *linear.jacobian.shape[1:]))
@@ -220,7 +233,7 @@ class Newton(Sweep):
         moved = Linearised(few, h, held, self.second_order).solve(straight)
         if not np.abs(moved).max() <= 100 * np.abs(segment.states).max():
             moved = straight
-        guess = start + few.interpolate(self.nodes.c) @ (moved if few.c[0] == 0 else np.r_[0 * moved[:1], moved])
+        guess = start + spread @ moved
         new = Segment(segment.end, h, start, guess, linear=linear)
         new.end_drift = drift + self._derivative(linear, moved[-1])
         return new
