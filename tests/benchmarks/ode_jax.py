@@ -1,4 +1,4 @@
-"""The bank's drifts in JAX: torch's functions act on traced arrays, as `tests/references.py` has them act on 80 bits."""
+"""The bank's drifts in JAX: torch's functions act on traced arrays (`tests/references.py` does it in 80 bits)."""
 
 import operator
 from collections.abc import Callable

@@ -35,9 +35,9 @@ class Ladder:
             self.runs[rung] = self.solver.run(self.problem, 10 ** (-rung / 2), self.most)
         return self.runs[rung]
 
-    def climb(self, last: int = TIGHTEST) -> None:
-        """All rungs."""
-        for rung in range(LOOSEST, last + 1):
+    def climb(self, last: int = TIGHTEST, stride: int = 1) -> None:
+        """All rungs, or every so many."""
+        for rung in range(LOOSEST, last + 1, stride):
             self.run(rung)
 
     def best(self, target: float) -> int | None:

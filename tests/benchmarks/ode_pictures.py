@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 from ode_ladders import LOOSEST, TIGHTEST, Ladder
 from ode_solvers import Run
 
@@ -67,6 +68,7 @@ def picture(ladders: Sequence[Ladder], work: Callable[[Run], float], label: str,
                     label=SPECIAL.get(ladder.solver.name, ladder.solver.name),
                 )
         axes.set(xscale="log", yscale="log", ylim=(1e-16, 1), title=f"{problem.name}, d = {len(problem.y0)}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[:, 0]:

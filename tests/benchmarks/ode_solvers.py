@@ -47,10 +47,10 @@ class Run:
     beyond: float = np.inf
 
     def better(self, other: "Run") -> "Run":
-        """The same solve, timed again."""
-        return replace(
-            self, seconds=min(self.seconds, other.seconds), beyond=min(self.beyond, other.beyond), failure=other.failure
-        )
+        """The same solve, timed again; of one that went another way (iterations are chosen by the clock), nothing."""
+        if other.calls != self.calls:
+            return self
+        return replace(self, seconds=min(self.seconds, other.seconds), beyond=min(self.beyond, other.beyond))
 
 
 class TooManyCalls(Exception):
