@@ -131,11 +131,11 @@ def figures(cases: Iterable[Compared], name: str = "picardsolve") -> str:
     calls, wall = ([value for value in values if np.isfinite(value)] for values in
                    ([case.calls(name) for case in cases], [case.wall(name) for case in cases]))  # fmt: skip
     missed = [case.problem.name for case in cases if not case.runs[name] and any(case.runs.values())]
-    if not calls:
+    if not calls and not wall:
         return f"| | | | | {len(missed)} of {len(cases)} |"
     shown = [f"{times(median(values))}, {times(min(values))}" if values else "" for values in (calls, wall)]
     fast = [value for value in wall if value < 1]
-    return f"| {shown[0]} | {shown[1]} | {len(calls)} | {len(fast)} | {', '.join(missed)} |"
+    return f"| {shown[0]} | {shown[1]} | {max(len(calls), len(wall))} | {len(fast)} | {', '.join(missed)} |"
 
 
 def times(value: float) -> str:
