@@ -125,7 +125,7 @@ def heat() -> Problem:
     places = torch.arange(1, 33, dtype=torch.float64) / 33
     y0 = torch.exp(-100 * (places - 0.4) ** 2)
     return Problem(
-        "heat", eq.heat, y0, (0, 0.1), "method of lines, 32 points, a bump", closed_forms.heat(y0.numpy()), stiff=True
+        "heat", eq.heat, y0, (0, 0.5), "method of lines, 32 points, a bump", closed_forms.heat(y0.numpy()), stiff=True
     )
 
 
@@ -316,7 +316,7 @@ def planets() -> Problem:
 def lorenz96() -> Problem:
     y0 = torch.full((40,), 8.0, dtype=torch.float64)
     y0[19] += 0.01
-    return Problem("lorenz96", eq.lorenz96, y0, (0, 3), "Lorenz 1996, 40 places, forcing 8", unseen=True)
+    return Problem("lorenz96", eq.lorenz96, y0, (0, 2), "Lorenz 1996, 40 places, forcing 8", unseen=True)
 
 
 def fput() -> Problem:
@@ -397,8 +397,8 @@ UNSEEN = (
     lines(
         "allen_cahn",
         eq.allen_cahn,
-        np.sin(3 * np.pi * np.arange(1, 65) / 65) / 2,
-        20,
+        (np.sin(np.pi * np.arange(1, 65) / 65) + np.sin(4 * np.pi * np.arange(1, 65) / 65)) / 2,
+        8,
         "Allen & Cahn 1979, 64 points",
         stiff=True,
     ),
