@@ -154,10 +154,10 @@ class Sample:
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
         """Take Newton if the first drift calls, of so many rows and seconds, say that it pays."""
         size = self.posed.unknowns
-        if self.choice is None and self.used != "newton" and size <= _LARGEST:
-            if newton_pays(calls, size, self.method.order or _order(size)):
-                self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
-                self._take_newton()
+        free = self.choice is None and self.used != "newton" and size <= _LARGEST
+        if free and newton_pays(calls, size, self.method.order or _order(size)):
+            self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
+            self._take_newton()
 
     def _take_newton(self) -> None:
         self.used = "newton"
