@@ -8,7 +8,20 @@ from picardsolve.collocation import Collocation
 from picardsolve.diagnostics import ConvergenceWarning
 from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.history import Round
-from picardsolve.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, EulerMaruyama, Heun, Integrator
+from picardsolve.integrators import (
+    DDIM,
+    DDPM,
+    ETD1,
+    ETDRK2,
+    ETDRK4,
+    RK4,
+    BackwardEuler,
+    DPMSolver,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Integrator,
+)
 from picardsolve.iterations import (
     Anderson,
     Exponential,
@@ -20,10 +33,11 @@ from picardsolve.iterations import (
     Picard,
     Secant,
 )
+from picardsolve.linear import Diagonal, Fourier
 from picardsolve.odeint import odeint
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
-from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE
+from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE
 
 theory.analyze = analyze  # pyright: ignore[reportAttributeAccessIssue]: looked for beside the formulas, of a higher layer
 
@@ -32,11 +46,15 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM",
     "DDPM",
+    "ETD1",
+    "ETDRK2",
+    "ETDRK4",
     "ODE",
     "RK4",
     "SDE",
     "Analysis",
     "Anderson",
+    "BackwardEuler",
     "BrownianPath",
     "Certificate",
     "Coarse",
@@ -45,10 +63,12 @@ __all__ = [
     "Copy",
     "DPMSolver",
     "Denoiser",
+    "Diagonal",
     "Euler",
     "EulerMaruyama",
     "Expected",
     "Exponential",
+    "Fourier",
     "FromTrajectory",
     "FrozenOutput",
     "FrozenSample",
@@ -66,6 +86,7 @@ __all__ = [
     "Round",
     "Secant",
     "SecondOrderODE",
+    "SemilinearODE",
     "Solution",
     "SolveError",
     "Stats",

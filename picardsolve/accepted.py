@@ -33,7 +33,7 @@ class Accepted:
         return Accepted(nothing, nothing, nothing[1:], nothing[1:] + 1)
 
     @staticmethod
-    def of(history: Sequence[Round], steps: int, samples: int, held: bool) -> "Accepted":
+    def of(history: Sequence[Round], steps: int, samples: int, held: bool, implicit: bool = False) -> "Accepted":
         """Carry the residuals that are to be expected along the accepted states, as `ErrorEstimate` does.
 
         Without its factor for safety, and knowing the rounds that came after: a step that was accepted before a ratio
@@ -44,6 +44,7 @@ class Accepted:
             steps: of the grid, N.
             samples: B.
             held: whether steps were taken with the outputs of their round held fixed; see `ErrorEstimate`.
+            implicit: whether steps are equations; see there, too.
         """
         nothing = Accepted.exact(steps, samples)
         if history[0].estimates is None:
@@ -58,7 +59,9 @@ class Accepted:
             measured, slope = record.estimates.ratios.double(), record.estimates.slopes.double()
             ratios[at] = torch.where(measured.isfinite(), measured, usual)[row, sample]
             slopes[at] = slope.nan_to_num(1, 1, 1)[row, sample]
-            changes[at] = arriving(record.increments.double())[row, sample]
+            moved = record.increments.double()
+            moved = torch.maximum(arriving(moved), moved) if implicit else arriving(moved)
+            changes[at] = moved[row, sample]
         missed = ratios + (slopes - 1).abs() if held else ratios
         expected = torch.where(changes == 0, 0, missed * changes)
         carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)

@@ -12,7 +12,7 @@ from picardsolve.brownian import BrownianPath
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.forecast import Errors, errors_of
 from picardsolve.integrators import RK4, Heun, Integrator, Problem
-from picardsolve.iterations import Iteration, MultiSecant, Picard
+from picardsolve.iterations import Iteration, MultiSecant, Picard, iteration_for
 from picardsolve.pilot import Pilot, fly
 from picardsolve.plot import plot_expected
 from picardsolve.terms import Denoiser, Term
@@ -176,7 +176,13 @@ def analyze(
     """
     problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, "error")
-    length = integrator.chain(problem).length
+    chain = integrator.chain(problem)
+    if not isinstance(iteration_for(None, term, chain), MultiSecant | Picard):
+        raise TypeError(
+            f"integrator: analyze forecasts Picard iteration and secants, not what {integrator!r} is iterated by; "
+            "solve with it and read solution.stats."
+        )
+    length = chain.length
     pilot = fly(problem, y, integrator, _above_rounding(tolerance, y))
     denoiser, stages = isinstance(term, Denoiser), _stages(integrator)
     iterations: tuple[Iteration, ...] = (MultiSecant(), Picard()) if denoiser else (Picard(),)

@@ -63,6 +63,11 @@ class Evidence:
         return self.problem is None or isinstance(self.problem.term, Denoiser)
 
     @property
+    def implicit(self) -> bool:
+        """Whether the steps are equations."""
+        return self.chain is not None and self.chain().implicit
+
+    @property
     def full(self) -> bool:
         """Whether the state at every time is known."""
         return len(self.path) == self.steps + 1
@@ -112,11 +117,12 @@ class Certificate:
         """Read the rounds of a solve."""
         size, history = (evidence.steps, evidence.path.shape[1]), evidence.history
         exact = not history or (evidence.tolerance.nothing and history[0].step is None)
-        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, held=evidence.problem is None)
+        implicit = evidence.implicit
+        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, evidence.problem is None, implicit)
         missing = evidence.path.isnan().any(-1).cpu()
         rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
         allowed, growth = evidence.tolerance.size(evidence.path).double().cpu(), known.growth()
-        facts = Facts(history, evidence.steps, evidence.denoises, growth, rounding, allowed)
+        facts = Facts(history, evidence.steps, evidence.denoises, growth, rounding, allowed, implicit)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         kept = slice(None) if evidence.full or evidence.problem is None else slice(evidence.steps, None)
         return Certificate(

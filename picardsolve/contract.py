@@ -14,7 +14,7 @@ from picardsolve.collocation import Collocation
 from picardsolve.integrators import Integrator, Problem
 from picardsolve.state import Layout
 from picardsolve.stopping import Stop
-from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, Term
+from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE, Term
 from picardsolve.tolerances import Tolerance
 
 
@@ -30,11 +30,11 @@ def validated(
     max_batch: int | None,
 ) -> tuple[Problem, Tensor]:
     """The problem that was posed, and its initial states as rows ``(B, D)``."""
-    if not isinstance(term, ODE | SecondOrderODE | SDE | Denoiser):
+    if not isinstance(term, ODE | SecondOrderODE | SemilinearODE | SDE | Denoiser):
         raise TypeError(f"term: expected an ODE, SDE or Denoiser, got {type(term).__name__}; pass ps.ODE(f).")
     if not isinstance(integrator, Collocation):
         check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
-    elif not isinstance(term, ODE | SecondOrderODE):
+    elif not isinstance(term, ODE | SecondOrderODE | SemilinearODE):
         raise TypeError(
             f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
         )
@@ -54,6 +54,10 @@ def validated(
     layout = Layout.of(y0, 0 if batch_dims is None else batch_dims)
     if layout.dtype.is_complex and not isinstance(term, ODE | SecondOrderODE):
         raise TypeError(f"y0: expected a real floating dtype, got {layout.dtype}; only an ODE takes complex states.")
+    if isinstance(term, SemilinearODE):
+        if not layout.structure.is_leaf():
+            raise TypeError("y0: expected a single tensor for a SemilinearODE, got several; join them into one.")
+        term.operator.check(tuple(layout.shapes[0]))
     given = cond if isinstance(term, Denoiser) else tuple(args)
     name = "cond" if isinstance(term, Denoiser) else "args"
     for value in pytree.tree_leaves(given):
@@ -70,7 +74,7 @@ def validated(
     else:
         grid = grids.given(ts)
     problem = Problem(term, layout, grid, given, brownian or BrownianPath(seed=0), max_batch)
-    return problem, layout.pack(y0)
+    return problem, layout.pack(y0).detach()
 
 
 def tolerance_of(
@@ -108,6 +112,6 @@ def tolerance_of(
         )
     if isinstance(term, Denoiser) and stop != "increment":
         return Tolerance(state=moved(tol))
-    if isinstance(term, ODE | SecondOrderODE) or stop != "increment":
+    if isinstance(term, ODE | SecondOrderODE | SemilinearODE) or stop != "increment":
         return Tolerance(atol=moved(tol), rtol=moved(tol))
     return Tolerance(noise=moved(tol))

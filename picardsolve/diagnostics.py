@@ -30,6 +30,7 @@ class Facts:
         growth: ``(B,)`` by how much errors grew along the solution.
         rounding: ``(T, B)`` unit roundoff times the size of each state.
         allowed: ``(T, B)`` root mean square error that the tolerance allows of each state; 0 where none is.
+        implicit: whether the steps are equations, of which the sequential solver solves one in several rounds.
     """
 
     history: Sequence[Round]
@@ -38,6 +39,7 @@ class Facts:
     growth: Tensor
     rounding: Tensor
     allowed: Tensor
+    implicit: bool = False
 
     @property
     def below_rounding(self) -> Tensor:
@@ -87,12 +89,13 @@ def _found(facts: Facts) -> Iterator[str]:
         return
     stalled = _longest_stall(facts.windows)
     if stalled >= _STALLED:
+        remedy = "shorter steps" if facts.implicit else "another iteration (picardsolve.Secant())"
         yield (
-            f"stall: {stalled} rounds in a row accepted a single step; pass another iteration "
-            "(picardsolve.Secant()), a narrower window, or solve this stretch with picardsolve.sequential."
+            f"stall: {stalled} rounds in a row accepted a single step; pass {remedy}, a narrower window, or solve this "
+            "stretch with picardsolve.sequential."
         )
     rounds, widest = len(facts.history), max((int(r.width.max()) for r in facts.history), default=1)
-    if widest > 1 and facts.steps >= _STALLED and rounds > (1 - _SAVED) * facts.steps:
+    if not facts.implicit and widest > 1 and facts.steps >= _STALLED and rounds > (1 - _SAVED) * facts.steps:
         yield (
             f"uneconomic: {facts.steps} steps took {rounds} rounds; picardsolve.sequential takes as long for less "
             "work: pass a wider window, a larger tolerance or another iteration, or see picardsolve.analyze."

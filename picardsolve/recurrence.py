@@ -65,10 +65,15 @@ def matrix_sweep(images: Tensor, factor: Tensor, x: Tensor) -> tuple[Tensor, Ten
     """`linear_sweep` with a matrix for each step: ``factor`` is ``(W, B, D, D)``, finite."""
     residual = images - x[1:]
     size = rms(residual)
-    few = factor[0].numel() * factor.shape[-1] <= WIDE
-    change = _matrices_by_doubling(factor, residual) if few else _matrices_by_rows(factor, residual)
+    change = matrix_recurrence(factor, residual)
     images[1:] += _times(factor[1:], change[:-1])
     return images, change, size
+
+
+def matrix_recurrence(a: Tensor, c: Tensor) -> Tensor:
+    """`recurrence` with a finite matrix for each step: ``a`` is ``(W, B, D, D)``; ``c`` may be overwritten."""
+    few = a[0].numel() * a.shape[-1] <= WIDE
+    return _matrices_by_doubling(a, c) if few else _matrices_by_rows(a, c)
 
 
 def arriving(change: Tensor) -> Tensor:
@@ -118,7 +123,11 @@ def _by_doubling(a: Tensor, c: Tensor) -> Tensor:
     shift, largest = 1, torch.finfo(a.dtype).max
     while shift < len(c):
         c = torch.cat([c[:shift], torch.addcmul(c[shift:], a[shift:], c[:-shift])])
-        product = (a[shift:] * a[:-shift]).clamp(-largest, largest)  # an infinite one would turn exact zeros into NaN
+        product = a[shift:] * a[:-shift]  # an infinite one would turn exact zeros into NaN
+        if product.is_complex():
+            product = torch.where(product.isfinite(), product, 0)
+        else:
+            product = product.clamp(-largest, largest)
         a = torch.cat([a[:shift], product])
         shift *= 2
     return c

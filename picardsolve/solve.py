@@ -10,22 +10,23 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from picardsolve import sequential as reference
+from picardsolve.adjoint import differentiable, refusing_gradients
 from picardsolve.brownian import BrownianPath
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.checks import (
     check_choice,
     check_optional_positive_integer,
-    check_type,
     check_width,
 )
-from picardsolve.collocation import Choice, Collocation, collocate
+from picardsolve.collocation import Choice, Collocation, Trajectory, collocate
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
-from picardsolve.iterations import Iteration, MultiSecant, Newton, Parareal, Picard, Secant
+from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
 from picardsolve.prediction import rounds_expected
 from picardsolve.progress import Progress
@@ -42,7 +43,6 @@ _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does 
 Save = Literal["all", "last"]
 
 
-@torch.no_grad()
 def solve(
     term: Term,
     y0: Any,
@@ -68,14 +68,17 @@ def solve(
 ) -> Solution:
     """Solve a term on a grid, a window of steps at a time, to the sequential integrator's answer.
 
-    Gradients are not recorded.
+    With `Collocation`, gradients are recorded by y0, ts, args and whatever the drift closes over, to its tolerance
+    (`picardsolve.adjoint`); with others they are not.
 
     Args:
-        term: an `ODE`, `SDE` or `Denoiser`.
+        term: an `ODE`, `SemilinearODE`, `SDE` or `Denoiser`.
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
-        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `DDIM`, `DDPM`, `DPMSolver`.
-        iteration: how a window answers to a round; `MultiSecant` for a `Denoiser` by default, `Picard` elsewhere.
+        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `BackwardEuler`, `ETD1`, `ETDRK2`,
+            `ETDRK4`, `DDIM`, `DDPM`, `DPMSolver`.
+        iteration: how a window answers to a round; by default `MultiSecant` for a `Denoiser`, `Newton` for
+            `BackwardEuler`, `Exponential` for `ETD1` and its kin, `Picard` elsewhere.
             `Parareal` has no window but cores along the grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
@@ -115,43 +118,67 @@ def solve(
     check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
     if isinstance(integrator, Collocation):
-        return _collocated(
+        found = _collocated(
             problem, y, integrator, iteration, guess, stop, (tol, rtol, atol), max_rounds, progress, throw
         )
+        return differentiable(*found, y0, ts, args) if torch.is_grad_enabled() else found[0]
+    given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
+    kept = {"max_batch": max_batch, "save": save}
+    how = iteration, guess, window, stop, max_rounds, progress, throw
+    solution = _on_grid(problem, y, (term, y0, ts), (tol, rtol, atol), *how, given=given, kept=kept)
+    return refusing_gradients(solution, y0, ts, args) if torch.is_grad_enabled() else solution
+
+
+@torch.no_grad()
+def _on_grid(
+    problem: Problem,
+    y: Tensor,
+    asked: tuple[Term, Any, Any],
+    tolerances: tuple[Any, Any, Any],
+    iteration: Iteration | Parareal | None,
+    guess: Any,
+    window: Any,
+    stop: Stop,
+    max_rounds: int | None,
+    progress: bool,
+    throw: bool,
+    *,
+    given: dict[str, Any],
+    kept: dict[str, Any],
+) -> Solution:
+    """Solve on the grid that was given; ``given`` and ``kept`` is what `sequential` is also passed."""
+    (term, y0, ts), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
     check_choice("save", save, ("all", "last"))
-    if iteration is not None and not isinstance(iteration, Parareal):
-        check_type("iteration", iteration, Iteration, "picardsolve.Picard()")
     check_choice("stop", stop, get_args(Stop))
-    tolerance, meant = (tolerance_of(term, problem.layout, tol, rtol, atol, rule) for rule in (stop, "error"))
+    tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
     chain = integrator.chain(problem)
+    iteration = iteration_for(iteration, term, chain)
     path = _path(chain, y) if save == "all" else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(iteration, Parareal):
-        allowed = tolerance_of(term, problem.layout, tol, rtol, atol, "increment")
+        allowed = tolerance_of(term, problem.layout, *tolerances, "increment")
         loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
     else:
         denoises = isinstance(term, Denoiser)
-        stopping = stopping_of(stop, tolerance, chain.length, denoises)
-        meter = None if stop == "error" or tolerance.nothing else ErrorEstimate(meant, chain.length, denoises)
-        usual = MultiSecant() if denoises else Picard()
-        settings = Settings(widest, iteration or usual, guess_for(guess, problem, chain), stopping, meter=meter)
+        stopping, meter = stopping_of(stop, tolerance, chain, denoises), None
+        if stop != "error" and not tolerance.nothing:
+            meter = ErrorEstimate(meant, chain.length, denoises, implicit=chain.implicit)
+        settings = Settings(widest, iteration, guess_for(guess, problem, chain), stopping, meter=meter)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
-        pace = Pace(widest) if window == "auto" else None
+        pace = Pace(widest) if window == "auto" and not chain.implicit else None
         rounds = _run(chain, loop, pace, max_rounds, bar) + len(loop.history)
     if isinstance(loop, Window) and isinstance(term, Denoiser):
         rounds += _doubted(problem, chain, loop, y, max_rounds)
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
-    stats = Stats(chain.length, rounds * chain.rounds, evaluations, calls, width)
+    stats = Stats(chain.length, rounds * chain.rounds + chain.further_rounds, evaluations, calls, width)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
     path = loop.path
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
-    given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
-    kept = {"max_batch": max_batch, "save": save}
     evidence = Evidence(
         loop.history,
         path,
@@ -178,7 +205,7 @@ def _collocated(
     stop: str,
     tolerances: tuple[Any, Any, Any],
     *run: Any,
-) -> Solution:
+) -> tuple[Solution, Trajectory]:
     """Solve by collocation, which has windows, guesses and a rule to stop of its own."""
     if guess is not None or stop != "error":
         raise ValueError("guess, stop: Collocation has its own; leave them out.")
@@ -189,7 +216,8 @@ def _collocated(
         )
     choice = None if iteration is None else choices[type(iteration)]
     tolerance = tolerance_of(problem.term, problem.layout, *tolerances, "error")
-    posed = problem.term, problem.layout, y, problem.ts, problem.args, method, choice, tolerance, problem.max_batch
+    args = pytree.tree_map(lambda arg: arg.detach() if isinstance(arg, Tensor) else arg, problem.args)
+    posed = problem.term, problem.layout, y, problem.ts, args, method, choice, tolerance, problem.max_batch
     return collocate(*posed, *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
 
 
@@ -248,7 +276,9 @@ def _finer(
 
 def _warn(*sentences: str | None) -> None:
     for sentence in filter(None, sentences):
-        warnings.warn(sentence, ConvergenceWarning, stacklevel=4)  # of the caller of solve, beneath torch.no_grad
+        warnings.warn(
+            sentence, ConvergenceWarning, stacklevel=5
+        )  # of the caller of solve, beneath _on_grid and torch.no_grad
 
 
 @torch.no_grad()
@@ -279,7 +309,8 @@ def sequential(
         last, done = reference.run(chain, y, path, bar)
     failed = done < chain.length
     calls, evaluations = chain.counts()
-    stats = Stats(chain.length, max(int(done.max()), 1) * chain.rounds, evaluations, calls, 1)
+    rounds = max(int(done.max()), 1) * chain.rounds + chain.further_rounds
+    stats = Stats(chain.length, rounds, evaluations, calls, 1)
     if path is None:
         path = _ends(last, ~failed)
     else:

@@ -82,9 +82,9 @@ class Layout:
         return torch.promote_types(self.dtype.to_real(), torch.float32)
 
     def pack(self, y: Any) -> Tensor:
-        """Rows ``(B, size)`` of an initial state, in memory of their own."""
+        """Rows ``(B, size)`` of an initial state, in memory of their own, with its gradients."""
         leaves = pytree.tree_leaves(sorted_keys(y))
-        flat = [self.reals(leaf.detach()).reshape(self.batch, -1) for leaf in leaves]
+        flat = [self.reals(leaf).reshape(self.batch, -1) for leaf in leaves]
         return (flat[0].clone() if len(flat) == 1 else torch.cat(flat, 1)).to(self.compute_dtype)
 
     def unpack(self, rows: Tensor) -> Any:

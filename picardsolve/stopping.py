@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.history import Estimates
+from picardsolve.integrators.base import Chain
 from picardsolve.iterations.base import Swept
 from picardsolve.recurrence import arriving, recurrence
 from picardsolve.tolerances import Tolerance
@@ -40,8 +41,8 @@ class Stopping(ABC):
             noise: standard deviation of each step's noise, ``(W, B)``, or None where there is none.
 
         Returns:
-            ``(W, B)`` booleans: the leading ones, and the state after them, may be left; and the root mean square of
-            each change, ``(W, B)``.
+            ``(W, B)`` booleans: the leading ones, and of an explicit chain the state after them, may be left; and the
+            root mean square of each change, ``(W, B)``.
         """
 
     def slide(self, stride: Tensor, last: Tensor) -> None:  # noqa: B027
@@ -114,6 +115,8 @@ class ErrorEstimate(Stopping):
             the direction that changes were seen in may shrink while another grows.
         held: whether states are left by steps with this round's outputs held fixed, as a pipeline's own scheduler takes
             them, and not by the sweep: what the sweep made of the slope, ``|c_n - 1| |Y[n] - X[n]|``, is then missing.
+        implicit: whether steps are equations. A residual then comes of the change of either state of a step, the larger
+            of which takes the place of the first one's; and no state is exact because the one before it is.
 
     Attributes:
         worst: ``(B,)`` the largest error that a state was left with, without the factor for safety.
@@ -123,6 +126,7 @@ class ErrorEstimate(Stopping):
     length: int
     forgets: bool = True
     held: bool = False
+    implicit: bool = False
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: Tensor | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
@@ -136,7 +140,7 @@ class ErrorEstimate(Stopping):
         if self._rounding is None:
             rounding = torch.finfo(swept.y.dtype).eps * swept.y
             self._rounding = self.tolerance.measure(rounding, swept.y, noise)[0].amax(0)
-        change = arriving(scaled)
+        change = torch.maximum(arriving(scaled), scaled) if self.implicit else arriving(scaled)
         residual = None if swept.residual is None else swept.residual * (scaled / size)
         account = self._account = self._measured(residual, change, self._rounding)
         ratio = torch.where(account.measured, account.ratios, torch.inf if swept.tangent else account.ratio)
@@ -154,6 +158,8 @@ class ErrorEstimate(Stopping):
         slope = swept.slope if swept.slope is not None else torch.full_like(size, torch.nan)
         self.estimates = Estimates(error / allowed, account.ratios, slope)
         fits = error <= allowed
+        if self.implicit:
+            return fits, size
         fits[-1] &= account.blind < 2
         return torch.cat([fits[1:], torch.zeros_like(fits[:1])]), size
 
@@ -253,8 +259,12 @@ class _Account:
         return _Account(zero, zero, torch.full_like(zero, torch.inf), zero, change, change.isnan())
 
 
-def stopping_of(stop: Stop, tolerance: Tolerance, length: int, forgets: bool) -> Stopping:
-    """The rule of a name; see `ErrorEstimate` for the last two arguments."""
+def stopping_of(stop: Stop, tolerance: Tolerance, chain: Chain, forgets: bool) -> Stopping:
+    """The rule of a name; see `ErrorEstimate` for the last argument."""
     if stop == "increment" or tolerance.nothing:
         return Increment(tolerance)
-    return Residuals(tolerance) if stop == "residual" else ErrorEstimate(tolerance, length, forgets)
+    return (
+        Residuals(tolerance)
+        if stop == "residual"
+        else ErrorEstimate(tolerance, chain.length, forgets, implicit=chain.implicit)
+    )

@@ -1,13 +1,14 @@
-"""What is solved: an ODE, an SDE, or a denoiser (a trained network with its noise schedule)."""
+"""What is solved: an ODE, with a known linear part or not, an SDE, or a denoiser (a network with its schedule)."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
 from picardsolve.checks import check_callable, check_choice
+from picardsolve.linear import Linear, linear_of
 from picardsolve.schedules import Schedule
 
 Noise = Literal["additive", "diagonal", "scalar", "general"]
@@ -58,6 +59,43 @@ class SecondOrderODE:
         """Of the state ``(q, v)``."""
         q, v = y
         return v, self.acceleration(t, q, *args)
+
+
+@dataclass(frozen=True)
+class SemilinearODE:
+    """``dy/dt = L y + nonlinear(t, y)``, for integrators that take the stiff linear part exactly: `ETD1` and its kin.
+
+    Allen-Cahn on 64 points of a periodic grid of length 2 pi:
+
+        k = 64 * torch.fft.fftfreq(64, dtype=torch.float64)
+        term = ps.SemilinearODE(ps.Fourier(-0.01 * k**2), lambda t, u: u - u**3)
+
+    Others that take an `ODE` take the sum.
+
+    Args:
+        linear: L, that does not depend on t or y: `Fourier` on periodic grids; a square matrix for a state of one
+            dimension; otherwise a tensor of the state's shape, one value for each number (`Diagonal`).
+        nonlinear: called as the drift of an `ODE`.
+        vectorized: as for `ODE`, for ``nonlinear``.
+
+    Raises:
+        TypeError: an argument has the wrong type; in a solve, the state is not a single tensor.
+        ValueError: ``linear`` is not finite; in a solve, it does not fit the state.
+    """
+
+    linear: Linear | Tensor
+    nonlinear: Callable[..., Any]
+    vectorized: bool = True
+    operator: Linear = field(init=False, repr=False)
+
+    def __post_init__(self):
+        check_callable("nonlinear", self.nonlinear)
+        _check_flag("vectorized", self.vectorized)
+        object.__setattr__(self, "operator", linear_of(self.linear))
+
+    def drift(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        """The sum of both parts, called as the drift of an `ODE`."""
+        return self.operator.apply(y) + self.nonlinear(t, y, *args)
 
 
 @dataclass(frozen=True)
@@ -129,7 +167,7 @@ class Denoiser:
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
 
-Term: TypeAlias = ODE | SecondOrderODE | SDE | Denoiser
+Term: TypeAlias = ODE | SecondOrderODE | SemilinearODE | SDE | Denoiser
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from picardsolve.guesses import Entering, Guess, Trail
 from picardsolve.history import Round
+from picardsolve.integrators.backward_euler import PATIENCE
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.iterations.base import Iteration, Memory
@@ -86,6 +87,8 @@ class Window:
         self._cap = np.full(samples, self.width)  # the width that divergence has left
         self._kept = np.zeros(samples, dtype=np.int64)  # states ahead that an earlier round has swept
         self._peak = np.zeros(samples)  # and the largest change among them, in that round
+        self._tries = np.zeros(samples, dtype=np.int64)  # rounds since an implicit first step was begun
+        self._lost, self._afresh = np.zeros((2, samples), dtype=bool)  # it is to start anew; it has
         self._memory: Memory = ()
         self._noise: Tensor | None = None
         self._directions: Tensor | None = None
@@ -111,13 +114,15 @@ class Window:
         self._take_stock(np.minimum(span, max(len(self.x) - 1, 1)))
         width, mask = len(self._mask), self._mask
         step, sample = self._n + self._zero, self._sample[:width]
-        states = self.x[:width]
-        rows = states.flatten(0, 1) if self._full else states[self._on_device(mask)]
+        rows, after = self._held(self.x[:width]), None
+        if self.chain.implicit:
+            self._start_lost_ones_anew()
+            after = self._held(self._old_states()[1:])
         self._directions = self._wanted_directions(rows)
         tangents = None if self._directions is None else self._directions[:, None].expand(-1, *rows.shape)
         if self._full:
-            return Rows(step.ravel(), sample.ravel(), rows, tangents)
-        return Rows(step[mask], sample[mask], rows, tangents)
+            return Rows(step.ravel(), sample.ravel(), rows, tangents, after)
+        return Rows(step[mask], sample[mask], rows, tangents, after)
 
     def tell(self, outputs: Tensor) -> None:
         """Take the outputs of the rows that were asked for, shape ``(R, K)``; ``(1 + P, R, K)`` with derivatives."""
@@ -131,6 +136,8 @@ class Window:
         learning, scale = self.settings.learning, steps.noise_scale()
         verdicts = [rule.judge(swept, scale) for rule in learning]
         within, size = verdicts[0]
+        proper = steps.proper()
+        within = within if proper is None else within & proper
         stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), swept.y)  # the round's one device wait
         estimates = learning[-1].estimates
         self.history.append(Round.of(self.begin, stride, self._span, size, swept.residual, estimates=estimates))
@@ -168,6 +175,16 @@ class Window:
         self._span, self._n = span, self._steps(width)
         self._mask = self._position[:width] < span
         self._full = bool(self._mask.all())
+
+    def _held(self, states: Tensor) -> Tensor:
+        """Of states ``(W, B, D)`` those that the round holds, ``(R, D)``."""
+        return states.flatten(0, 1) if self._full else states[self._on_device(self._mask)]
+
+    def _start_lost_ones_anew(self) -> None:
+        """Put a copy of the window's state behind it, where the sequential solver starts, for samples that are lost."""
+        if self._lost.any():
+            lost = self._on_device(self._lost)[:, None]
+            self.x = torch.cat([self.x[:1], torch.where(lost, self.x[:1], self._old_states()[1:2]), self.x[2:]])
 
     def _wanted_directions(self, rows: Tensor) -> Tensor | None:
         """None for a window of one step: its state does not change, whatever the derivative."""
@@ -225,22 +242,25 @@ class Window:
         return self._noise[:width]
 
     def _judge(self, within: np.ndarray, size: np.ndarray, y: Tensor) -> tuple[Index, Index]:
-        """How many steps each sample accepts, at least the exact first one, and which state to go on from.
+        """How many steps each sample accepts, and which state to go on from.
 
-        Normally that is the window's last; a sample that diverges keeps what it accepted, in a window half as wide.
+        It accepts at least the first one, which is exact, unless it is implicit. It goes on from the window's last
+        state; a sample that diverges keeps what it accepted, of an implicit chain what did not diverge, in a window
+        half as wide.
         """
+        implicit = self.chain.implicit
         mask, span, position = self._mask, self._span, self._position[: len(size)]
         finite = np.isfinite(size)
         sound = finite.all()
         if not sound:  # rare, and the norm of large finite changes may overflow
             finite = torch.isfinite(y).all(-1).cpu().numpy()
-            broken = ~finite[0] & mask[0]
+            broken = ~finite[0] & mask[0] & (not implicit)
             if self.settings.lockstep:
                 within, finite = within | broken, finite | broken
             else:
                 self.failed = self.failed | broken
         leading = np.logical_and.accumulate(within & finite & mask, 0).sum(0)
-        stride = np.minimum(leading + 1, span)
+        stride = np.minimum(leading + (not implicit), span)
         moving = np.where(~within & (position < self._kept), size, 0).max(0)
         diverged = moving > _BLOW_UP * self._peak
         if not sound:
@@ -250,10 +270,27 @@ class Window:
         if self.settings.lockstep:
             stride = np.full_like(stride, stride.min())
         last = np.where(diverged, stride, span)
+        if implicit:
+            self._lost = self._lose(stride, finite)
+            diverged |= self._lost
+            wild = (~within & (position < self._kept) & (size > _BLOW_UP * self._peak)) | (~finite & mask)
+            sane = np.logical_and.accumulate(~wild, 0).sum(0)
+            last = np.where(diverged, np.clip(sane, np.minimum(1, span), span), last)
+            last[self._lost] = 0
         self._cap = np.where(diverged, np.maximum(span // 2, 1), np.minimum(2 * self._cap, self.settings.width))
         self._kept = last - stride
         self._peak = np.where((position >= stride) & (position < last), size, 0).max(0)
         return stride, last
+
+    def _lose(self, stride: Index, finite: np.ndarray) -> np.ndarray:
+        """Which samples must look for their first step anew; where they already have, they have failed."""
+        stands = (stride == 0) & self._mask[0] & ~self.failed
+        self._tries = np.where(stands, self._tries + 1, 0)
+        lost = stands & (~finite[0] | (self._tries >= PATIENCE))
+        self.failed = self.failed | (lost & self._afresh)
+        self._tries[lost] = 0
+        self._afresh = lost | (self._afresh & stands)
+        return lost & ~self.failed
 
     def _accept(self, y: Tensor, stride: Index) -> None:
         if self.path is None:

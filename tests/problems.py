@@ -258,8 +258,8 @@ TUNING = (
     van_der_pol("van_der_pol_1", 1, 6.3),
     van_der_pol("van_der_pol_5", 5, 10),
     van_der_pol("van_der_pol_1000_800", 1000, 800, stiff=True, remark="ends just before the first jump"),
-    van_der_pol("van_der_pol_1000_1500", 1000, 1500, stiff=True, remark="crosses a jump at 807.0"),
-    van_der_pol("van_der_pol_1000_2000", 1000, 2000, stiff=True, remark="crosses two jumps"),
+    van_der_pol("van_der_pol_1000_1500", 1000, 1500, stiff=True, remark="crosses the jump at 807.1"),
+    van_der_pol("van_der_pol_1000_2000", 1000, 2000, stiff=True, remark="crosses the jumps at 807.1 and 1614.3"),
     Problem("brusselator", eq.brusselator, state(1.5, 3), (0, 20), "Prigogine & Lefever 1968, A = 1, B = 3"),
     second_order("henon_heiles", eq.henon_heiles, (0.5, 0), (0, 0.1), (0, 10), "Henon & Heiles 1964"),
     second_order(

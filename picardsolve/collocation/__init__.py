@@ -3,5 +3,6 @@
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.samples import Choice
 from picardsolve.collocation.solve import collocate
+from picardsolve.collocation.trajectory import Trajectory
 
-__all__ = ["Choice", "Collocation", "collocate"]
+__all__ = ["Choice", "Collocation", "Trajectory", "collocate"]

@@ -25,9 +25,13 @@ class Path:
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         """States ``(T, d)`` at times ``(T,)``; the first and last polynomials go on beyond their ends."""
-        at = np.clip(np.searchsorted(self.begins, t, side="right") - 1, 0, len(self.begins) - 1)
-        weights = self.nodes.interpolate((t - self.begins[at]) / self.lengths[at])
+        at, weights = self.weights(t)
         return (weights[:, None] @ self.values[at])[:, 0]
+
+    def weights(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """In which segments times are, ``(T,)``, and what states there are made of, ``(T, points)``."""
+        at = np.clip(np.searchsorted(self.begins, t, side="right") - 1, 0, len(self.begins) - 1)
+        return at, self.nodes.interpolate((t - self.begins[at]) / self.lengths[at])
 
 
 class Guide:

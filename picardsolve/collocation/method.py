@@ -21,7 +21,7 @@ class Collocation:
         nodes: "radau" (Radau IIA, also for stiff equations), "lobatto" (Lobatto IIIA) or "chebyshev"
             (Gauss-Lobatto-Chebyshev).
         order: degree of the polynomials, from 4 to 40; None: 24 with Newton, 20 with others, less for large states.
-        in_flight: most segments at once; None: 8 with Newton, 12 with others.
+        in_flight: most segments at once; None: 12.
         first_step: length of the first segment; None: chosen.
         max_step: most time in a segment, for what could be overlooked between nodes, such as a pulse.
 

@@ -90,7 +90,7 @@ class Refinement:
     def _finest(self) -> float:
         """By what factor the present march's tolerance can be sharpened before all is rounding."""
         bounds, largest = self.march.bounds, max(float(segment.scale.max()) for segment in self.march.accepted)
-        return _FINEST * bounds.unit * largest / (bounds.atol + bounds.rtol * largest)
+        return float(_FINEST * bounds.unit * largest / (bounds.atol + bounds.rtol * largest))
 
     def _again(self, factor: float) -> None:
         """March again, to a sharper tolerance."""

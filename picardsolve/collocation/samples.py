@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from picardsolve.collocation.check import Check
+from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.economy import newton_pays
 from picardsolve.collocation.march import March, Stuck
 from picardsolve.collocation.method import Collocation
@@ -16,12 +17,12 @@ from picardsolve.collocation.refinement import Refinement, Unreachable
 from picardsolve.collocation.segments import Bounds
 from picardsolve.collocation.sweeps import Newton, Picard, Sweep
 
-Choice: TypeAlias = Literal["picard", "secant", "newton"]
+Choice: TypeAlias = Literal["picard", "secant", "panels", "newton"]
 
 _DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
 _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
-_AHEAD = 1e-2  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
+_AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
 _SEEN = 4  # drift calls whose cost is seen before iterations are compared
 
@@ -90,22 +91,23 @@ class Sample:
         self.refinement = self._begun()
 
     def _begun(self) -> Refinement:
-        posed, quadratic = self.posed, self.used == "newton"
+        posed, quadratic = self.posed, self.used in ("newton", "panels")
         size, method = posed.unknowns, self.method
-        usual = _order(size) if quadratic else 20
+        usual = _order(size) if self.used == "newton" else 20
         at = nodes(method.nodes, (method.order or usual) + (method.nodes != "radau"))
         typical = 1e-3 * np.abs(posed.start) + 1e-6 * np.abs(posed.start).max() + posed.atol + np.finfo(float).tiny
+        differences = Differences(posed.second_order, posed.unit, typical)
         sweep: Sweep = (
-            Newton(at, posed.second_order, posed.unit, typical)
+            Newton(at, differences, self.used == "panels")
             if quadratic
             else Picard(at, posed.second_order, self.used == "secant")
         )
         ahead = 1.0 if quadratic else self._ahead()
-        in_flight = method.in_flight or (8 if quadratic else 12)
+        in_flight = method.in_flight or 12
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
         )
-        check = Check(at, posed.second_order, posed.unit, typical)
+        check = Check(at, Differences(posed.second_order, posed.unit, typical))
         clock = posed.clock
         march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]))
         widest = max(_ROWS // (at.n * (1 + size)), in_flight) if quadratic else in_flight

@@ -6,17 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.collocation.dense import Path
 from picardsolve.collocation.estimate import Estimate
 from picardsolve.collocation.march import Stuck
 from picardsolve.collocation.method import Collocation
+from picardsolve.collocation.parameters import leaves
 from picardsolve.collocation.refinement import Unreachable
 from picardsolve.collocation.samples import Choice, Posed, Sample, Stiff, run
+from picardsolve.collocation.trajectory import Trajectory
 from picardsolve.drift import RowFunction
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.state import Layout
-from picardsolve.terms import ODE, SecondOrderODE
+from picardsolve.terms import ODE, SecondOrderODE, SemilinearODE
 from picardsolve.tolerances import Tolerance
 
 _REACH = 16.0  # units of rounding that a tolerance may ask for
@@ -24,7 +25,7 @@ _ROUNDS = 10_000
 
 
 def collocate(
-    term: ODE | SecondOrderODE,
+    term: ODE | SecondOrderODE | SemilinearODE,
     layout: Layout,
     y: Tensor,
     ts: Tensor,
@@ -36,15 +37,15 @@ def collocate(
     max_rounds: int | None,
     progress: bool,
     throw: bool,
-) -> Solution:
-    """Solve.
+) -> tuple[Solution, Trajectory]:
+    """Solve; where gradients are recorded, also look for what the drift has gradients by.
 
     Args:
         term: what is solved.
         layout: of a sample's state.
         y: ``(B, D)`` where samples start.
         ts: ``(T,)``, or ``(T, B)``: times of the solution.
-        args: passed on to the drift.
+        args: passed on to the drift; without gradients.
         method: nodes, order and steps.
         choice: the iteration; None: chosen.
         tolerance: of which ``rtol`` and ``atol`` are meant.
@@ -55,22 +56,27 @@ def collocate(
     """
     function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=max_batch)  # pyright: ignore
     samples = _posed(term, layout, y, ts, tolerance, method, choice)
+    recorded, parameters = torch.is_grad_enabled(), []
 
     def drift(t: np.ndarray, states: np.ndarray, sample: np.ndarray) -> np.ndarray:
         on = {"device": layout.device, "dtype": layout.compute_dtype}
-        rows = function(torch.from_numpy(t).to(**on), torch.from_numpy(states).to(**on), torch.from_numpy(sample))
-        return rows.to("cpu", torch.float64).numpy()
+        with torch.set_grad_enabled(recorded and not function.calls):  # the first call tells what it depends on
+            rows = function(torch.from_numpy(t).to(**on), torch.from_numpy(states).to(**on), torch.from_numpy(sample))
+        if rows.requires_grad:
+            parameters.extend(leaves(rows))
+        return rows.detach().to("cpu", torch.float64).numpy()
 
     with Progress(100, progress, "%") as bar:
         update = partial(_show, bar, samples) if progress else lambda rounds: None
         rounds, width = run(samples, drift, max_rounds or _ROUNDS, update)
     steps = max(len(sample.refinement.march.accepted) for sample in samples)
     stats = Stats(steps, rounds, function.evaluations, function.calls, width)
-    return _finished(samples, layout, ts, stats, throw)
+    trajectory = Trajectory(samples, function, tuple(parameters))
+    return _finished(trajectory, ts, stats, throw), trajectory
 
 
 def _posed(
-    term: ODE | SecondOrderODE,
+    term: ODE | SecondOrderODE | SemilinearODE,
     layout: Layout,
     y: Tensor,
     ts: Tensor,
@@ -104,48 +110,22 @@ def _show(bar: Progress, samples: list[Sample], rounds: int) -> None:
     bar.update(int(100 * min(parts, default=1.0)), rounds)
 
 
-def _finished(samples: list[Sample], layout: Layout, ts: Tensor, stats: Stats, throw: bool) -> Solution:
-    paths = [_path(sample) for sample in samples]
-    states = np.stack([_states(*pair) for pair in zip(samples, paths, strict=True)], 1)
+def _finished(trajectory: Trajectory, ts: Tensor, stats: Stats, throw: bool) -> Solution:
+    samples, layout = trajectory.samples, trajectory.function.layout
     failures = [(i, sample) for i, sample in enumerate(samples) if sample.failure is not None or not sample.over]
     result, message, time = (Result.solved, "", None) if not failures else _explained(*failures[0], layout)
-    rows = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
     solution = Solution(
         ts,
-        layout.unpack_path(rows),
+        layout.unpack_path(trajectory.states(ts)),
         result,
         stats,
         notes=tuple(note for sample in samples for note in _notes(sample)),
-        dense=partial(_dense, layout, samples, paths),
+        dense=lambda t: layout.unpack_path(trajectory.states(t)),
         _certified=partial(Estimate.of, samples, layout),
     )
     if throw and failures:
         raise SolveError(message, solution, time=time)
     return solution
-
-
-def _path(sample: Sample) -> Path | None:
-    march = sample.refinement.march
-    return Path(march.accepted, march.nodes) if march.accepted else None
-
-
-def _states(sample: Sample, path: Path | None, ts: np.ndarray | None = None) -> np.ndarray:
-    """At the sample's own times, or others; NaN beyond what was reached."""
-    posed = sample.posed
-    clock = posed.clock if ts is None else posed.sign * (ts - posed.ts[0])
-    out = np.full((len(clock), len(posed.start)), np.nan)
-    if path is not None:
-        known = (clock >= 0) & (clock <= path.end * (1 + 1e-12))
-        out[known] = path(np.minimum(clock[known], path.end))
-    out[clock == 0] = posed.start
-    return out
-
-
-def _dense(layout: Layout, samples: list[Sample], paths: list[Path | None], t: Tensor) -> object:
-    """The solution at any times ``(T,)``."""
-    at = t.detach().to("cpu", torch.float64).numpy()
-    states = np.stack([_states(*pair, at) for pair in zip(samples, paths, strict=True)], 1)
-    return layout.unpack_path(torch.from_numpy(states).to(layout.device, layout.compute_dtype))
 
 
 def _notes(sample: Sample) -> list[str]:

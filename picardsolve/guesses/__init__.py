@@ -29,8 +29,11 @@ __all__ = [
 def guess_for(given: Any, problem: Problem, chain: Chain) -> Guess:
     """The guess that a user gave, ready for a problem.
 
-    Without one, `FrozenSample` for a denoiser's SDE chain, `FrozenOutput` for everything else.
+    Without one, `FrozenSample` for a denoiser's SDE chain, `Copy` for an implicit one, whose problems may turn within
+    a step, `FrozenOutput` for everything else.
     """
+    if given is None and chain.implicit:
+        return Copy()
     if given is None:
         return FrozenSample() if usual_hold(problem.term, chain) == "sample" else FrozenOutput()
     if callable(given) and not isinstance(given, type | Guess):

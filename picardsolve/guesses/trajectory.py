@@ -11,7 +11,7 @@ from picardsolve.guesses.base import Entering, Guess, copies_where_not_finite
 from picardsolve.guesses.polynomial import Polynomial, extrapolated
 from picardsolve.integrators.base import Chain, Evaluated, Problem
 from picardsolve.solution import Solution
-from picardsolve.terms import ODE, SDE, Denoiser, Term
+from picardsolve.terms import ODE, SDE, Denoiser, SemilinearODE, Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,6 @@ class FromTrajectory(Guess):
         if isinstance(term, Denoiser):
             zero = torch.zeros_like(now)
             return entering.chain.extend(entering.n, "sample", now, Evaluated(entering.n[:1], zero, zero), None)
-        if isinstance(term, ODE) and entering.trail is not None:
+        if isinstance(term, ODE | SemilinearODE) and entering.trail is not None:
             return extrapolated(entering, self.problem.ts, Polynomial.degree, self.rows)
         return now

@@ -1,8 +1,10 @@
 """What makes a chain of steps: each integrator says its order and what terms it takes."""
 
+from picardsolve.integrators.backward_euler import BackwardEuler
 from picardsolve.integrators.base import Chain, DriftChain, Integrator, Problem, Rows, Steps
 from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
+from picardsolve.integrators.etd import ETD1, ETDRK2, ETDRK4
 from picardsolve.integrators.runge_kutta import RK4, Euler, Heun
 
 EulerMaruyama = Euler  # the name that SDE users look for: Euler on an SDE
@@ -10,7 +12,11 @@ EulerMaruyama = Euler  # the name that SDE users look for: Euler on an SDE
 __all__ = [
     "DDIM",
     "DDPM",
+    "ETD1",
+    "ETDRK2",
+    "ETDRK4",
     "RK4",
+    "BackwardEuler",
     "Chain",
     "DPMSolver",
     "DriftChain",

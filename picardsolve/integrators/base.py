@@ -37,12 +37,14 @@ class Rows:
         sample: ``(R,)``.
         state: ``(R, D)``.
         tangents: ``(P, R, D)``: directions that the outputs are to be differentiated along; None where there are none.
+        after: ``(R, D)``: of an implicit chain, the states that the steps are thought to lead to. None: not known.
     """
 
     step: Index
     sample: Index
     state: Tensor
     tangents: Tensor | None = None
+    after: Tensor | None = None
 
     @property
     def dual(self) -> Tensor:
@@ -85,6 +87,10 @@ class Steps(ABC):
         """``(W, B or 1, 1)``: how ``Phi_n`` is expected to scale a change of its state; None: unchanged, 1."""
         return None
 
+    def proper(self) -> Tensor | None:
+        """``(W, B)``: whether the images may be left, once they do not move; None: all of them."""
+        return None
+
     @abstractmethod
     def passed(self, change: Tensor) -> Tensor:
         """What changes of the old states, ``(W, B, D)``, make of the images with the outputs held fixed."""
@@ -102,12 +108,15 @@ class Chain(ABC):
         rounds: drift calls that follow each other in one evaluation of a step (its stages).
         memory: how many earlier outputs a step reads (0 for one-step methods).
         noise_size: numbers of Brownian motion per sample and step (0 for ODEs).
+        implicit: a step is an equation for the state that it leads to. What is evaluated is then a Newton step from
+            `Rows.after`, whose image is the chain's once it does not move; without them, the step itself.
     """
 
     length: int
     rounds: int = 1
     memory: int = 0
     noise_size: int = 0
+    implicit: bool = False
 
     @abstractmethod
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
@@ -148,7 +157,13 @@ class Chain(ABC):
 
 
 class DriftChain(Chain):
-    """A chain that calls the user's drift itself."""
+    """A chain that calls the user's drift itself.
+
+    Attributes:
+        further_rounds: how many more than ``rounds`` a step its evaluations have taken so far.
+    """
+
+    further_rounds: int = 0
 
     @abstractmethod
     def evaluate(self, rows: Rows) -> Tensor:

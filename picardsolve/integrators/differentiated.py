@@ -51,6 +51,10 @@ class Differentiated(Steps):
         """Of the steps themselves."""
         return self.steps.frozen(x, scratch)
 
+    def proper(self) -> Tensor | None:
+        """Of the steps themselves."""
+        return self.steps.proper()
+
     def passed(self, change: Tensor) -> Tensor:
         """Of the steps themselves."""
         return self.steps.passed(change)

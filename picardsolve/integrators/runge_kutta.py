@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.drift import RowFunction
+from picardsolve.integrators.additive import Additive
 from picardsolve.integrators.base import (
     DriftChain,
     Evaluated,
@@ -20,8 +21,8 @@ from picardsolve.integrators.base import (
     per_step,
     refuse,
 )
-from picardsolve.recurrence import linear_sweep, recurrence
-from picardsolve.terms import ODE, SDE
+from picardsolve.recurrence import recurrence
+from picardsolve.terms import ODE, SDE, SemilinearODE
 from picardsolve.theory.bounds import step_lipschitz
 
 # Butcher tableaus: rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
@@ -39,7 +40,7 @@ class Euler(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """Build the chain of an `ODE` or an Ito `SDE`."""
-        if isinstance(problem.term, ODE):
+        if isinstance(problem.term, ODE | SemilinearODE):
             return RungeKuttaChain(problem, _EULER)
         if not isinstance(problem.term, SDE):
             raise refuse(self, problem.term, "an ODE or an SDE", "DDIM(), DDPM() or DPMSolver() for a Denoiser")
@@ -83,7 +84,7 @@ class RK4(Integrator):
 
 
 def _runge_kutta(integrator: Integrator, problem: Problem, tableau: tuple) -> DriftChain:
-    if not isinstance(problem.term, ODE):
+    if not isinstance(problem.term, ODE | SemilinearODE):
         instead = "Euler() for an SDE" if isinstance(problem.term, SDE) else "DDIM() or DPMSolver() for a Denoiser"
         raise refuse(integrator, problem.term, "an ODE", instead)
     return RungeKuttaChain(problem, tableau)
@@ -93,7 +94,7 @@ class RungeKuttaChain(DriftChain):
     """``Phi_n(x) = x + h_n sum_i b_i k_i``; the output of a step is its slope ``sum_i b_i k_i``."""
 
     def __init__(self, problem: Problem, tableau: tuple):
-        term = cast(ODE, problem.term)
+        term = cast(ODE | SemilinearODE, problem.term)
         self.length = len(problem.ts) - 1
         self.rounds = len(tableau[1])
         self._a, self._b = tableau
@@ -119,7 +120,7 @@ class RungeKuttaChain(DriftChain):
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
-        return _Additive(torch.addcmul(x, outputs, per_step(self._h, n, x)), None)
+        return Additive(torch.addcmul(x, outputs, per_step(self._h, n, x)))
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed slope."""
@@ -204,7 +205,7 @@ class EulerMaruyamaChain(DriftChain):
         h = per_step(self._h, n, x)
         images = torch.addcmul(x, outputs[..., : self._size], h) + self._noise_term(outputs, noise)
         power = torch.linalg.vector_norm(outputs[..., self._size :], dim=-1) * self._size**-0.5
-        return _Additive(images, power * h[..., 0].sqrt())
+        return Additive(images, power * h[..., 0].sqrt())
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps with fixed drift and diffusion, and their own known noise."""
@@ -220,23 +221,3 @@ class EulerMaruyamaChain(DriftChain):
     def counts(self) -> tuple[int, int]:
         """Calls of drift and diffusion together count once: they share a round and a state."""
         return self._drift.calls, self._drift.evaluations
-
-
-@dataclass(frozen=True)
-class _Additive(Steps):
-    """Steps that add something held fixed: a change of the state passes unchanged."""
-
-    image: Tensor
-    noise: Tensor | None
-
-    def images(self) -> Tensor:
-        return self.image
-
-    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return linear_sweep(self.image, None, x, scratch)
-
-    def passed(self, change: Tensor) -> Tensor:
-        return change
-
-    def noise_scale(self) -> Tensor | None:
-        return self.noise

@@ -1,0 +1,166 @@
+"""The equations of the segments, transposed: how the solution at their nodes answers for a cotangent of it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, gmres
+
+from picardsolve.collocation.nodes import Nodes
+from picardsolve.collocation.trajectory import Trajectory
+
+_RESTARTS = 20
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The segments of samples, in the order of samples, then of time.
+
+    Attributes:
+        nodes: of every one.
+        sample: ``(S,)`` whose they are.
+        h: ``(S,)`` lengths, negative where time runs backward.
+        times: ``(S, n)`` of the nodes.
+        states: ``(S, n, d)`` at the nodes.
+        cotangent: ``(S, n, d)`` of those states.
+        starts: ``(S, d)`` cotangents of the states that segments start from.
+    """
+
+    nodes: Nodes
+    sample: np.ndarray
+    h: np.ndarray
+    times: np.ndarray
+    states: np.ndarray
+    cotangent: np.ndarray
+    starts: np.ndarray
+
+    @staticmethod
+    def several(trajectory: Trajectory, clocks: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
+        """One for each kind of nodes that samples have.
+
+        Args:
+            trajectory: of the samples.
+            clocks: ``(T, B)`` times of states, on the samples' own clocks; NaN: unknown.
+            cotangent: ``(T, B, d)`` of those states.
+        """
+        kinds: dict[Nodes, list[tuple[np.ndarray, ...]]] = {}
+        for i, path in enumerate(trajectory.paths):
+            if path is None:
+                continue
+            own, values = trajectory.samples[i].posed, np.zeros_like(path.values)
+            known = ~np.isnan(clocks[:, i])
+            at, weights = path.weights(clocks[known, i])
+            np.add.at(values, at, weights[:, :, None] * cotangent[known, i, None])
+            extra = len(path.nodes.points) - path.nodes.n  # the start is no node of "radau"
+            starts = values[:, 0] if extra else np.zeros_like(values[:, 0])
+            times = path.begins[:, None] + path.lengths[:, None] * path.nodes.c
+            where = np.full(len(times), i), own.sign * path.lengths, own.ts[0] + own.sign * times
+            kinds.setdefault(path.nodes, []).append((*where, path.values[:, extra:], values[:, extra:], starts))
+        return [Stack(at, *map(np.concatenate, zip(*rows, strict=True))) for at, rows in kinds.items()]
+
+    def windows(self, longest: int, most: int) -> "Iterator[Window]":
+        """Windows of at most ``most`` segments, ``longest`` of a sample; the last of each sample come first."""
+        _, counts = np.unique(self.sample, return_counts=True)
+        begins = np.concatenate([[0], counts.cumsum()])
+        behind = np.repeat(begins[1:], counts) - 1 - np.arange(len(self.sample))  # segments that follow
+        held = np.minimum(counts, longest).cumsum()
+        first = 0
+        while first < len(counts):
+            room = (held[first - 1] if first else 0) + most
+            last = max(int(np.searchsorted(held, room, side="right")), first + 1)
+            deepest = int(counts[first:last].max())
+            for level in range(0, deepest, longest):
+                beyond = min(level + longest, deepest)
+                at = np.arange(begins[first], begins[last])
+                at = at[(behind[at] >= level) & (behind[at] < beyond)]
+                yield Window(self, at, [np.flatnonzero(behind[at] == k) for k in range(level, beyond)])
+            first = last
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive segments of some samples, solved together.
+
+    With ``mu`` the multipliers of ``Y = start + h A F(Y)``, those of the last segment first: ``mu = g + J' h A' mu``,
+    where g is the cotangent of Y, to which at the last node the sum of the next segment's ``mu`` is added, because
+    the next segment starts there.
+
+    Attributes:
+        stack: of all.
+        at: ``(m,)`` which of them.
+        levels: positions in ``at``, of the last segments, of those before, and so on.
+    """
+
+    stack: Stack
+    at: np.ndarray
+    levels: Sequence[np.ndarray]
+
+    def onto_drift(self, mu: np.ndarray) -> np.ndarray:
+        """``h A' mu``: the cotangent of the drift at the nodes, ``(m, n, d)``."""
+        return self.stack.h[self.at, None, None] * (self.stack.nodes.integrate.T @ mu)
+
+    def dense(self, jacobian: np.ndarray, following: np.ndarray) -> np.ndarray:
+        """Solve by factorisation.
+
+        Args:
+            jacobian: ``(m, n, d, d)`` of the drift.
+            following: ``(B, d)`` cotangents of the ends, by sample; becomes that of the starts.
+
+        Returns:
+            ``mu``, ``(m, n, d)``.
+        """
+        m, n, d, _ = jacobian.shape
+        integrate = -self.stack.h[self.at, None, None] * self.stack.nodes.integrate.T
+        matrix = integrate[:, :, None, :, None] * jacobian.swapaxes(-1, -2)[:, :, :, None, :]
+        matrix = matrix.reshape(m, n * d, n * d)
+        matrix[:, np.arange(n * d), np.arange(n * d)] += 1
+        right = np.zeros((m, n * d, 1 + d))
+        right[:, :, 0] = self.stack.cotangent[self.at].reshape(m, -1)
+        right[:, -d:, 1:] = np.eye(d)
+        answer = np.linalg.solve(matrix, right).reshape(m, n, d, 1 + d)
+        return self._carried(answer[..., 0], self.stack.starts[self.at], following, answer[..., 1:])
+
+    def iterate(
+        self, pull: Callable[[np.ndarray], np.ndarray], following: np.ndarray, tolerance: float, directions: int
+    ) -> np.ndarray | None:
+        """Solve by GMRES on ``mu - P J' h A' mu = P g``, where P carries cotangents to earlier segments.
+
+        Args:
+            pull: ``J'`` times cotangents of the drift ``(m, n, d)``.
+            following: as in `dense`.
+            tolerance: of the residual relative to the right side.
+            directions: that are kept.
+
+        Returns:
+            ``mu``; None, and ``following`` as it was, where it does not converge.
+        """
+        given = self.stack.cotangent[self.at]
+        starts, nothing = self.stack.starts[self.at], np.zeros_like(self.stack.starts[self.at])
+
+        def residual(flat: np.ndarray) -> np.ndarray:
+            mu = flat.reshape(given.shape)
+            return (mu - self._carried(pull(self.onto_drift(mu)), nothing, np.zeros_like(following))).ravel()
+
+        right = self._carried(given, starts, following.copy()).ravel()
+        operator = LinearOperator((right.size, right.size), residual, dtype=right.dtype)  # pyright: ignore
+        mu, left = gmres(operator, right, rtol=tolerance, restart=min(directions, right.size), maxiter=_RESTARTS)
+        if left or not np.isfinite(mu).all():
+            return None
+        mu = mu.reshape(given.shape)
+        for at in self.levels:
+            following[self.stack.sample[self.at[at]]] = starts[at] + mu[at].sum(1)
+        return mu
+
+    def _carried(
+        self, free: np.ndarray, starts: np.ndarray, following: np.ndarray, response: np.ndarray | None = None
+    ) -> np.ndarray:
+        """From the last segments to the first, each answers to what the next one asks of its end."""
+        mu = free.copy()
+        for at in self.levels:
+            sample = self.stack.sample[self.at[at]]
+            if response is None:
+                mu[at, -1] += following[sample]
+            else:
+                mu[at] += (response[at] @ following[sample, None, :, None])[..., 0]
+            following[sample] = starts[at] + mu[at].sum(1)
+        return mu

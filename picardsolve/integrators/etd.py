@@ -1,0 +1,226 @@
+"""Exponential time differencing: the linear part exactly, the rest by Runge-Kutta. A stage is a round."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picardsolve.drift import RowFunction
+from picardsolve.integrators.base import (
+    DriftChain,
+    Evaluated,
+    Hold,
+    Index,
+    Integrator,
+    Problem,
+    Rows,
+    Steps,
+    per_step,
+    refuse,
+)
+from picardsolve.linear import Linear, Table
+from picardsolve.recurrence import arriving, rms
+from picardsolve.terms import SemilinearODE
+
+Phi: TypeAlias = list[Table]
+# When a stage is evaluated, in steps, and how it is reached: by which multiple of the state the step leaves from, and
+# of h N of each stage before (0: not at all), given phi_k of h L and of h L / 2. The step itself is the last one.
+Stage: TypeAlias = tuple[float, Callable[[Phi, Phi], tuple[Table, list]]]
+
+_EULER: tuple[Stage, ...] = ((1.0, lambda p, q: (p[0], [p[1]])),)
+_SECOND: tuple[Stage, ...] = (*_EULER, (1.0, lambda p, q: (p[0], [p[1] - p[2], p[2]])))
+_FOURTH: tuple[Stage, ...] = (
+    (0.5, lambda p, q: (q[0], [q[1] / 2])),
+    (0.5, lambda p, q: (q[0], [0, q[1] / 2])),
+    (1.0, lambda p, q: (p[0], [p[1] - q[1], 0, q[1]])),  # q_1 (q_0 - 1) / 2 = p_1 - q_1
+    (1.0, lambda p, q: (p[0], [p[1] - 3 * p[2] + 4 * p[3], *[2 * p[2] - 4 * p[3]] * 2, 4 * p[3] - p[2]])),
+)
+
+
+@dataclass(frozen=True)
+class ETD1(Integrator):
+    """``x[n+1] = e^{hL} x[n] + h phi_1(hL) N(t[n], x[n])`` on a `SemilinearODE` (Cox & Matthews 2002, eq. 4).
+
+    Also called exponential Euler. Stable for whatever the linear part holds, and exact where there is nothing else;
+    ``phi_k`` are computed without cancellation, as Kassam & Trefethen 2005 ask. Iterated by `Exponential`, which knows
+    the linear part, by default: its Picard iteration has to deal with N only. Of a matrix, the functions are kept for
+    each different step length: cheap on uniform grids.
+
+    Raises:
+        TypeError: in a solve, the term is no `SemilinearODE`.
+    """
+
+    order = 1
+
+    def chain(self, problem: Problem) -> DriftChain:
+        """Build the chain of a `SemilinearODE`."""
+        return _etd(self, problem, _EULER)
+
+
+@dataclass(frozen=True)
+class ETDRK2(Integrator):
+    """`ETD1` with a second stage, of second order (Cox & Matthews 2002, eq. 22): two rounds a window."""
+
+    order = 2
+
+    def chain(self, problem: Problem) -> DriftChain:
+        """Build the chain of a `SemilinearODE`."""
+        return _etd(self, problem, _SECOND)
+
+
+@dataclass(frozen=True)
+class ETDRK4(Integrator):
+    """`ETD1` with four stages, of fourth order (Cox & Matthews 2002, eqs. 26 to 29): four rounds a window.
+
+    Of lower order where N varies along stiff modes (Hochbruck & Ostermann 2005).
+    """
+
+    order = 4
+
+    def chain(self, problem: Problem) -> DriftChain:
+        """Build the chain of a `SemilinearODE`."""
+        return _etd(self, problem, _FOURTH)
+
+
+def _etd(integrator: Integrator, problem: Problem, stages: tuple[Stage, ...]) -> DriftChain:
+    term = problem.term
+    if not isinstance(term, SemilinearODE):
+        raise refuse(integrator, term, "a SemilinearODE", "picardsolve.SemilinearODE(linear, nonlinear), or RK4()")
+    return ETDChain(problem, term, stages)
+
+
+class ETDChain(DriftChain):
+    """``Phi_n(x) = e^{hL} x + h sum_i b_i(hL) N_i``; the output of a step is ``N_i`` of all stages side by side."""
+
+    def __init__(self, problem: Problem, term: SemilinearODE, stages: tuple[Stage, ...]):
+        self.length = len(problem.ts) - 1
+        self.rounds = len(stages)
+        self._t, self._h = problem.ts[:-1], problem.ts.diff()
+        self._operator, self._shape = term.operator, tuple(problem.layout.shapes[0])
+        lengths, self._length = _distinct(problem.ts)
+        whole, half = (term.operator.phi(h, min(len(stages), 3), self._shape) for h in (lengths, lengths / 2))
+        self._exact = [_Combination.of(term.operator, lengths, reach(whole, half)) for _, reach in stages]
+        self._tables = [c.cast(problem.layout.compute_dtype, problem.layout.device) for c in self._exact]
+        self._nodes = [0.0, *(node for node, _ in stages[:-1])]
+        self._nonlinear = RowFunction(
+            "nonlinear", term.nonlinear, problem.layout, problem.args, term.vectorized, max_batch=problem.max_batch
+        )
+
+    def evaluate(self, rows: Rows) -> Tensor:
+        """``N`` of all stages, ``(R, rounds D)``, and their derivatives."""
+        states, found, at = rows.dual, [], self._length[rows.step]
+        t, h = (per_step(table, rows.step, rows.state)[:, 0] for table in (self._t, self._h))
+        y = states
+        for node, table in zip(self._nodes, self._tables, strict=True):
+            found.append(self._nonlinear(t + node * h, y, torch.from_numpy(rows.sample)))
+            if len(found) < self.rounds:
+                y = self._reached(table, at, states, found)
+        return torch.cat(found, -1)
+
+    def _reached(self, table: "_Combination", at: Index, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """``start x + sum_i weight_i N_i`` of rows ``(..., *at.shape, D)``."""
+        terms = [(_of_rows(table.start, at), x.unflatten(-1, self._shape))]
+        for weight, output in zip(table.weights, outputs, strict=True):
+            if weight is not None:
+                terms.append((_of_rows(weight, at), output.unflatten(-1, self._shape)))
+        return self._operator.combined(terms).reshape(x.shape)
+
+    def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
+        """The steps of a window."""
+        step, at = self._tables[-1], self._length[n]
+        images = self._reached(step, at, x, outputs.split(x.shape[-1], -1))
+        return _ETDSteps(images, _of_rows(step.start, at), self._operator, self._shape)
+
+    def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
+        """Steps of the linear part with ``N`` fixed, each stage's own."""
+        step, at = self._tables[-1], self._length[n]
+        zero = torch.zeros_like(start).expand(len(n), *start.shape)
+        outputs = source.output.expand(len(n), *source.output.shape).split(start.shape[-1], -1)
+        added = self._reached(step, at, zero, outputs)
+        factor = _of_rows(step.start, at)
+        leaving = self._operator.combined([(factor[:1], start[None].unflatten(-1, self._shape))]).flatten(2)
+        added = torch.cat([added[:1] + leaving, added[1:]]).unflatten(-1, self._shape)
+        return self._operator.recur(factor, added).flatten(2)
+
+    def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
+        """``|start| + sum |weight_i| l_i``, and so of each stage, with ``l_i = L`` times that of the stage's state."""
+        if one_sided is not None:
+            raise TypeError("one_sided: only of use to Euler() and BackwardEuler(); leave it out for a SemilinearODE.")
+        reached = [torch.ones_like(lipschitz)]
+        for table in self._exact:
+            norms = [None if w is None else self._operator.norm(w)[self._length] for w in table.weights]
+            found = sum(w * lipschitz * l for w, l in zip(norms, reached, strict=True) if w is not None)
+            reached.append(self._operator.norm(table.start)[self._length] + found)
+        return reached[-1][:, None]
+
+    def increments(self, n: Index, sample: Index) -> Tensor:
+        """None: an ODE has no noise."""
+        return torch.zeros(len(n), 0)
+
+    def counts(self) -> tuple[int, int]:
+        """Calls and evaluations of N so far."""
+        return self._nonlinear.calls, self._nonlinear.evaluations
+
+
+@dataclass(frozen=True)
+class _Combination:
+    """How a stage is reached; h is in the weights, None where there is nothing to add."""
+
+    start: Table
+    weights: list[Table | None]
+
+    @staticmethod
+    def of(operator: Linear, h: Tensor, reach: tuple[Table, list]) -> "_Combination":
+        start, weights = reach
+        h = h.reshape(-1, *[1] * (start.dim() - 1))
+        return _Combination(start, [h * w if isinstance(w, Tensor) else None for w in weights])
+
+    def cast(self, dtype: torch.dtype, device: torch.device) -> "_Combination":
+        def moved(table: Table) -> Table:
+            return table.to(device, dtype.to_complex() if table.is_complex() else dtype)
+
+        return _Combination(moved(self.start), [w if w is None else moved(w) for w in self.weights])
+
+
+@dataclass(frozen=True)
+class _ETDSteps(Steps):
+    image: Tensor
+    factor: Table
+    operator: Linear
+    shape: tuple[int, ...]
+
+    def images(self) -> Tensor:
+        return self.image
+
+    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        residual = torch.sub(self.image, x[1:], out=scratch)
+        size = rms(residual)
+        change = self.operator.recur(self.factor, residual.clone().unflatten(-1, self.shape)).reshape(residual.shape)
+        passed = self.passed(arriving(change))
+        return self.image + passed, residual + passed, size
+
+    def passed(self, change: Tensor) -> Tensor:
+        return self.operator.combined([(self.factor, change.unflatten(-1, self.shape))]).reshape(change.shape)
+
+    def noise_scale(self) -> Tensor | None:
+        return None
+
+
+def _of_rows(table: Table, at: Index) -> Table:
+    """Entries ``(*at.shape, ...)``; a single one is not copied."""
+    if len(table) == 1:
+        return table.expand(at.size, *table.shape[1:]).unflatten(0, at.shape)
+    return table[torch.from_numpy(at)]
+
+
+def _distinct(ts: Tensor) -> tuple[Tensor, Index]:
+    """Step lengths that differ by more than the rounding of the times, ``(U,)``, and which of them each step has."""
+    h, slack = ts.diff().numpy(), 8 * np.finfo(np.float64).eps * float(ts.abs().max())
+    order = np.argsort(h)
+    fresh = np.diff(h[order], prepend=-np.inf) > slack
+    group = np.empty_like(order)
+    group[order] = fresh.cumsum() - 1
+    return torch.from_numpy(h[order][fresh]), group
