@@ -16,7 +16,6 @@ import picardsolve as ps
 
 ITERATIONS = [None, ps.Picard(), ps.Secant(), ps.Newton()]
 every_iteration = pytest.mark.parametrize("iteration", ITERATIONS, ids=["auto", "picard", "secant", "newton"])
-DIVIDED = pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="a change of 0 divides the next one")
 ONE = torch.ones(2, dtype=torch.float64)
 
 
@@ -254,7 +253,7 @@ def test_drifts_that_jump_are_solved_or_refused(f, expected, iteration):
         assert abs(float(sol.ys[-1, 0]) - expected) < 1e-4
 
 
-@pytest.mark.parametrize("iteration", [ps.Picard(), ps.Secant(), pytest.param(ps.Newton(), marks=DIVIDED)], ids=repr)
+@pytest.mark.parametrize("iteration", [ps.Picard(), ps.Secant(), ps.Newton()], ids=repr)
 def test_a_narrow_pulse_is_found_with_short_steps(iteration):
     def pulse(t, y):
         return torch.exp(-(((t - 57.3) / 0.01) ** 2)) + 0 * y
@@ -264,10 +263,7 @@ def test_a_narrow_pulse_is_found_with_short_steps(iteration):
     assert abs(float(sol.ys[-1, 0]) - 0.01 * math.pi**0.5) < 1e-8
 
 
-ROUNDED_DOWN = pytest.mark.xfail(strict=True, reason="1.9e-06 is printed for 1.907e-06, and refused again")
-
-
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=ROUNDED_DOWN), torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1.0, 1e6])
 def test_a_tolerance_below_rounding_is_refused_with_one_that_is_not(dtype, size):
     y0 = torch.full((2,), size, dtype=dtype)

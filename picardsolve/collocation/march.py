@@ -130,11 +130,13 @@ class March:
             self._next = first.h
             return first
         size, speed = np.abs(self.start).max(), np.abs(drift).max()
-        h = 0.5 * (size + 1e-3) / (speed + 1e-8) if self.bounds.first is None else self.bounds.first
+        h = max(0.5 * size / speed, 1e-6 * self.span) if size and speed else 1e-3 * self.span
+        if self.bounds.first is not None:
+            h = self.bounds.first
         h = min(h if np.isfinite(h) else 1e-3 * self.span, self.span, self.bounds.longest)
         self._next = h
         straight = self.start + h * self.nodes.c[:, None] * drift
-        if not h * speed < 10 * (size + 1):
+        if not h * speed < 10 * size:
             straight = np.tile(self.start, (self.nodes.n, 1))
         return Segment(0.0, h, self.start, straight)
 
@@ -234,7 +236,8 @@ class March:
     def _good(self, grades: Grades) -> int:
         """How many segments from the first have converged to the tolerance, and resolve the solution."""
         for i, segment in enumerate(self.queue):
-            left, rate = grades.change[i], grades.change[i] / segment.change
+            left = grades.change[i]
+            rate = left / segment.change if segment.change else 0.0
             if rate < 0.5 and segment.age > 1:
                 left *= min(1.0, max(self.sweep.remainder(segment), rate / (1 - rate)))
             if left > max(0.5, grades.floor[i]) or grades.tail[i] > 1:

@@ -103,7 +103,7 @@ def _posed(
         if rtol[i] * largest + atol[i] <= least:
             raise ValueError(
                 f"rtol, atol: got {rtol[i]:g} and {atol[i]:g}, less than {layout.dtype} can reach with states of size "
-                f"{largest:.1e}; pass rtol >= {_REACH * unit:.1e}, or atol >= {max(least, 1e-300):.1e}."
+                f"{largest:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= {max(1.1 * least, 1e-300):.1e}."
             )
         times = grid if grid.ndim == 1 else grid[:, i]
         posed = Posed(start, times, rtol[i], atol[i], unit, isinstance(term, SecondOrderODE))
