@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from picardsolve.collocation import Trajectory
@@ -27,6 +26,12 @@ _NUMBERS = 2**24  # in the matrices of a window, or in the directions of its ite
 _TOGETHER = 8  # segments of a sample that are iterated on together
 _DIRECTIONS = 60  # of the iteration
 _SHARPER = 0.1  # of rtol: the residual that an iteration leaves
+
+_FIXED = (
+    "gradient: not recorded by fixed-step integrators; pass integrator=picardsolve.Collocation(), in odeint an "
+    "adaptive method, or detach y0, ts and args."
+)
+_ONCE = "gradient: solutions by collocation have first derivatives only; leave create_graph=True out."
 
 
 def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any, args: Sequence[Any]) -> Solution:
@@ -58,20 +63,22 @@ def refusing_gradients(solution: Solution, y0: Any, ts: Any, args: Sequence[Any]
     given = [leaf for leaf in pytree.tree_leaves((y0, ts, tuple(args))) if isinstance(leaf, Tensor)]
     if not any(leaf.requires_grad for leaf in given):
         return solution
-    return replace(solution, ys=pytree.tree_map(lambda ys: _Refused.apply(ys, *given), solution.ys))
+    return replace(solution, ys=pytree.tree_map(lambda ys: _Refused.apply(_FIXED, ys, *given), solution.ys))
 
 
 class _Refused(torch.autograd.Function):
+    """A value that says a sentence when it is asked for its gradient by the tensors given."""
+
     @staticmethod
-    def forward(ctx: Any, ys: Tensor, *given: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ys.clone()
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, sentence: str, value: Tensor, *given: Tensor
+    ) -> Tensor:
+        ctx.sentence = sentence
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        raise RuntimeError(
-            "gradient: not recorded by fixed-step integrators; pass integrator=picardsolve.Collocation(), in odeint an "
-            "adaptive method, or detach y0, ts and args."
-        )
+        raise RuntimeError(ctx.sentence)
 
 
 class _States(torch.autograd.Function):
@@ -88,14 +95,17 @@ class _States(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         ctx.trajectory, ctx.by = trajectory, by
-        ctx.save_for_backward(at, origin, *tensors)
+        ctx.save_for_backward(at, origin, start, *tensors)
         return trajectory.states(at)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        at, origin, *tensors = ctx.saved_tensors  # refuses parameters that were changed since
-        return None, None, *Adjoint.of(ctx.trajectory, ctx.by, tensors).gradients(at, origin, cotangent)
+        at, origin, _, *tensors = inputs = ctx.saved_tensors  # refuses parameters that were changed since
+        with torch.no_grad():
+            gradients = Adjoint.of(ctx.trajectory, ctx.by, tensors).gradients(at, origin, cotangent)
+        if torch.is_grad_enabled():  # create_graph: not by `once_differentiable`, which lets linear losses pass
+            gradients = [_Refused.apply(_ONCE, gradient, cotangent, *inputs) for gradient in gradients]
+        return None, None, *gradients
 
 
 @dataclass

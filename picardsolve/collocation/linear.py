@@ -1,30 +1,85 @@
-"""The equations of a segment, linearised: how its states answer to residuals and to a change of its start."""
+"""The equations of a segment, linearised: how its states answer to residuals and to a change of its start.
 
+All solve ``delta = residual + integral of J delta`` up to the nodes.
+"""
+
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.linalg.lapack import dgetrf, dgetrs  # pyright: ignore[reportAttributeAccessIssue]
 
-from picardsolve.collocation.nodes import Nodes
+from picardsolve.collocation.nodes import Nodes, nodes
+
+_COARSE = 12  # nodes of a guess
 
 
-@dataclass
-class Linearised:
-    """``delta = residual + h A (J delta)``, where A integrates; one LU factorisation.
+class Linear(ABC):
+    """Linearised equations.
 
     Attributes:
         nodes: of the segment.
-        h: its length.
-        jacobian: J at every node, ``(n, d, d)``; of a second-order equation that of the acceleration by the positions,
-            ``(n, d/2, d/2)``: only positions are unknown then, and the factors an eighth of the size.
+        jacobian: J in the order of time, the last at or near the end, ``(k, d, d)``; of a second-order equation that of
+            the acceleration by the positions, ``(k, d/2, d/2)``.
         second_order: whether states are (positions, velocities).
+        singular: whether they cannot be solved.
+    """
+
+    nodes: Nodes
+    jacobian: np.ndarray
+    second_order: bool
+    singular: bool
+
+    @abstractmethod
+    def solve(self, residual: np.ndarray) -> np.ndarray:
+        """The answer to residuals ``(n, d)``, or to several at once, ``(n, d, k)``; NaN where there is none."""
+
+    @abstractmethod
+    def followed(self, h: float, drift: np.ndarray) -> np.ndarray:
+        """Where the flow that is linearised at the end goes from there in the nodes of a time h, ``(n, d)``.
+
+        Args:
+            h: length of the segment behind.
+            drift: ``(d,)`` at the end.
+        """
+
+    @property
+    def size(self) -> int:
+        """Numbers in a state."""
+        return self.jacobian.shape[1] * (2 if self.second_order else 1)
+
+    @property
+    def flow(self) -> np.ndarray:
+        """``(d, d)``: the derivative of the end by the start."""
+        return self.solve(np.broadcast_to(np.eye(self.size), (self.nodes.n, self.size, self.size)))[-1]
+
+    def at_end(self, change: np.ndarray) -> np.ndarray:
+        """What a change of the last state, ``(d,)``, makes of its drift."""
+        if not self.second_order:
+            return self.jacobian[-1] @ change
+        half = len(change) // 2
+        return np.concatenate([change[half:], self.jacobian[-1] @ change[:half]])
+
+
+@lru_cache
+def _coarse(fine: Nodes) -> tuple[Nodes, np.ndarray]:
+    """Fewer nodes, and the interpolation to the fine ones of what is 0 at the start."""
+    few = nodes(fine.kind, _COARSE)
+    return few, few.interpolate(fine.c)[:, -few.n :]
+
+
+@dataclass
+class Dense(Linear):
+    """J at every node, one LU factorisation of ``I - h A J``: as good as the nodes, also for stiff equations.
+
+    Of a second-order equation only positions are unknown, and the factors an eighth of the size.
     """
 
     nodes: Nodes
     h: float
     jacobian: np.ndarray
     second_order: bool
-    _response: np.ndarray | None = None
 
     def __post_init__(self):
         n, size, _ = self.jacobian.shape
@@ -37,7 +92,7 @@ class Linearised:
             self.singular = info != 0
 
     def solve(self, residual: np.ndarray) -> np.ndarray:
-        """The answer to residuals ``(n, d)``, or to several at once, ``(n, d, k)``; NaN where there is none."""
+        """By the factors."""
         if self.singular:
             return np.full_like(residual, np.nan)
         if not self.second_order:
@@ -52,8 +107,8 @@ class Linearised:
         flat = right.reshape(len(self._pivots), -1)
         return dgetrs(self._lu, self._pivots, flat, trans=1)[0].reshape(right.shape)
 
-    @property
-    def flow(self) -> np.ndarray:
-        """``(d, d)``: the derivative of the end by the start."""
-        size = self.jacobian.shape[1] * (2 if self.second_order else 1)
-        return self.solve(np.broadcast_to(np.eye(size), (self.nodes.n, size, size)))[-1]
+    def followed(self, h: float, drift: np.ndarray) -> np.ndarray:
+        """On fewer nodes."""
+        few, spread = _coarse(self.nodes)
+        held = np.broadcast_to(self.jacobian[-1], (few.n, *self.jacobian.shape[1:]))
+        return spread @ Dense(few, h, held, self.second_order).solve(h * few.c[:, None] * drift)

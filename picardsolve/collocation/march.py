@@ -7,16 +7,16 @@ import numpy as np
 
 from picardsolve.collocation.check import Check, Checked
 from picardsolve.collocation.dense import Guide
+from picardsolve.collocation.grades import Grades
 from picardsolve.collocation.nodes import Nodes
 from picardsolve.collocation.segments import Bounds, Flight, Segment
-from picardsolve.collocation.sweeps import Sweep, Swept
+from picardsolve.collocation.sweeps import Sweep
 
-_FLOOR = 50.0  # units of rounding below which changes are noise
-_NOISE = 5.0  # units of rounding that the last terms of a polynomial may be
 _GROWS = 2.0  # at most, from one segment to the next
 _SHRINKS = 0.2  # at most
 _SAFETY = 0.85
 _EASY = 1e-2  # first changes below this: more segments at once
+_HELD = 1e-3  # relative changes below this: Jacobians are held
 _RESTART = 0.4  # of a segment that failed
 
 
@@ -26,48 +26,6 @@ class Stuck(Exception):
     def __init__(self, t: float):
         super().__init__(t)
         self.t = t
-
-
-@dataclass(frozen=True)
-class Grades:
-    """How good each segment in flight is.
-
-    Attributes:
-        change: the last change of its states, in tolerances.
-        relative: the same relative to the states.
-        tail: the last terms of its polynomial, in tolerances or in floors, whichever are larger: what it leaves out.
-        floor: what rounding may do, in tolerances.
-    """
-
-    change: list[float]
-    relative: list[float]
-    tail: list[float]
-    floor: list[float]
-
-    @staticmethod
-    def of(flight: Flight, swept: Swept, drift: np.ndarray, bounds: Bounds) -> "Grades":
-        """Of the states after a sweep, which `flight` holds."""
-        nodes, states, terms = flight.nodes, flight.states, flight.nodes.last_terms
-        ratios = np.empty((4, *flight.starts.shape))
-        largest = np.abs(states).max(1)
-        np.maximum(largest, np.abs(flight.starts), out=largest)
-        change = np.abs(swept.change).max(1, out=ratios[0])
-        if swept.doubt is not None:
-            np.maximum(change, np.abs(swept.doubt).max(1), out=change)
-        tail = terms[:, -nodes.n :] @ states
-        if nodes.c[0] != 0:
-            tail += terms[:, :1] * flight.starts[:, None]
-        np.abs(tail).max(1, out=ratios[1])
-        noise = np.abs(drift).max(1, out=ratios[2])
-        noise *= flight.h[:, None]
-        noise += largest
-        noise *= _FLOOR * bounds.unit
-        np.divide(change, largest.max(1, keepdims=True) + bounds.atol, out=ratios[3])
-        ratios[:3] /= bounds.atol + bounds.rtol * largest
-        ratios[1] -= _NOISE / _FLOOR * ratios[2]  # terms below the noise tell nothing
-        ratios[1] /= np.maximum(ratios[2], 1)
-        changes, tails, floors, relative = ratios.max(2).tolist()
-        return Grades(changes, relative, tails, floors)
 
 
 @dataclass
@@ -214,49 +172,61 @@ class March:
         return 8 * np.finfo(float).eps * now if now > 1e-300 else 0.0
 
     def _advance(self, drift: np.ndarray, beside: np.ndarray) -> None:
-        flight, queue = self._flight, self.queue
-        swept = self.sweep.sweep(flight, drift, beside)
-        flight.states, flight.starts = flight.states + swept.change, flight.starts + swept.carried
-        for i, segment in enumerate(queue):
-            segment.states, segment.start = flight.states[i], flight.starts[i]
-            segment.age += 1
-        grades = Grades.of(flight, swept, drift, self.bounds)
+        """Sweep; let go what has converged, shorten what does not resolve the solution, add new segments behind."""
+        grades, queue = self._swept(drift, beside), self.queue
         fails = self._first_failing(grades)
         if fails == 0:
             self._restart(queue[0])
             return
-        if fails is not None:  # of those behind the first nothing is lost
-            self._next, self._longer = min(self._next, 0.6 * queue[fails].h), None
-            del queue[fails:]
+        if fails is not None:
+            self._drop(fails, 0.6)
         news = [grades.relative[i] for i, segment in enumerate(queue) if segment.age == 1]
-        last = len(queue) - 1
-        count = self._good(grades)
+        count, last = self._good(grades), len(queue) - 1
         self._choose_length(grades)
         poor = self._first_poor(grades, count)
         for i, segment in enumerate(queue):
             segment.change = grades.change[i]
-            segment.stale = not (self.sweep.quadratic and grades.relative[i] < 1e-3)
+            segment.stale = not (self.sweep.quadratic and grades.relative[i] < _HELD)
         if poor is not None:
-            if queue[poor].h < 4 * self._shortest(queue[poor].t):
-                if poor == 0:
-                    raise Stuck(queue[0].t)
-                self._next, self._longer = 0.5 * queue[poor].h, None
-                del queue[poor:]
-                last = min(last, poor - 1)
-            else:
-                part = min(self._factor(grades.tail[poor]), _SAFETY)
-                queue[poor : poor + 1] = queue[poor].split(self.nodes, part)
+            last = min(last, self._shorten(poor, grades.tail[poor]))
         self._release(count)
         if news and self.sweep.quadratic:
             self._burst = min(2 * self._burst, self.bounds.in_flight) if max(news) < _EASY else 1
         self._append(grades.relative[last], grades.tail[last])
+
+    def _swept(self, drift: np.ndarray, beside: np.ndarray) -> Grades:
+        """Let the iteration answer to the drifts."""
+        flight = self._flight
+        swept = self.sweep.sweep(flight, drift, beside)
+        flight.states, flight.starts = flight.states + swept.change, flight.starts + swept.carried
+        for i, segment in enumerate(self.queue):
+            segment.states, segment.start = flight.states[i], flight.starts[i]
+            segment.age += 1
+        return Grades.of(flight, swept, drift, self.bounds)
+
+    def _drop(self, i: int, part: float) -> None:
+        """Forget a segment and those behind it; of those before nothing is lost."""
+        self._next, self._longer = min(self._next, part * self.queue[i].h), None
+        del self.queue[i:]
+
+    def _shorten(self, i: int, tail: float) -> int:
+        """Split a segment by its iterate; the last segment that is as it was."""
+        segment = self.queue[i]
+        if segment.h >= 4 * self._shortest(segment.t):
+            part = min(self._factor(tail), _SAFETY)
+            self.queue[i : i + 1] = segment.split(self.nodes, part)
+            return len(self.queue)
+        if i == 0:
+            raise Stuck(segment.t)
+        self._drop(i, 0.5)
+        return i - 1
 
     def _first_failing(self, grades: Grades) -> int | None:
         """The first segment whose iteration does not converge."""
         for i, segment in enumerate(self.queue):
             slack = 1e-6 if i == 0 else 0.3
             grows = grades.change[i] > segment.change and grades.relative[i] > slack
-            diverges = not grades.relative[i] < 1e3 or (segment.age > 4 and grows and self.sweep.quadratic)
+            diverges = not grades.relative[i] < 1e3 or (grows and segment.age > self.sweep.settled)
             if diverges or segment.age > self.sweep.patience:
                 return i
         return None
@@ -271,14 +241,10 @@ class March:
                 return i
         return len(self.queue)
 
-    def _known(self, grades: Grades, i: int) -> bool:
-        """Whether a segment has converged well enough for its tail to be the solution's."""
-        return grades.change[i] < max(0.1 * grades.tail[i], 1.0) * max(1.0, grades.floor[i])
-
     def _first_poor(self, grades: Grades, count: int) -> int | None:
         """The first segment that does not resolve the solution."""
         for i in range(count, len(self.queue)):
-            if grades.tail[i] > 1 and self._known(grades, i):
+            if grades.tail[i] > 1 and grades.known(i):
                 return i
         return None
 
@@ -289,7 +255,7 @@ class March:
 
     def _choose_length(self, grades: Grades) -> None:
         for i in range(len(self.queue) - 1, -1, -1):
-            if self._known(grades, i):
+            if grades.known(i):
                 self._longer = self._factor(grades.tail[i])
                 self._next = self.queue[i].h * self._longer
                 return

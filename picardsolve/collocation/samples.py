@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from picardsolve.collocation.check import Check
+from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.economy import newton_pays
 from picardsolve.collocation.events import Reading, Watch
 from picardsolve.collocation.march import March, Stuck
@@ -17,14 +18,14 @@ from picardsolve.collocation.refinement import Refinement, Unreachable
 from picardsolve.collocation.segments import Bounds
 from picardsolve.collocation.sweeps import Newton, Picard, Sweep
 
-Choice: TypeAlias = Literal["picard", "secant", "newton"]
+Choice: TypeAlias = Literal["picard", "secant", "panels", "newton"]
 
 _DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
 _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
 _AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
-_SEEN = 4  # drift calls whose cost is seen before iterations are compared
+_SEEN = 6  # drift calls whose cost is seen before iterations are compared
 
 
 class Stiff(Exception):
@@ -97,13 +98,14 @@ class Sample:
         self.refinement = self._begun()
 
     def _begun(self) -> Refinement:
-        posed, quadratic = self.posed, self.used == "newton"
+        posed, quadratic = self.posed, self.used in ("newton", "panels")
         size, method = posed.unknowns, self.method
-        usual = _order(size) if quadratic else 20
+        usual = _order(size) if self.used == "newton" else 20
         at = nodes(method.nodes, (method.order or usual) + (method.nodes != "radau"))
         typical = 1e-3 * np.abs(posed.start) + 1e-6 * np.abs(posed.start).max() + posed.atol + np.finfo(float).tiny
+        differences = Differences(posed.second_order, posed.unit, typical)
         sweep: Sweep = (
-            Newton(at, posed.second_order, posed.unit, typical)
+            Newton(at, differences, self.used == "panels")
             if quadratic
             else Picard(at, posed.second_order, self.used == "secant")
         )
@@ -112,7 +114,7 @@ class Sample:
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
         )
-        check = Check(at, posed.second_order, posed.unit, typical)
+        check = Check(at, Differences(posed.second_order, posed.unit, typical))
         clock = posed.clock
         watch = Watch(self.readings, at, posed.user_clock) if self.readings else None
         march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]), watch=watch)
@@ -161,6 +163,8 @@ class Sample:
         """Foresee the rounds of a Picard iteration; take Newton instead where they are too many."""
         march = self.refinement.march
         foreseen = self.rounds * march.span / max(march.reached, 1e-9 * march.span)
+        if not march.reached and self.rounds < 200:
+            return  # still looking for the length of the first segment
         if self.refinement.marches > 1 or foreseen < _TOO_MANY or self.choice is not None:
             return
         if self.posed.unknowns > _LARGEST:
@@ -169,18 +173,17 @@ class Sample:
         self.notes.append(
             f"stiff: after {self.rounds} rounds {foreseen:.0f} were foreseen, so Newton's method took over"
         )
-        self._take_newton()
+        self._take("newton")
 
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
-        """Take Newton if the first drift calls, of so many rows and seconds, say that it pays."""
-        size = self.posed.unknowns
-        free = self.choice is None and self.used != "newton" and size <= _LARGEST
-        if free and newton_pays(calls, size, self.method.order or _order(size)):
-            self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
-            self._take_newton()
+        """Take Newton on panels if the first drift calls, of so many rows and seconds, say that it pays."""
+        free = self.choice is None and self.used == "secant" and self.posed.unknowns <= _LARGEST
+        if free and newton_pays(calls, self.posed.unknowns, self.method.order or 20):
+            self.notes.append("Newton's method pays, by the time that the first drift calls took")
+            self._take("panels")
 
-    def _take_newton(self) -> None:
-        self.used = "newton"
+    def _take(self, choice: Choice) -> None:
+        self.used = choice
         self.refinement = self._begun()
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from picardsolve.collocation.linear import Linearised
+from picardsolve.collocation.linear import Linear
 from picardsolve.collocation.nodes import Nodes
 
 
@@ -57,7 +57,7 @@ class Segment:
     change: float = np.inf
     age: int = 0
     slope: float = 0.0
-    linear: Linearised | None = None
+    linear: Linear | None = None
     stale: bool = True
     end_drift: np.ndarray | None = None
 

@@ -2,23 +2,16 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from picardsolve.collocation.linear import Linearised
-from picardsolve.collocation.nodes import Nodes, nodes
+from picardsolve.collocation.differences import Differences
+from picardsolve.collocation.linear import Dense
+from picardsolve.collocation.nodes import Nodes
+from picardsolve.collocation.panels import SEEN, Panels, to_seen
 from picardsolve.collocation.segments import Flight, Segment
 
 _STEEP = 0.5  # of h times slope: below it, a secant does not pay for its solve
-_GUESS_NODES = 12  # a guess may be coarse
-
-
-@lru_cache
-def _few(fine: Nodes) -> tuple[Nodes, np.ndarray]:
-    """Nodes of a guess that is 0 at the start, and its interpolation to the fine ones."""
-    few = nodes(fine.kind, _GUESS_NODES)
-    return few, few.interpolate(fine.c)[:, -few.n :]
 
 
 @dataclass(frozen=True)
@@ -41,11 +34,13 @@ class Sweep(ABC):
 
     Attributes:
         patience: rounds that a segment may take.
+        settled: rounds after which changes must not grow any more.
         eager: relative change of the last segment in flight below which the next one is started.
         quadratic: whether changes shrink faster and faster.
     """
 
     patience: int
+    settled: int
     eager: float
     quadratic: bool
 
@@ -78,6 +73,7 @@ class Picard(Sweep):
     second_order: bool
     secant: bool = True
     patience: int = 60
+    settled: int = 20
     eager: float = 0.1
     quadratic: bool = False
 
@@ -159,34 +155,41 @@ class Picard(Sweep):
 
 @dataclass
 class Newton(Sweep):
-    """Newton's method, with the Jacobian at every node from differences whose rows ride in the same round.
+    """Newton's method, with Jacobians from differences whose rows ride in the same round.
 
-    The Jacobian, and its factors, are held once changes are small.
+    The Jacobians, and what is made of them, are held once changes are small.
+
+    Attributes:
+        nodes: of the segments.
+        differences: how Jacobians are seen.
+        panels: False: at every node, for `Dense` algebra; True: at ten points, for that of `Panels`.
     """
 
     nodes: Nodes
-    second_order: bool
-    unit: float
-    typical: np.ndarray
+    differences: Differences
+    panels: bool
     patience: int = 12
+    settled: int = 4
     eager: float = 0.7
     quadratic: bool = True
-    held: float = 1e-3
+
+    def __post_init__(self):
+        if self.panels:
+            self.patience = 20
 
     def asks(self, flight: Flight) -> tuple[np.ndarray, np.ndarray] | None:
-        """A row for every node and unknown of the segments whose linearisation is stale."""
+        """Rows of the segments whose linearisation is stale."""
         self._stale = [i for i, segment in enumerate(flight.segments) if segment.stale]
         if not self._stale:
             return None
-        states = flight.states[self._stale]
-        size = states.shape[-1] // 2 if self.second_order else states.shape[-1]
-        at = np.arange(size)
-        unknown = np.abs(states[..., :size])
-        scale = np.maximum(unknown, np.maximum(unknown.max(1, keepdims=True) * 0.1, self.typical[:size]))
-        rows = np.repeat(states[:, :, None, :], size, 2)
-        rows[:, :, at, at] += self.unit**0.5 * scale
-        self._steps = rows[:, :, at, at] - states[..., :size]  # what the sums have become, rounded
-        return np.repeat(flight.times[self._stale].ravel(), size), rows.reshape(-1, states.shape[-1])
+        times, states = flight.times[self._stale], flight.states[self._stale]
+        if self.panels:
+            values = states
+            if self.nodes.c[0] != 0:
+                values = np.concatenate([flight.starts[self._stale, None], states], 1)
+            states = to_seen(self.nodes) @ values
+            times = times[:, -1:] + flight.h[self._stale, None] * (SEEN - 1)
+        return self.differences.rows(times, states, self.panels)
 
     def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Swept:
         """New states."""
@@ -201,43 +204,30 @@ class Newton(Sweep):
             if segment.linear.singular or not np.isfinite(right).all():
                 break
             change[i] = segment.linear.solve(right)
-            segment.end_drift = drift[i, -1] + self._derivative(segment.linear, change[i, -1])
+            segment.end_drift = drift[i, -1] + segment.linear.at_end(change[i, -1])
         return Swept(change, carried)
 
     def _linearise(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> None:
         if not self._stale:
             return
-        size = self._steps.shape[-1]
-        which = slice(size, None) if self.second_order else slice(None)
-        rows = beside.reshape(len(self._stale), self.nodes.n, size, -1)[..., which]
-        jacobian = ((rows - drift[self._stale][:, :, None, which]) / self._steps[..., None]).swapaxes(-1, -2)
-        for i, matrices in zip(self._stale, jacobian, strict=True):
+        jacobians = self.differences.jacobians(None if self.panels else drift[self._stale], beside)
+        kind = Panels if self.panels else Dense
+        for i, jacobian in zip(self._stale, jacobians, strict=True):
             segment = flight.segments[i]
-            segment.linear = Linearised(self.nodes, segment.h, matrices, self.second_order)
-
-    def _derivative(self, linear: Linearised, change: np.ndarray) -> np.ndarray:
-        """Of the drift at the end, along a change of the state."""
-        if not self.second_order:
-            return linear.jacobian[-1] @ change
-        half = len(change) // 2
-        return np.concatenate([change[half:], linear.jacobian[-1] @ change[:half]])
+            segment.linear = kind(self.nodes, segment.h, jacobian, self.differences.second_order)
 
     def follow(self, segment: Segment, h: float) -> Segment:
         """Goes on with the flow that is linearised at the segment's end."""
         start, drift, linear = segment.states[-1], segment.end_drift, segment.linear
-        few, spread = _few(self.nodes)
         assert drift is not None
         assert linear is not None
-        held = np.broadcast_to(linear.jacobian[-1], (few.n, *linear.jacobian.shape[1:]))
-        straight = h * few.c[:, None] * drift
-        moved = Linearised(few, h, held, self.second_order).solve(straight)
+        moved = linear.followed(h, drift)
         if not np.abs(moved).max() <= 100 * np.abs(segment.states).max():
-            moved = straight
-        guess = start + spread @ moved
-        new = Segment(segment.end, h, start, guess, linear=linear)
-        new.end_drift = drift + self._derivative(linear, moved[-1])
+            moved = h * self.nodes.c[:, None] * drift
+        new = Segment(segment.end, h, start, start + moved, linear=linear)
+        new.end_drift = drift + linear.at_end(moved[-1])
         return new
 
     def remainder(self, segment: Segment) -> float:
-        """A fiftieth of a change by a fresh Jacobian, a tenth by a held one."""
-        return 0.02 if segment.stale else 0.1
+        """A fiftieth of a change by a fresh Jacobian, a tenth by a held one or a rough one."""
+        return 0.02 if segment.stale and not self.panels else 0.1
