@@ -35,6 +35,8 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/auto_window.py
 	$(BIN)/python tests/benchmarks/calibration.py
 	$(BIN)/python tests/benchmarks/false_convergence.py
+	$(BIN)/python tests/benchmarks/odes.py
+	$(BIN)/python tests/benchmarks/stiff_chains.py
 
 # a third of an hour on one core
 quality: $(VENV)/installed

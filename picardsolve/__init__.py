@@ -35,7 +35,7 @@ from picardsolve.iterations import (
 )
 from picardsolve.linear import Diagonal, Fourier
 from picardsolve.odeint import odeint
-from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE
 
@@ -79,6 +79,7 @@ __all__ = [
     "Jacobi",
     "MultiSecant",
     "Newton",
+    "Occurrences",
     "Parareal",
     "Picard",
     "Polynomial",

@@ -154,6 +154,10 @@ class RowFunction:
     def _per_sample(self, arg: Any) -> bool:
         return self.layout.batched and isinstance(arg, Tensor) and arg.dim() > 0
 
+    def args_of(self, sample: int) -> Any:
+        """The arguments of one sample."""
+        return pytree.tree_map(lambda arg: arg[sample] if self._per_sample(arg) else arg, self.args)
+
     def _gather(self, sample: Tensor) -> Any:
         if not self.args or not self.layout.batched:
             return self.args

@@ -1,16 +1,39 @@
 """torchdiffeq's call."""
 
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from picardsolve import grids
 from picardsolve.checks import check_callable
+from picardsolve.collocation import Collocation
+from picardsolve.diagnostics import ConvergenceWarning
 from picardsolve.integrators import RK4, Euler, Heun
+from picardsolve.iterations import Newton, Picard, Secant
+from picardsolve.solution import Result, Solution, SolveError
 from picardsolve.solve import solve
+from picardsolve.state import Layout
 from picardsolve.terms import ODE
+
+_FIXED = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
+_ITERATIONS = {None: None, "picard": Picard(), "secant": Secant(), "newton": Newton()}
+_ADAPTIVE = ("dopri5", "dopri8", "tsit5", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's, of all versions
+# options about torchdiffeq's own control of its steps
+_THEIRS = {"norm", "dtype", "min_step", "max_num_steps", "safety", "ifactor", "dfactor"} | {
+    "step_t",
+    "jump_t",
+    "step_size",
+}
+_PARTS = {field.name for field in fields(Collocation)}
+_SOLVES = {"max_batch", "max_rounds", "progress"}
+_REACHED = 64.0  # units of rounding that a default tolerance is at least
+_LOOSER = (1.0, 10.0, 100.0)  # default tolerances that are tried where errors grow
+_SPANS = 10.0 ** torch.arange(10, dtype=torch.float64)  # that an event is waited for, in units of what was given
 
 
 def odeint(
@@ -18,10 +41,11 @@ def odeint(
     y0: Any,
     t: Tensor,
     *,
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
+    rtol: Any = None,
+    atol: Any = None,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
 ) -> Any:
     """Solve ``dy/dt = func(t, y)`` with torchdiffeq's argument order; returns the states at ``t``, time first.
 
@@ -30,16 +54,27 @@ def odeint(
             ``options={"vectorized": True}``.
         y0: tensor, or tuple of tensors.
         t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``.
-        rtol: relative tolerance of the iteration against the sequential fixed-grid solver.
-        atol: absolute tolerance likewise.
-        method: "euler", "heun2" or "rk4" (the 3/8 rule, as in torchdiffeq): fixed grids.
-        options: ``vectorized``; ``step_size``: longest step, every interval of ``t`` is cut into equal steps no longer
-            (default: the intervals themselves); ``window``, ``iteration``, ``guess``, ``max_batch``, ``progress``;
-            ``full_output``: True returns ``(states, solution)``, the `Solution` on the refined grid with its
-            `Certificate`.
+        rtol: relative tolerance: adaptively, of the distance to the solution of the equation; on a fixed grid, of the
+            iteration against the sequential solver. Of several values, as torchdiffeq takes them, the smallest counts.
+            Default 1e-7, or what the dtype of y0 can reach; where errors grow too much for a default, up to a hundred
+            times as much, with a `ConvergenceWarning`.
+        atol: absolute tolerance likewise. Default 1e-9.
+        method: None: `Collocation`, adaptive, with the iteration that suits the state; "picard", "secant" or "newton":
+            with that iteration. torchdiffeq's adaptive methods, such as "dopri5", name the default here: the tolerance
+            is kept, and not the steps. "euler", "heun2" and "rk4" (the 3/8 rule, as in torchdiffeq): fixed grids.
+        options: ``vectorized``, ``max_batch``, ``max_rounds``, ``progress``; ``full_output``: True returns
+            ``(states, solution)``, the `Solution` with its certificate. Adaptively ``first_step``, ``max_step`` and
+            ``nodes``, ``order``, ``in_flight`` of `Collocation`; what is about torchdiffeq's own control of its steps
+            is ignored with a warning. On a fixed grid ``step_size``: longest step, every interval of ``t`` is cut into
+            equal steps no longer (default: the intervals themselves); ``window``, ``iteration``, ``guess``.
+        event_fn: ``event_fn(t, y)``, a tensor. The solve ends where one of its elements changes sign, however late:
+            of two times ``t`` the second gives the direction only. Returns ``(event_t, states)``, a 0-d time, and the
+            states ``(2, *y0.shape)`` at the start and there.
 
     Raises:
+        TypeError: an argument has the wrong type.
         ValueError: an unknown method or option, or what `solve` raises.
+        SolveError: what `solve` raises, or the event does not happen within 1e9 times the span of ``t``.
     """
     check_callable("func", func)
     if not isinstance(method, str | None):
@@ -48,24 +83,131 @@ def odeint(
         raise TypeError(f"y0: expected a tensor, or tuple of tensors, got {type(y0).__name__}; for others use solve().")
     if not isinstance(options, Mapping | None):
         raise TypeError(f"options: expected a dict, got {type(options).__name__}.")
-    methods = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
-    if method not in methods:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, methods))} (fixed grids), got {method!r}.")
-    given = dict(options or {})
-    full_output = given.pop("full_output", False)
-    vectorized, step_size = given.pop("vectorized", False), given.pop("step_size", None)
-    unknown = set(given) - {"window", "iteration", "guess", "max_batch", "progress"}
-    if unknown:
-        raise ValueError(f"options: got unknown {', '.join(map(repr, sorted(unknown)))}; see odeint's docstring.")
+    if method not in (*_FIXED, *_ITERATIONS, *_ADAPTIVE):
+        known = ", ".join(map(repr, (*_FIXED, *filter(None, _ITERATIONS), *_ADAPTIVE)))
+        raise ValueError(f"method: expected None (adaptive) or one of {known}, got {method!r}.")
     try:
         grid = grids.given(t)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("ts:", "t:", 1)) from None
-    fine, index = _refined(grid, step_size)
+    times = t.to("cpu", torch.float64) if isinstance(t, Tensor) else grid  # with its gradients
     y0 = tuple(y0) if isinstance(y0, list) else y0
-    solution = solve(ODE(func, vectorized), y0, fine, integrator=methods[method], rtol=rtol, atol=atol, **given)
-    states = tuple(y[index] for y in solution.ys) if isinstance(y0, tuple) else solution.ys[index]
-    return (states, solution) if full_output else states
+    given = dict(options or {})
+    full_output = given.pop("full_output", False)
+    term = ODE(func, given.pop("vectorized", False))
+    tolerances = _smallest("rtol", rtol), _smallest("atol", atol)
+    if event_fn is not None:
+        if method in _FIXED:
+            raise ValueError(f"event_fn: found between steps, which {method!r} does not know; leave method out.")
+        solution = _until(event_fn, term, y0, times, tolerances, method, given)
+        happened = solution.events[0].ts[0]
+        end = solution(happened)  # not as events has it, for that has no gradients
+        at = happened.to(t.dtype if isinstance(t, Tensor) else grid.dtype)
+        answer = at, pytree.tree_map(lambda *ends: torch.stack(ends), y0, end)
+    elif method in _FIXED:
+        answer, solution = _on_grid(term, y0, grid, tolerances, method, given)
+    else:
+        solution = _adaptive(term, y0, times, tolerances, method, given)
+        answer = solution.ys
+    return (answer, solution) if full_output else answer
+
+
+def _smallest(name: str, value: Any) -> float | None:
+    """A tolerance as one number: the smallest of torchdiffeq's, of elements or of the parts of a state."""
+    if value is None:
+        return None
+    if isinstance(value, tuple | list | Tensor):
+        parts = value.flatten().tolist() if isinstance(value, Tensor) else [_smallest(name, part) for part in value]
+        value = min((part for part in parts if part is not None), default=None)
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, a tensor or a tuple of them, got {value!r}.")
+    return float(value)
+
+
+def _adaptive(
+    term: ODE,
+    y0: Any,
+    grid: Tensor,
+    tolerances: tuple[float | None, float | None],
+    method: str | None,
+    options: dict[str, Any],
+    **more: Any,
+) -> Solution:
+    """Collocation; default tolerances are what can be reached."""
+    _refuse(set(options) - _THEIRS - _SOLVES - _PARTS)
+    ignored = sorted(_THEIRS & set(options))
+    if ignored:
+        said = f"options: {', '.join(map(repr, ignored))} steer torchdiffeq's own steps and have no effect here."
+        warnings.warn(said, UserWarning, stacklevel=3)
+    given = {name: value for name, value in options.items() if name in _SOLVES} | more
+    given["integrator"] = Collocation(**{name: value for name, value in options.items() if name in _PARTS})
+    given["iteration"] = _ITERATIONS.get(method)
+    usual = max(1e-7, _REACHED * torch.finfo(Layout.of(y0, 0).dtype).eps), 1e-9
+    for looser in _LOOSER:
+        given["rtol"], given["atol"] = (
+            looser * default if value is None else value for value, default in zip(tolerances, usual, strict=True)
+        )
+        try:
+            solution = solve(term, y0, grid, **given)
+        except SolveError as error:
+            if error.solution.result is not Result.unreachable or tolerances[0] is not None or looser == _LOOSER[-1]:
+                raise
+        else:
+            break
+    if looser > 1:
+        said = f"rtol: errors grow too much for the default; the solution is within rtol={given['rtol']:.1e}."
+        warnings.warn(said, ConvergenceWarning, stacklevel=3)
+    return solution
+
+
+def _until(
+    event_fn: Callable[..., Tensor],
+    term: ODE,
+    y0: Any,
+    grid: Tensor,
+    tolerances: tuple[float | None, float | None],
+    method: str | None,
+    options: dict[str, Any],
+) -> Solution:
+    """Solve over longer and longer spans until the event is in one; what is beyond it costs nothing."""
+    check_callable("event_fn", event_fn)
+    if len(grid) != 2:
+        raise ValueError(f"event_fn: expected two times t, start and direction, got {len(grid)}.")
+    layout = Layout.of(y0, 0)
+    signs = event_fn(grid[0].to(layout.device, layout.compute_dtype), y0).detach().sign()
+
+    def event(t: Tensor, y: Any) -> Tensor:
+        return torch.min(event_fn(t, y) * signs)  # > 0 until the first of its elements changes sign
+
+    event.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
+    for span in _SPANS:
+        ends = torch.stack([grid[0], grid[0] + span * (grid[1] - grid[0])])
+        solution = _adaptive(term, y0, ends, tolerances, method, options, events=event)
+        if solution.result is Result.terminated:
+            return solution
+    raise SolveError(f"event_fn: no element changed its sign up to t = {float(ends[1]):g}.", solution)
+
+
+def _on_grid(
+    term: ODE,
+    y0: Any,
+    grid: Tensor,
+    tolerances: tuple[float | None, float | None],
+    method: str,
+    options: dict[str, Any],
+) -> tuple[Any, Solution]:
+    given = dict(options)
+    step_size = given.pop("step_size", None)
+    _refuse(set(given) - _SOLVES - {"window", "iteration", "guess"})
+    fine, index = _refined(grid, step_size)
+    rtol, atol = (usual if value is None else value for value, usual in zip(tolerances, (1e-7, 1e-9), strict=True))
+    solution = solve(term, y0, fine, integrator=_FIXED[method], rtol=rtol, atol=atol, **given)
+    return pytree.tree_map(lambda leaf: leaf[index], solution.ys), solution
+
+
+def _refuse(unknown: set[str]) -> None:
+    if unknown:
+        raise ValueError(f"options: got unknown {', '.join(map(repr, sorted(unknown)))}; see odeint's docstring.")
 
 
 def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:

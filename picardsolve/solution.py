@@ -27,6 +27,7 @@ class Result(Enum):
     )
     stopped = "The iterations that were asked for are done; how close they came to the tolerance was not asked."
     solved = "The solution is within the tolerance, as far as its own checks tell."
+    terminated = "A terminal event ended it: its time and state are in events, states at later times are NaN."
     diverged = "It seems to end in finite time: solve up to there, or check the drift."
     nonfinite_drift = "Check the drift there, or solve up to an earlier time; what came before is in the solution."
     unresolved = (
@@ -61,16 +62,31 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Occurrences:
+    """When an event happened.
+
+    Attributes:
+        ts: ``(k,)`` float64, in the order of the way.
+        ys: the states there, ``(k, *y0.shape)``, or the same structure of tensors as y0; of one sample, where y0 is a
+            batch.
+    """
+
+    ts: Tensor
+    ys: Any
+
+
+@dataclass(frozen=True)
 class Solution:
     """The states at the times ``ts``, and how they came about.
 
     Attributes:
         ts: ``(T,)`` float64: the grid, or its last time with ``save="last"``.
-        ys: ``(T, *y0.shape)``, or the same structure of tensors as y0; NaN where a solve stopped before.
+        ys: ``(T, *y0.shape)``, or the same structure of tensors as y0; NaN where a solve stopped before, or an event.
         result: how it ended.
         stats: what it cost.
         history: one record per round; empty for a sequential solve, and for collocation.
         notes: what was decided on the way, such as the iteration that was chosen.
+        events: per event function its `Occurrences`; of a batch, a tuple of those of each sample.
         dense: of collocation, the states at any times; see `__call__`.
     """
 
@@ -80,6 +96,7 @@ class Solution:
     stats: Stats
     history: list[Round] = field(default_factory=list, repr=False)
     notes: tuple[str, ...] = ()
+    events: tuple[Any, ...] = ()
     dense: "Callable[[Tensor], Any] | None" = field(default=None, repr=False, compare=False)
     _certified: "Callable[[Solution], Any] | None" = field(default=None, repr=False, compare=False)
 

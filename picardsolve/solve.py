@@ -21,7 +21,7 @@ from picardsolve.checks import (
     check_optional_positive_integer,
     check_width,
 )
-from picardsolve.collocation import Choice, Collocation, Trajectory, collocate
+from picardsolve.collocation import Choice, Collocation, Event, Trajectory, collocate
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.guesses import FromTrajectory, Guess, guess_for
@@ -62,6 +62,7 @@ def solve(
     batch_dims: int | None = None,
     max_batch: int | None = None,
     max_rounds: int | None = None,
+    events: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
     save: Save = "all",
     progress: bool = False,
     throw: bool = True,
@@ -102,6 +103,11 @@ def solve(
             system. Always 1 for a `Denoiser`, 0 by default elsewhere.
         max_batch: most rows a drift call may hold; larger rounds are cut into chunks.
         max_rounds: stop after so many rounds.
+        events: of `Collocation`: a function ``event(t, y, *args)`` of one state and a 0-d time, or several; where their
+            values change sign is found to the precision of the solution, seen where signs differ between two of
+            ``2 * order + 1`` places of a segment. As in scipy: an attribute ``terminal`` of True or a count ends the
+            solve there (``ys`` is NaN at later times), ``direction`` of 1 or -1 takes only what rises or falls, and
+            zero at the start is an event where it is left in that direction. Each sample of a batch by itself.
         save: "all" keeps the state at every time, "last" only at the last: memory of one window.
         progress: show a bar of converged steps and rounds.
         throw: False returns a failed solve's partial solution instead of raising.
@@ -119,9 +125,11 @@ def solve(
     check_optional_positive_integer("max_rounds", max_rounds)
     if isinstance(integrator, Collocation):
         found = _collocated(
-            problem, y, integrator, iteration, guess, stop, (tol, rtol, atol), max_rounds, progress, throw
+            problem, y, integrator, iteration, guess, stop, (tol, rtol, atol), events, max_rounds, progress, throw
         )
         return differentiable(*found, y0, ts, args) if torch.is_grad_enabled() else found[0]
+    if events is not None:
+        raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
     kept = {"max_batch": max_batch, "save": save}
     how = iteration, guess, window, stop, max_rounds, progress, throw
@@ -204,6 +212,7 @@ def _collocated(
     guess: object,
     stop: str,
     tolerances: tuple[Any, Any, Any],
+    events: Any,
     *run: Any,
 ) -> tuple[Solution, Trajectory]:
     """Solve by collocation, which has windows, guesses and a rule to stop of its own."""
@@ -217,8 +226,8 @@ def _collocated(
     choice = None if iteration is None else choices[type(iteration)]
     tolerance = tolerance_of(problem.term, problem.layout, *tolerances, "error")
     args = pytree.tree_map(lambda arg: arg.detach() if isinstance(arg, Tensor) else arg, problem.args)
-    posed = problem.term, problem.layout, y, problem.ts, args, method, choice, tolerance, problem.max_batch
-    return collocate(*posed, *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
+    posed = problem.term, problem.layout, y, problem.ts, args, method, choice, tolerance
+    return collocate(*posed, Event.of(events), problem.max_batch, *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
 
 
 def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_rounds: int | None) -> int:

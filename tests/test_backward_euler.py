@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import Case, assert_close, generator, ode_cases, randn, seeds, wild, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import Case, assert_close, generator, ode_cases, randn, seeds, wild, windows
 
 import picardsolve as ps
 

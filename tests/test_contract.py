@@ -261,9 +261,21 @@ BAD_ARGUMENTS = {
     ),
     "increment without samples": (lambda f: ps.BrownianPath().increment(0, 1, ()), ValueError, "shape", r"\(B, \.\.\."),
     # odeint
-    "odeint without a method": (lambda f: odeint(f, method=None), ValueError, "method", "'euler', 'heun2', 'rk4'"),
     "odeint, unknown method": (lambda f: odeint(f, method="ab2"), ValueError, "method", "'euler', 'heun2', 'rk4'"),
     "odeint, unknown option": (lambda f: odeint(f, options={"perturb": True}), ValueError, "options", "see odeint's"),
+    "odeint, adaptive, unknown option": (
+        lambda f: odeint(f, method=None, options={"window": 8}), ValueError, "options", "see odeint's"
+    ),
+    "odeint, adaptive, tolerance too small": (
+        lambda f: odeint(f, method="dopri5", rtol=1e-9, atol=1e-12), ValueError, "rtol", "pass rtol >="
+    ),
+    "odeint, a tolerance of words": (lambda f: odeint(f, rtol="low"), TypeError, "rtol", "expected a number"),
+    "odeint, an event on a fixed grid": (
+        lambda f: odeint(f, event_fn=lambda t, y: y), ValueError, "event_fn", "leave method out"
+    ),
+    "odeint, an event and many times": (
+        lambda f: odeint(f, method=None, event_fn=lambda t, y: y), ValueError, "event_fn", "two times"
+    ),
     "odeint, options a list": (lambda f: odeint(f, options=["vectorized"]), TypeError, "options", "dict"),
     "odeint, step_size 0": (
         lambda f: odeint(f, options={"step_size": 0.0}), ValueError, "step_size", "expected a positive number"

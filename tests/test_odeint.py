@@ -188,3 +188,154 @@ def test_times_may_be_a_list():
     assert torch.equal(
         ps.odeint(pendulum, Y0, T.tolist(), method="rk4", **EXACT), ps.odeint(pendulum, Y0, T, method="rk4", **EXACT)
     )
+
+
+# adaptive: torchdiffeq's tolerance is kept, not its steps
+ADAPTIVE = [None, "dopri5", "picard", "secant", "newton"]
+SHARP = {"rtol": 1e-10, "atol": 1e-12}
+ONE = torch.tensor(1.0, dtype=torch.float64)
+
+
+@settings(max_examples=15, deadline=None)
+@given(t=times(), method=st.sampled_from(ADAPTIVE), vectorized=st.booleans(), tolerance=st.sampled_from([1e-5, 1e-9]))
+def test_adaptive_values_are_the_equations(t, method, vectorized, tolerance):
+    options = {"vectorized": vectorized}
+    ours = ps.odeint(pendulum, Y0, t, method=method, options=options, rtol=tolerance, atol=tolerance)
+    assert torch.equal(ours[0], Y0)
+    theirs = torchdiffeq.odeint(pendulum, Y0, t, method="dopri8", options={"step_t": t[1:]}, **SHARP)
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=5 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (3, 2)])
+def test_the_defaults_are_adaptive_and_within_reach(dtype, shape):
+    y0, t = torch.full(shape, 2.0, dtype=dtype), torch.linspace(1.0, -1.0, 7, dtype=dtype)
+    ours = ps.odeint(lambda t, y: -t * y, y0, t)
+    assert ours.dtype == dtype
+    expected = 2 * torch.exp((1 - t.double() ** 2) / 2).reshape(7, *[1] * len(shape)).expand(7, *shape)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-7, atol=0.0)
+
+
+def test_tuples_and_complex_numbers():
+    def coupled(t, y):
+        a, b = y
+        return 1j * a + b.sum(), -b * t
+
+    y0 = (torch.tensor(1.0 + 0j, dtype=torch.complex128), torch.ones(2, 3, dtype=torch.complex128))
+    ours = ps.odeint(coupled, y0, T, **SHARP)
+    theirs = torchdiffeq.odeint(coupled, y0, T, method="dopri8", options={"step_t": T[1:]}, **SHARP)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-8)
+
+
+def test_tolerances_of_parts_count_by_the_smallest():
+    many = {"rtol": torch.tensor([1e-9, 1e-3]), "atol": (1e-11, torch.tensor([1e-2, 1e-6]))}
+    _, sharp = ps.odeint(pendulum, Y0, T, options={"full_output": True}, **many)
+    _, same_ = ps.odeint(pendulum, Y0, T, options={"full_output": True}, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(sharp.certificate.allowed, same_.certificate.allowed, rtol=1e-6, atol=0.0)
+
+
+def test_a_default_that_growth_puts_out_of_reach_is_loosened_with_a_warning():
+    def lorenz(t, y):
+        a, b, c = y[..., 0], y[..., 1], y[..., 2]
+        return torch.stack([10 * (b - a), a * (28 - c) - b, a * b - 8 / 3 * c], -1)
+
+    y0, t = torch.ones(3), torch.tensor([0.0, 14.0])
+    with pytest.raises(ps.SolveError, match="what can be reached"):
+        ps.odeint(lorenz, y0, t, rtol=1e-5)
+    with pytest.warns(ps.ConvergenceWarning, match="within rtol=7.6e-04"):
+        ys = ps.odeint(lorenz, y0, t)
+    torch.testing.assert_close(ys[-1].double(), ps.odeint(lorenz, y0.double(), t)[-1], rtol=1e-3, atol=1e-2)
+
+
+def test_torchdiffeqs_step_control_is_ignored_with_a_warning():
+    with pytest.warns(UserWarning, match="'norm', 'safety' steer torchdiffeq's own steps"):
+        ours = ps.odeint(pendulum, Y0, T, method="dopri5", options={"safety": 0.5, "norm": torch.max, "max_step": 0.5})
+    torch.testing.assert_close(ours, ps.odeint(pendulum, Y0, T), rtol=1e-7, atol=1e-7)
+
+
+def test_adaptive_options_reach_the_solve():
+    options = {
+        "nodes": "chebyshev",
+        "order": 9,
+        "in_flight": 2,
+        "max_step": 0.5,
+        "first_step": 0.1,
+        "full_output": True,
+    }
+    states, solution = ps.odeint(pendulum, Y0, T, method="secant", options=options)
+    assert solution.notes[0] == "secant iteration on 10 chebyshev nodes"
+    assert solution.stats.steps >= 4
+    assert torch.equal(states, solution.ys)
+    with pytest.raises(ps.SolveError, match="limit of rounds"):
+        ps.odeint(pendulum, Y0, T, options={"max_rounds": 3})
+
+
+def test_what_vmap_cannot_lift_is_said_plainly():
+    with pytest.raises(
+        ValueError, match=r"could not be lifted by torch.func.vmap \(no `if` on values.*vectorized=True"
+    ):
+        ps.odeint(lambda t, y: -y if y.sum() > 0 else y, Y0, T)
+
+
+def falls(t, y):
+    """Position and velocity under gravity, as a tuple or a tensor."""
+    if isinstance(y, tuple):
+        return y[1], torch.full_like(y[1], -9.81)
+    return torch.stack([y[1], torch.full_like(y[1], -9.81)])
+
+
+EVENTS = {
+    "one element": (Y0, 0.0, 1.0, lambda t, y: y[0]),
+    "backward": (Y0, 0.0, -1.0, lambda t, y: y[0]),
+    "the first of several elements": (Y0, 0.0, 1.0, lambda t, y: torch.stack([y[0], y[1] + 1.0, t - 5.0])),
+    "long after the second time": (Y0, 1.0, 1.001, lambda t, y: y[0] + 20.0),
+    "a tuple": ((Y0[:1], Y0[1:]), 0.0, 1.0, lambda t, y: y[0]),
+    "at the start": (Y0, 0.0, 1.0, lambda t, y: y[0] - 1.0),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_events_are_torchdiffeqs(name):
+    y0, begin, end, event_fn = EVENTS[name]
+    t = torch.tensor([begin, end], dtype=torch.float64)
+    at, states = ps.odeint(falls, y0, t, event_fn=event_fn, **SHARP)
+    their_at, their_states = torchdiffeq.odeint(falls, y0, t, event_fn=event_fn, method="dopri8", **SHARP)
+    assert at.shape == ()
+    assert at.dtype == t.dtype
+    torch.testing.assert_close(at, their_at, rtol=0.0, atol=1e-8)
+    flat = (states, their_states) if isinstance(y0, tuple) else ((states,), (their_states,))
+    for ours, theirs in zip(*flat, strict=True):
+        assert ours.shape[0] == 2
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-7)
+
+
+def test_torchdiffeqs_own_event_call_takes_our_solver_gradients_included():
+    def landing(height, speed, t0):
+        return t0 + (speed + (speed**2 + 2 * 9.81 * height) ** 0.5) / 9.81
+
+    start = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64, requires_grad=True)  # height, speed, time
+    at, states = torchdiffeq.odeint_event(
+        falls, start[:2], start[2], event_fn=lambda t, y: y[0], odeint_interface=ps.odeint
+    )
+    expected = landing(*start)
+    torch.testing.assert_close(at, expected, rtol=0.0, atol=1e-8)
+    assert float(states[-1, 0].detach()) == pytest.approx(0.0, abs=1e-8)
+    (ours,), (theirs,) = torch.autograd.grad(at, start), torch.autograd.grad(expected, start)
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-7)
+
+
+def test_gradients_are_torchdiffeqs():
+    network = torch.nn.Linear(2, 2).double()
+    y0, t = Y0.clone().requires_grad_(), T.clone().requires_grad_()
+    inputs, found = (y0, t, *network.parameters()), []
+    for solver, given_ in ((ps.odeint, {}), (torchdiffeq.odeint, {"method": "dopri8", "options": {"step_t": T[1:]}})):
+        ys = solver(lambda t, y: torch.tanh(network(y)) * t.cos(), y0, t, **SHARP, **given_)
+        found.append(torch.autograd.grad((ys * torch.arange(18.0).reshape(9, 2)).sum(), inputs))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_an_event_that_never_happens_is_an_error():
+    with pytest.raises(ps.SolveError, match=r"^event_fn: no element changed its sign up to t = 1e\+09"):
+        ps.odeint(lambda t, y: 0 * y, Y0, torch.tensor([0.0, 1.0]), event_fn=lambda t, y: y[0])

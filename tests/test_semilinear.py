@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from problems import (
+from cases import (
     SINGLE_OR_DOUBLE,
     Case,
     assert_close,
@@ -22,6 +20,8 @@ from problems import (
     seeds,
     windows,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import picardsolve as ps
 from picardsolve.linear import Diagonal, Linear, Matrix, scalar_phi

@@ -1,8 +1,9 @@
 """Adaptive collocation in rounds."""
 
+from picardsolve.collocation.events import Event
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.samples import Choice
 from picardsolve.collocation.solve import collocate
 from picardsolve.collocation.trajectory import Trajectory
 
-__all__ = ["Choice", "Collocation", "Trajectory", "collocate"]
+__all__ = ["Choice", "Collocation", "Event", "Trajectory", "collocate"]

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_FEWER = 2.5  # rounds of Picard to one of Newton, as measured on problems of 10 to 32 numbers (docs/odes.md)
-_SEGMENTS = 2.0  # that Newton linearises in a round, about
-_FLOPS = 4e9  # a second, of an LU factorisation on one core
-_OWN = 3e-4  # seconds of a round without drift and factorisation
+_FEWER = 2.0  # rounds of Picard to one of Newton on panels: 1.8 to 2.3 on problems of 28 to 32 numbers
+_MADE = 3.0  # segments that are linearised in a round, about
+_HELD = 8.0  # segments in flight, about
+_ROWS = 10.0  # states of a segment where Jacobians are seen
+_FLOPS = 4e9  # a second, on one core
+_OWN = 5e-4, 2e-3  # seconds of a round of either without drift and factorisation
+_TIE = 1.5  # so much slower may be what needs fewer rounds
 
 
 def newton_pays(calls: Sequence[tuple[int, float]], unknowns: int, nodes: int) -> bool:
@@ -18,10 +21,10 @@ def newton_pays(calls: Sequence[tuple[int, float]], unknowns: int, nodes: int) -
         unknowns: numbers that Jacobians are taken by.
         nodes: of a segment.
     """
-    rows, seconds = np.array(calls, float).T
+    rows, seconds = np.array(calls[1:], float).T  # the first also warms up
     slope, constant = np.polyfit(rows, seconds, 1) if len(set(rows)) > 1 else (0.0, seconds.min())
     slope, constant = max(slope, 0.0), max(constant, 0.0)
-    factored = _SEGMENTS * 2 / 3 * (nodes * unknowns) ** 3 / _FLOPS
-    newton = constant + slope * nodes * _SEGMENTS * (2 + unknowns) + factored + _OWN
-    picard = constant + slope * rows.max() + _OWN
-    return newton < _FEWER * picard
+    algebra = _MADE * 14 * (2 * unknowns) ** 3 / _FLOPS
+    newton = constant + slope * (nodes * _HELD + _MADE * _ROWS * (1 + unknowns)) + algebra + _OWN[1]
+    picard = constant + slope * nodes * _HELD + _OWN[0]
+    return newton < _TIE * _FEWER * picard

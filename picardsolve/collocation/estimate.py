@@ -63,6 +63,6 @@ def _of(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     error = np.maximum(np.abs(before[at]), np.abs(before[at + 1]))  # at either end of the segment that a time is in
     worst = (error / allowed).argmax(1)
     rows = np.arange(len(clock))
-    beyond = clock > ends[-1] * (1 + 1e-12)
+    beyond = clock > sample.reached * (1 + 1e-12)
     out = [np.where(clock == 0, 0, error[rows, worst]), allowed[rows, worst], accuracy.floor[at][rows, worst]]
     return (*(np.where(beyond, np.nan, value) for value in out), accuracy.growth)  # pyright: ignore

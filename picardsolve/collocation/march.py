@@ -95,6 +95,11 @@ class March:
             return rows[0]
         return np.concatenate([t for t, _ in rows]), np.concatenate([y for _, y in rows])
 
+    def extend(self, span: float) -> None:
+        """Go on beyond the end that was reached, to a later one; from there on without a guide."""
+        self.span, self.guide, self.done = span, None, False
+        self._append(0.0, 1.0)
+
     def tell(self, drift: np.ndarray) -> None:
         """Take the drifts at the rows that were asked for, ``(R, d)``.
 
@@ -221,7 +226,7 @@ class March:
         for i, segment in enumerate(self.queue):
             slack = 1e-6 if i == 0 else 0.3
             grows = grades.change[i] > segment.change and grades.relative[i] > slack
-            diverges = not grades.relative[i] < 1e3 or (segment.age > 4 and grows and self.sweep.quadratic)
+            diverges = not grades.relative[i] < 1e3 or (grows and segment.age > self.sweep.settled)
             if diverges or segment.age > self.sweep.patience:
                 return i
         return None

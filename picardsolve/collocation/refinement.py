@@ -6,6 +6,7 @@ import numpy as np
 
 from picardsolve.collocation.accuracy import Accuracy
 from picardsolve.collocation.dense import Guide, Path
+from picardsolve.collocation.events import Watch
 from picardsolve.collocation.march import March
 
 _ENOUGH = 1.0  # tolerances that the estimated error may be
@@ -30,7 +31,8 @@ class Refinement:
     Attributes:
         march: the present one.
         widest: segments in flight of a march that is guided.
-        wanted: ``(T,)`` times whose states are to be within tolerance.
+        wanted: ``(T,)`` times whose states are to be within tolerance, beside those of events; the last is the end.
+        watch: that finds events.
         marches: how many there were.
         accuracy: of the path, once it is good enough.
         scaled: tolerance of the march in the user's.
@@ -39,6 +41,7 @@ class Refinement:
     march: March
     widest: int
     wanted: np.ndarray
+    watch: Watch | None = None
     marches: int = 1
     accuracy: Accuracy | None = None
     scaled: float = 1.0
@@ -62,6 +65,10 @@ class Refinement:
         self.march.tell(drift)
         if not self.march.done:
             return
+        if self.march.span < self.wanted[-1] and self.watch is not None and self.watch.end is None:
+            # the terminal event that shortened the span has moved beyond it, or does not happen
+            self.march.extend(float(self.wanted[-1]))
+            return
         accuracy = Accuracy.of(self.march.accepted)
         error, floor = self._in_tolerances(accuracy.error), self._in_tolerances(accuracy.floor)
         if floor > _HOPELESS:
@@ -82,7 +89,8 @@ class Refinement:
         segments, bounds = self.march.accepted, self.march.bounds
         allowed = (bounds.atol + bounds.rtol * np.array([segment.scale for segment in segments])) / self.scaled
         ends = np.array([segment.end for segment in segments])
-        holds = np.unique(np.searchsorted(ends[:-1], self.wanted))
+        wanted = self.wanted if self.watch is None else np.concatenate([self.wanted, self.watch.times])
+        holds = np.unique(np.searchsorted(ends[:-1], wanted))
         ratio = np.concatenate([0 * error[:1], np.abs(error) / allowed]).max(1)
         worst = float(np.maximum(ratio[holds], ratio[holds + 1]).max())
         return worst if np.isfinite(worst) else np.inf

@@ -10,6 +10,7 @@ import numpy as np
 from picardsolve.collocation.check import Check
 from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.economy import newton_pays
+from picardsolve.collocation.events import Reading, Watch
 from picardsolve.collocation.march import March, Stuck
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.nodes import nodes
@@ -24,7 +25,7 @@ _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
 _AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
-_SEEN = 4  # drift calls whose cost is seen before iterations are compared
+_SEEN = 6  # drift calls whose cost is seen before iterations are compared
 
 
 class Stiff(Exception):
@@ -60,6 +61,10 @@ class Posed:
         """The times as they are counted inside: from 0, increasing."""
         return self.sign * (self.ts - self.ts[0])
 
+    def user_clock(self, t: np.ndarray) -> np.ndarray:
+        """The user's times of times as they are counted inside."""
+        return self.ts[0] + self.sign * t
+
     @property
     def unknowns(self) -> int:
         """Numbers whose derivatives Newton takes."""
@@ -74,6 +79,7 @@ class Sample:
         posed: what is asked.
         method: the user's.
         choice: the iteration; None: by the size of the state, and Newton where others find the equation stiff.
+        readings: of the events that are to be found.
         failure: why it ended before its time; None where it did not.
         notes: what was decided on the way.
     """
@@ -81,6 +87,7 @@ class Sample:
     posed: Posed
     method: Collocation
     choice: Choice | None = None
+    readings: Sequence[Reading] = ()
     failure: Exception | None = None
     notes: list[str] = field(default_factory=list)
     rounds: int = 0
@@ -109,9 +116,10 @@ class Sample:
         )
         check = Check(at, Differences(posed.second_order, posed.unit, typical))
         clock = posed.clock
-        march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]))
+        watch = Watch(self.readings, at, posed.user_clock) if self.readings else None
+        march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]), watch=watch)
         widest = max(_ROWS // (at.n * (1 + size)), in_flight) if quadratic else in_flight
-        return Refinement(march, widest, clock[1:], scaled=ahead)
+        return Refinement(march, widest, clock[1:], watch, scaled=ahead)
 
     def _ahead(self) -> float:
         """What Picard aims at, in tolerances: sharper than asked for, but not at rounding."""
@@ -124,10 +132,22 @@ class Sample:
         """Whether nothing is left to be done."""
         return self.failure is not None or self.refinement.done
 
+    @property
+    def terminated(self) -> bool:
+        """Whether an event ended it."""
+        watch = self.refinement.watch
+        return self.refinement.done and watch is not None and watch.end is not None
+
+    @property
+    def reached(self) -> float:
+        """Up to when the solution is known: to the last segment's end, or a terminal event's time."""
+        watch, reached = self.refinement.watch, self.refinement.march.reached
+        return reached if watch is None or watch.end is None else min(watch.end, reached)
+
     def ask(self) -> tuple[np.ndarray, np.ndarray]:
         """Times ``(R,)`` and states ``(R, d)`` of the next round, on the user's clock."""
         t, y = self.refinement.ask()
-        return self.posed.ts[0] + self.posed.sign * t, y
+        return self.posed.user_clock(t), y
 
     def tell(self, drift: np.ndarray) -> None:
         """Take the drifts there; a failure is kept."""
@@ -143,6 +163,8 @@ class Sample:
         """Foresee the rounds of a Picard iteration; take Newton instead where they are too many."""
         march = self.refinement.march
         foreseen = self.rounds * march.span / max(march.reached, 1e-9 * march.span)
+        if not march.reached and self.rounds < 200:
+            return  # still looking for the length of the first segment
         if self.refinement.marches > 1 or foreseen < _TOO_MANY or self.choice is not None:
             return
         if self.posed.unknowns > _LARGEST:
@@ -151,18 +173,17 @@ class Sample:
         self.notes.append(
             f"stiff: after {self.rounds} rounds {foreseen:.0f} were foreseen, so Newton's method took over"
         )
-        self._take_newton()
+        self._take("newton")
 
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
-        """Take Newton if the first drift calls, of so many rows and seconds, say that it pays."""
-        size = self.posed.unknowns
-        free = self.choice is None and self.used != "newton" and size <= _LARGEST
-        if free and newton_pays(calls, size, self.method.order or _order(size)):
-            self.notes.append("Newton's method is expected to pay, by the time that drift calls took")
-            self._take_newton()
+        """Take Newton on panels if the first drift calls, of so many rows and seconds, say that it pays."""
+        free = self.choice is None and self.used == "secant" and self.posed.unknowns <= _LARGEST
+        if free and newton_pays(calls, self.posed.unknowns, self.method.order or 20):
+            self.notes.append("Newton's method pays, by the time that the first drift calls took")
+            self._take("panels")
 
-    def _take_newton(self) -> None:
-        self.used = "newton"
+    def _take(self, choice: Choice) -> None:
+        self.used = choice
         self.refinement = self._begun()
 
 

@@ -1,5 +1,6 @@
 """A whole solve by collocation, from the validated problem to its `Solution`."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.collocation.estimate import Estimate
+from picardsolve.collocation.events import Event, Reading
 from picardsolve.collocation.march import Stuck
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.parameters import leaves
@@ -15,7 +17,7 @@ from picardsolve.collocation.samples import Choice, Posed, Sample, Stiff, run
 from picardsolve.collocation.trajectory import Trajectory
 from picardsolve.drift import RowFunction
 from picardsolve.progress import Progress
-from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.state import Layout
 from picardsolve.terms import ODE, SecondOrderODE, SemilinearODE
 from picardsolve.tolerances import Tolerance
@@ -33,6 +35,7 @@ def collocate(
     method: Collocation,
     choice: Choice | None,
     tolerance: Tolerance,
+    events: Sequence[Event],
     max_batch: int | None,
     max_rounds: int | None,
     progress: bool,
@@ -49,13 +52,15 @@ def collocate(
         method: nodes, order and steps.
         choice: the iteration; None: chosen.
         tolerance: of which ``rtol`` and ``atol`` are meant.
+        events: to be found.
         max_batch: as in `picardsolve.solve`.
         max_rounds: likewise.
         progress: likewise.
         throw: likewise.
     """
     function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=max_batch)  # pyright: ignore
-    samples = _posed(term, layout, y, ts, tolerance, method, choice)
+    readings = [[Reading(event, layout, function.args_of(i)) for event in events] for i in range(layout.batch)]
+    samples = _posed(term, layout, y, ts, tolerance, method, choice, readings)
     recorded, parameters = torch.is_grad_enabled(), []
 
     def drift(t: np.ndarray, states: np.ndarray, sample: np.ndarray) -> np.ndarray:
@@ -72,7 +77,7 @@ def collocate(
     steps = max(len(sample.refinement.march.accepted) for sample in samples)
     stats = Stats(steps, rounds, function.evaluations, function.calls, width)
     trajectory = Trajectory(samples, function, tuple(parameters))
-    return _finished(trajectory, ts, stats, throw), trajectory
+    return _finished(trajectory, ts, stats, len(events), throw), trajectory
 
 
 def _posed(
@@ -83,6 +88,7 @@ def _posed(
     tolerance: Tolerance,
     method: Collocation,
     choice: Choice | None,
+    readings: Sequence[Sequence[Reading]],
 ) -> list[Sample]:
     unit = torch.finfo(layout.dtype).eps
     starts, grid = y.to("cpu", torch.float64).numpy(), ts.numpy()
@@ -101,7 +107,7 @@ def _posed(
             )
         times = grid if grid.ndim == 1 else grid[:, i]
         posed = Posed(start, times, rtol[i], atol[i], unit, isinstance(term, SecondOrderODE))
-        samples.append(Sample(posed, method, choice))
+        samples.append(Sample(posed, method, choice, readings[i]))
     return samples
 
 
@@ -110,22 +116,36 @@ def _show(bar: Progress, samples: list[Sample], rounds: int) -> None:
     bar.update(int(100 * min(parts, default=1.0)), rounds)
 
 
-def _finished(trajectory: Trajectory, ts: Tensor, stats: Stats, throw: bool) -> Solution:
+def _finished(trajectory: Trajectory, ts: Tensor, stats: Stats, events: int, throw: bool) -> Solution:
     samples, layout = trajectory.samples, trajectory.function.layout
     failures = [(i, sample) for i, sample in enumerate(samples) if sample.failure is not None or not sample.over]
-    result, message, time = (Result.solved, "", None) if not failures else _explained(*failures[0], layout)
+    result = Result.terminated if any(sample.terminated for sample in samples) else Result.solved
+    result, message, time = (result, "", None) if not failures else _explained(*failures[0], layout)
     solution = Solution(
         ts,
         layout.unpack_path(trajectory.states(ts)),
         result,
         stats,
         notes=tuple(note for sample in samples for note in _notes(sample)),
+        events=tuple(_occurrences(samples, layout, event) for event in range(events)),
         dense=lambda t: layout.unpack_path(trajectory.states(t)),
         _certified=partial(Estimate.of, samples, layout),
     )
     if throw and failures:
         raise SolveError(message, solution, time=time)
     return solution
+
+
+def _occurrences(samples: list[Sample], layout: Layout, event: int) -> Occurrences | tuple[Occurrences, ...]:
+    """Of an event, in each sample."""
+    out = []
+    for sample in samples:
+        found = [] if sample.refinement.watch is None else sample.refinement.watch.found[event]
+        times = sample.posed.user_clock(np.array([t for t, _ in found]))
+        states = np.array([state for _, state in found]).reshape(len(found), -1 if found else layout.size)
+        rows = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
+        out.append(Occurrences(torch.from_numpy(times), layout.unpack(rows)))
+    return tuple(out) if layout.batched else out[0]
 
 
 def _notes(sample: Sample) -> list[str]:

@@ -34,11 +34,13 @@ class Sweep(ABC):
 
     Attributes:
         patience: rounds that a segment may take.
+        settled: rounds after which changes must not grow any more.
         eager: relative change of the last segment in flight below which the next one is started.
         quadratic: whether changes shrink faster and faster.
     """
 
     patience: int
+    settled: int
     eager: float
     quadratic: bool
 
@@ -71,6 +73,7 @@ class Picard(Sweep):
     second_order: bool
     secant: bool = True
     patience: int = 60
+    settled: int = 20
     eager: float = 0.1
     quadratic: bool = False
 
@@ -166,6 +169,7 @@ class Newton(Sweep):
     differences: Differences
     panels: bool
     patience: int = 12
+    settled: int = 4
     eager: float = 0.7
     quadratic: bool = True
 

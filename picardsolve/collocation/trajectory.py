@@ -36,10 +36,11 @@ class Trajectory:
         """Times ``(T,)`` or, by sample, ``(T, B)``, as `Path` counts them; ``(T, B)``, NaN beyond what is known."""
         at = ts.detach().to("cpu", torch.float64).numpy()
         at = at[:, None] if at.ndim == 1 else at
-        ends = [0.0 if path is None else path.end for path in self.paths]
+        ends = np.array([sample.reached for sample in self.samples])
         posed = [sample.posed for sample in self.samples]
-        clocks = np.array([each.sign for each in posed]) * (at - np.array([each.ts[0] for each in posed]))
-        known = (clocks >= 0) & (clocks <= np.multiply(ends, 1 + 1e-12))
+        begins = np.array([each.ts[0] for each in posed])
+        clocks = np.array([each.sign for each in posed]) * (at - begins)
+        known = (clocks >= 0) & (clocks <= ends * (1 + 1e-12) + 4 * np.finfo(float).eps * np.abs(begins))
         return np.where(known, np.minimum(clocks, ends), np.nan)
 
     def states(self, ts: Tensor) -> Tensor:
