@@ -66,7 +66,7 @@ class Fit:
     seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self):
-        self.optimiser = torch.optim.Adam(self.slope.parameters(), lr=5e-3)
+        self.optimiser = torch.optim.Adam(self.slope.parameters(), lr=1e-2)
 
     def step(self, t: Tensor, windows: Tensor) -> None:
         """One step of the optimiser, on all windows."""
@@ -113,7 +113,7 @@ def picture(fits: list[Fit], windows: Tensor, t: Tensor, mean: Tensor, deviation
 def main() -> None:
     """Train with each solver, print and draw what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=125)
     parser.add_argument("--out", type=Path, help="folder for the picture")
     given = parser.parse_args()
     torch.set_num_threads(1)
