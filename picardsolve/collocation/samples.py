@@ -93,8 +93,9 @@ class Sample:
     rounds: int = 0
 
     def __post_init__(self):
-        small = self.posed.unknowns * (self.method.order or 24) <= _DENSE
-        self.used: Choice = self.choice or ("newton" if small else "secant")
+        size = self.posed.unknowns
+        small, moderate = size * (self.method.order or 24) <= _DENSE, size <= _LARGEST
+        self.used: Choice = self.choice or ("newton" if small else "panels" if moderate else "secant")
         self.refinement = self._begun()
 
     def _begun(self) -> Refinement:
@@ -176,11 +177,11 @@ class Sample:
         self._take("newton")
 
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
-        """Take Newton on panels if the first drift calls, of so many rows and seconds, say that it pays."""
-        free = self.choice is None and self.used == "secant" and self.posed.unknowns <= _LARGEST
-        if free and newton_pays(calls, self.posed.unknowns, self.method.order or 20):
-            self.notes.append("Newton's method pays, by the time that the first drift calls took")
-            self._take("panels")
+        """Take Picard in place of panels if the first drift calls, of so many rows and seconds, say that it pays."""
+        free = self.choice is None and self.used == "panels"
+        if free and not newton_pays(calls, self.posed.unknowns, self.method.order or 20):
+            self.notes.append("rows are dear, by the time that the first drift calls took: without Jacobians")
+            self._take("secant")
 
     def _take(self, choice: Choice) -> None:
         self.used = choice
