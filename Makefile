@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned so that figures can be compared; the package itself supports torch >= 2.4 (make TORCH=torch==2.4.1 ...).
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench quality docs clean
+.PHONY: demo test check bench quality trust docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ bench: $(VENV)/installed
 # a third of an hour on one core
 quality: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/quality.py
+
+# an hour on one core
+trust: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/trust.py
 
 docs: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out docs/images

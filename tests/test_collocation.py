@@ -64,6 +64,14 @@ def test_solves_all_problems_to_eight_digits(problem):
     assert trial.error <= 10, trial
 
 
+@named([PROBLEMS[name] for name in ("arenstorf", "chua", "lorenz96")])
+def test_errors_that_grow_are_within_the_tolerance_at_the_end(problem):
+    """A thousandfold and more: to a tolerance held by every segment they end far beyond it."""
+    sol = solve(problem.f, problem.y0, problem.span, 1e-4, iteration=ps.Newton())
+    assert any("sharper tolerance" in note for note in sol.notes)
+    assert errors(sol.ys[-1:], problem.y1[None], 1e-4).max() <= 1
+
+
 @given(seeds, st.integers(1, 8), st.integers(3, 10), iterations, methods)
 @settings(max_examples=25)
 def test_linear_equations_against_the_matrix_exponential(seed, d, digits, iteration, method):
