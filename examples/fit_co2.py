@@ -5,7 +5,7 @@ from what was observed, and are fitted together, month by month. Everything but 
 weights, optimiser, data and tolerance, torchdiffeq's default. The solvers take turns, one step of the optimiser each,
 so that whatever else the machine does slows all of them.
 
-    pip install picardsolve[dev]
+    pip install picardsolve[dev,examples]
     python examples/fit_co2.py --out docs/images
 """
 
