@@ -20,8 +20,8 @@ class Collocation:
     Args:
         nodes: "radau" (Radau IIA, also for stiff equations), "lobatto" (Lobatto IIIA) or "chebyshev"
             (Gauss-Lobatto-Chebyshev).
-        order: degree of the polynomials, from 4 to 40; None: 24 for states of at most ten numbers, 20 for larger ones (16
-            or 12 where Newton takes Jacobians at all nodes).
+        order: degree of the polynomials, from 4 to 40; None: 24 for states of at most ten numbers, 20 for larger ones
+            (16 or 12 where Newton takes Jacobians at all nodes).
         in_flight: most segments at once; None: 12.
         first_step: length of the first segment; None: chosen.
         max_step: most time in a segment, for what could be overlooked between nodes, such as a pulse.
