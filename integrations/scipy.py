@@ -8,16 +8,13 @@ import numpy as np
 from scipy.integrate import DenseOutput, OdeSolver
 
 from picardsolve.collocation import Choice, Collocation
-from picardsolve.collocation.check import Checked
+from picardsolve.collocation.check import LARGEST, Checked
 from picardsolve.collocation.march import Stuck
 from picardsolve.collocation.nodes import Kind, Nodes
-from picardsolve.collocation.samples import Posed, Sample
+from picardsolve.collocation.samples import Posed, Sample, foreseen_if_stiff
 
 _UNIT = float(np.finfo(float).eps)
 _PIECES = 8  # steps that a segment is handed out in: scipy sees an event by the signs at a step's ends only
-_ROUNDS = 50  # after which, again and again, it is asked whether the equation is stiff
-_TOO_MANY = 3000  # rounds foreseen for a whole solve, beyond which it is
-_LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 
 
 class ParallelCollocation(OdeSolver):
@@ -140,11 +137,11 @@ class ParallelCollocation(OdeSolver):
     def _stiff(self) -> bool:
         """Whether Newton has to go on."""
         march = self._march
-        if self._sample.used == "newton" or self._iteration is not None or self._rounds % _ROUNDS or march.done:
+        if self._sample.used == "newton" or self._iteration is not None or march.done:
             return False
-        if self._handed != _PIECES * len(march.accepted) or len(march.start) > _LARGEST:
+        if self._handed != _PIECES * len(march.accepted) or len(march.start) > LARGEST:
             return False
-        return self._rounds * march.span > _TOO_MANY * max(march.reached, 1e-9 * march.span)
+        return foreseen_if_stiff(march, self._rounds) is not None
 
     def _failed(self, stuck: Stuck) -> str:
         march, clock = self._march, self._sample.posed.user_clock

@@ -119,4 +119,4 @@ def test_a_path_is_the_polynomials_of_its_segments():
 
 def segment(t: float, h: float, values: np.ndarray) -> Checked:
     nothing = np.zeros(1)
-    return Checked(t, h, values, None, nothing, 0.0, nothing, nothing)
+    return Checked(t, h, values, None, nothing, nothing, nothing)

@@ -10,7 +10,7 @@ from picardsolve.collocation.panels import SEEN, Panels, to_seen
 from picardsolve.collocation.segments import Bounds, Segment
 
 _LIMIT = 10.0  # tolerances that a node may be off by
-_LARGEST = 64  # numbers in a state whose Jacobians are seen where the iteration has none
+LARGEST = 64  # numbers in a state whose Jacobians are seen where the iteration has none
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,6 @@ class Checked:
         values: at the points that its polynomial goes through, ``(points, d)``.
         flow: derivative of its end by its start, ``(d, d)``; None where not known.
         error: ``(d,)`` what its end is off by, for a start that is exact.
-        inside: largest error at a node, in tolerances.
         noise: ``(d,)`` what rounding may do to it.
         scale: ``(d,)`` the largest values of its components.
     """
@@ -32,7 +31,6 @@ class Checked:
     values: np.ndarray
     flow: np.ndarray | None
     error: np.ndarray
-    inside: float
     noise: np.ndarray
     scale: np.ndarray
 
@@ -63,29 +61,27 @@ class Check:
         times, states = segment.t + segment.h * self.nodes.check, self.nodes.to_check @ values
         if not self._probes(segment):
             return times, states
-        when, rows = self._probed(segment, values)
+        when, rows = self.differences.rows((segment.t + segment.h * SEEN)[None], self._seen(values), True)
         return np.concatenate([times, when]), np.concatenate([states, rows])
 
     def _probes(self, segment: Segment) -> bool:
-        return segment.linear is None and len(segment.start) <= _LARGEST
+        return segment.linear is None and len(segment.start) <= LARGEST
 
-    def _probed(self, segment: Segment, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        times, states = segment.t + segment.h * SEEN, to_seen(self.nodes) @ values
-        return self.differences.rows(times[None], states[None], True)
+    def _seen(self, values: np.ndarray) -> np.ndarray:
+        return (to_seen(self.nodes) @ values)[None]
 
     def of(self, segment: Segment, drift: np.ndarray, bounds: Bounds) -> Checked | None:
         """Judge by the drifts at those; None where it fails."""
         count, values, linear = len(self.nodes.check), segment.values(self.nodes), segment.linear
         rho = segment.start + segment.h * (self.nodes.integrate_check @ drift[:count]) - segment.states
         if self._probes(segment):
-            self._probed(segment, values)  # for the steps of the differences
-            jacobian = self.differences.jacobians(None, drift[count:])[0]
+            jacobian = self.differences.jacobians(self._seen(values), None, drift[count:])[0]
             linear = Panels(self.nodes, segment.h, jacobian, self.differences.second_order)
         error, flow = (rho, None) if linear is None else (linear.solve(rho), linear.flow)
         largest = np.maximum(np.abs(segment.states).max(0), np.abs(segment.start))
         noise = bounds.unit * (largest + segment.h * np.abs(drift[:count]).max(0))
-        allowed = bounds.atol + bounds.rtol * largest
+        allowed = bounds.allowed(largest)
         inside = float((np.abs(error).max(0) / allowed).max())
         if not inside <= max(_LIMIT, 50 * float((noise / allowed).max())):
             return None
-        return Checked(segment.t, segment.h, values, flow, error[-1], inside, noise, largest)
+        return Checked(segment.t, segment.h, values, flow, error[-1], noise, largest)

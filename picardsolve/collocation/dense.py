@@ -6,7 +6,7 @@ import numpy as np
 
 from picardsolve.collocation.check import Checked
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.segments import Segment
+from picardsolve.collocation.segments import Segment, fitted
 
 
 class Path:
@@ -28,9 +28,13 @@ class Path:
         at, weights = self.weights(t)
         return (weights[:, None] @ self.values[at])[:, 0]
 
+    def holding(self, t: np.ndarray | float) -> np.ndarray:
+        """In which segments times are."""
+        return np.clip(np.searchsorted(self.begins, t, side="right") - 1, 0, len(self.begins) - 1)
+
     def weights(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """In which segments times are, ``(T,)``, and what states there are made of, ``(T, points)``."""
-        at = np.clip(np.searchsorted(self.begins, t, side="right") - 1, 0, len(self.begins) - 1)
+        at = self.holding(t)
         return at, self.nodes.interpolate((t - self.begins[at]) / self.lengths[at])
 
 
@@ -42,8 +46,6 @@ class Guide:
 
     def segment(self, t: float, start: np.ndarray, left: float) -> Segment:
         """The segment that begins at ``t`` with ``left`` to go: along the path, moved to where it starts."""
-        at = np.clip(np.searchsorted(self.path.begins, t, side="right") - 1, 0, len(self.path.begins) - 1)
-        h = self.factor * float(self.path.lengths[at])
-        h = h if left > 2 * h else left / 2 if left > h else left
+        h = fitted(self.factor * float(self.path.lengths[self.path.holding(t)]), left)
         moved = start - self.path(np.array([t]))
         return Segment(t, h, start, self.path(t + h * self.path.nodes.c) + moved)

@@ -46,7 +46,7 @@ class Grades:
         noise += largest
         noise *= _FLOOR * bounds.unit
         np.divide(change, largest.max(1, keepdims=True) + bounds.atol, out=ratios[3])
-        ratios[:3] /= bounds.atol + bounds.rtol * largest
+        ratios[:3] /= bounds.allowed(largest)
         ratios[1] -= _NOISE / _FLOOR * ratios[2]  # terms below the noise tell nothing
         ratios[1] /= np.maximum(ratios[2], 1)
         changes, tails, floors, relative = ratios.max(2).tolist()

@@ -9,7 +9,7 @@ from picardsolve.collocation.check import Check, Checked
 from picardsolve.collocation.dense import Guide
 from picardsolve.collocation.grades import Grades
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.segments import Bounds, Flight, Segment
+from picardsolve.collocation.segments import Bounds, Flight, Segment, fitted
 from picardsolve.collocation.sweeps import Sweep
 
 _GROWS = 2.0  # at most, from one segment to the next
@@ -46,7 +46,6 @@ class March:
         queue: those in flight.
         waiting: those whose check is in the present round.
         done: whether the end is reached.
-        rejected: restarts so far.
         not_finite: where the drift was not, of the segment that is being restarted.
     """
 
@@ -63,7 +62,6 @@ class March:
     queue: list[Segment] = field(default_factory=list)
     waiting: list[Segment] = field(default_factory=list)
     done: bool = False
-    rejected: int = 0
     not_finite: float | None = None
 
     def __post_init__(self):
@@ -157,7 +155,6 @@ class March:
 
     def _restart(self, segment: Segment) -> None:
         """Begin again where a segment failed, shorter and from a constant."""
-        self.rejected += 1
         self._next, self._longer, self._burst = _RESTART * segment.h, None, 1
         if self._next < self._shortest(segment.t):
             raise Stuck(segment.t)
@@ -287,7 +284,6 @@ class March:
                 continue
             if k and self._longer is None:
                 return
-            h = length if left > 2 * length else left / 2 if left > length else left
-            self.queue.append(self.sweep.follow(behind, h))
+            self.queue.append(self.sweep.follow(behind, fitted(length, left)))
             if self._longer == _GROWS and tail < 1e-3:
                 length = min(_GROWS * length, self.bounds.longest)

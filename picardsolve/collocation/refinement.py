@@ -87,7 +87,7 @@ class Refinement:
     def _in_tolerances(self, error: np.ndarray) -> float:
         """The largest of ``(S, d)`` errors at the ends of segments with wanted times in them, or of their starts."""
         segments, bounds = self.march.accepted, self.march.bounds
-        allowed = (bounds.atol + bounds.rtol * np.array([segment.scale for segment in segments])) / self.scaled
+        allowed = bounds.allowed(np.array([segment.scale for segment in segments])) / self.scaled
         ends = np.array([segment.end for segment in segments])
         wanted = self.wanted if self.watch is None else np.concatenate([self.wanted, self.watch.times])
         holds = np.unique(np.searchsorted(ends[:-1], wanted))
@@ -98,7 +98,7 @@ class Refinement:
     def _finest(self) -> float:
         """By what factor the present march's tolerance can be sharpened before all is rounding."""
         bounds, largest = self.march.bounds, max(float(segment.scale.max()) for segment in self.march.accepted)
-        return float(_FINEST * bounds.unit * largest / (bounds.atol + bounds.rtol * largest))
+        return float(_FINEST * bounds.unit * largest / bounds.allowed(largest))
 
     def _again(self, factor: float) -> None:
         """March again, to a sharper tolerance."""

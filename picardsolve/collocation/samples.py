@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from picardsolve.collocation.check import Check
+from picardsolve.collocation.check import LARGEST, Check
 from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.economy import newton_pays
 from picardsolve.collocation.events import Reading, Watch
@@ -21,7 +21,6 @@ from picardsolve.collocation.sweeps import Newton, Picard, Sweep
 Choice: TypeAlias = Literal["picard", "secant", "panels", "newton"]
 
 _DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
-_LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _ROWS = 20_000  # of a round of a march that is guided
 _AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
@@ -94,7 +93,7 @@ class Sample:
 
     def __post_init__(self):
         size = self.posed.unknowns
-        small, moderate = size * (self.method.order or 24) <= _DENSE, size <= _LARGEST
+        small, moderate = size * (self.method.order or 24) <= _DENSE, size <= LARGEST
         self.used: Choice = self.choice or ("newton" if small else "panels" if moderate else "secant")
         self.refinement = self._begun()
 
@@ -115,7 +114,7 @@ class Sample:
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
         )
-        check = Check(at, Differences(posed.second_order, posed.unit, typical))
+        check = Check(at, differences)
         clock = posed.clock
         watch = Watch(self.readings, at, posed.user_clock) if self.readings else None
         march = March(posed.start, float(clock[-1]), at, sweep, bounds, check, float(posed.ts[0]), watch=watch)
@@ -157,18 +156,15 @@ class Sample:
             self.refinement.tell(self.posed.sign * drift)
         except (Stuck, Unreachable) as failure:
             self.failure = failure
-        if self.used != "newton" and self.rounds % 50 == 0 and not self.over:
+        if self.used != "newton" and not self.over:
             self._reconsider()
 
     def _reconsider(self) -> None:
         """Foresee the rounds of a Picard iteration; take Newton instead where they are too many."""
-        march = self.refinement.march
-        foreseen = self.rounds * march.span / max(march.reached, 1e-9 * march.span)
-        if not march.reached and self.rounds < 200:
-            return  # still looking for the length of the first segment
-        if self.refinement.marches > 1 or foreseen < _TOO_MANY or self.choice is not None:
+        foreseen = foreseen_if_stiff(self.refinement.march, self.rounds)
+        if foreseen is None or self.refinement.marches > 1 or self.choice is not None:
             return
-        if self.posed.unknowns > _LARGEST:
+        if self.posed.unknowns > LARGEST:
             self.failure = Stiff(f"{foreseen:.0f}")
             return
         self.notes.append(
@@ -186,6 +182,15 @@ class Sample:
     def _take(self, choice: Choice) -> None:
         self.used = choice
         self.refinement = self._begun()
+
+
+def foreseen_if_stiff(march: March, rounds: int) -> float | None:
+    """Rounds that are foreseen, where they are too many; asked after every round, judged after every fiftieth."""
+    looking = not march.reached and rounds < 200  # for the length of the first segment
+    if rounds % 50 or looking:
+        return None
+    foreseen = rounds * march.span / max(march.reached, 1e-9 * march.span)
+    return foreseen if foreseen >= _TOO_MANY else None
 
 
 def _order(unknowns: int) -> int:

@@ -28,6 +28,15 @@ class Bounds:
     longest: float = np.inf
     first: float | None = None
 
+    def allowed(self, largest: np.ndarray | float) -> np.ndarray:
+        """Error that is allowed of components whose largest values are given."""
+        return np.asarray(self.atol + self.rtol * largest)
+
+
+def fitted(length: float, left: float) -> float:
+    """A length at most as wanted, of which as much as is left does not leave a stub."""
+    return length if left > 2 * length else left / 2 if left > length else left
+
 
 @dataclass
 class Segment:

@@ -189,6 +189,7 @@ class Newton(Sweep):
                 values = np.concatenate([flight.starts[self._stale, None], states], 1)
             states = to_seen(self.nodes) @ values
             times = times[:, -1:] + flight.h[self._stale, None] * (SEEN - 1)
+        self._at = states
         return self.differences.rows(times, states, self.panels)
 
     def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Swept:
@@ -210,7 +211,7 @@ class Newton(Sweep):
     def _linearise(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> None:
         if not self._stale:
             return
-        jacobians = self.differences.jacobians(None if self.panels else drift[self._stale], beside)
+        jacobians = self.differences.jacobians(self._at, None if self.panels else drift[self._stale], beside)
         kind = Panels if self.panels else Dense
         for i, jacobian in zip(self._stale, jacobians, strict=True):
             segment = flight.segments[i]
