@@ -314,3 +314,20 @@ def test_methods_that_are_refused(name, values):
     for value in values:
         with pytest.raises((TypeError, ValueError), match=f"^{name}: expected .*, got {value!r}"):
             ps.Collocation(**{name: value})
+
+
+@pytest.mark.parametrize("rate", [1e5, 1e7])
+def test_a_stiff_state_too_large_for_jacobians_is_refused_early_and_in_words(rate):
+    y0 = torch.ones(70, dtype=torch.float64)
+    with pytest.raises(ps.SolveError, match=r"rounds are foreseen; t = .* The equation is stiff") as error:
+        solve(lambda t, y: -rate * (y - t.cos()), y0, [0.0, 10.0], rtol=1e-6, atol=1e-6)
+    assert error.value.solution.result is ps.Result.stiff
+    assert error.value.solution.stats.rounds <= 200
+    assert torch.isfinite(error.value.solution.ys[0]).all()
+
+
+def test_a_state_that_looks_for_its_first_step_is_not_called_stiff():
+    """Burgers' equation on 100 points accepts its first segment after many rounds, and is no stiffer than that."""
+    problem = PROBLEMS["burgers"]
+    sol = solve(problem.f, problem.y0, problem.span, rtol=1e-9, atol=1e-9)
+    assert float(((sol.ys[-1] - problem.y1).abs() / (1 + problem.scale)).max()) <= 1e-8
