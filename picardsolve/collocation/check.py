@@ -1,5 +1,6 @@
 """The independent check of a segment: the equation at points that the iteration did not use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,33 +56,43 @@ class Check:
     nodes: Nodes
     differences: Differences
 
-    def asks(self, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
-        """Times and states that are to be evaluated."""
-        values = segment.values(self.nodes)
-        times, states = segment.t + segment.h * self.nodes.check, self.nodes.to_check @ values
-        if not self._probes(segment):
-            return times, states
-        when, rows = self.differences.rows((segment.t + segment.h * SEEN)[None], self._seen(values), True)
-        return np.concatenate([times, when]), np.concatenate([states, rows])
+    def asks(self, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+        """Times ``(R,)`` and states ``(R, d)`` that are to be evaluated."""
+        begin, length = np.array([[segment.t, segment.h] for segment in segments]).T[..., None]
+        values = np.array([segment.values(self.nodes) for segment in segments])
+        times, states = begin + length * self.nodes.check, self.nodes.to_check @ values
+        if not self._probes(segments):
+            return times.ravel(), states.reshape(-1, states.shape[-1])
+        when, rows = self.differences.rows(begin + length * SEEN, to_seen(self.nodes) @ values, True)
+        return np.concatenate([times.ravel(), when]), np.concatenate([states.reshape(-1, states.shape[-1]), rows])
 
-    def _probes(self, segment: Segment) -> bool:
-        return segment.linear is None and len(segment.start) <= LARGEST
+    def _probes(self, segments: Sequence[Segment]) -> bool:
+        """Whether Jacobians are seen for the check; the iteration knows them of all segments or of none."""
+        return segments[0].linear is None and len(segments[0].start) <= LARGEST
 
-    def _seen(self, values: np.ndarray) -> np.ndarray:
-        return (to_seen(self.nodes) @ values)[None]
-
-    def of(self, segment: Segment, drift: np.ndarray, bounds: Bounds) -> Checked | None:
-        """Judge by the drifts at those; None where it fails."""
-        count, values, linear = len(self.nodes.check), segment.values(self.nodes), segment.linear
-        rho = segment.start + segment.h * (self.nodes.integrate_check @ drift[:count]) - segment.states
-        if self._probes(segment):
-            jacobian = self.differences.jacobians(self._seen(values), None, drift[count:])[0]
-            linear = Panels(self.nodes, segment.h, jacobian, self.differences.second_order)
-        error, flow = (rho, None) if linear is None else (linear.solve(rho), linear.flow)
-        largest = np.maximum(np.abs(segment.states).max(0), np.abs(segment.start))
-        noise = bounds.unit * (largest + segment.h * np.abs(drift[:count]).max(0))
+    def of(self, segments: Sequence[Segment], drift: np.ndarray, bounds: Bounds) -> list[Checked | None]:
+        """Judge by the drifts at those ``(R, d)``; None where one fails."""
+        nodes, count = self.nodes, len(self.nodes.check)
+        lengths = np.array([segment.h for segment in segments])
+        states = np.array([segment.states for segment in segments])
+        starts = np.array([segment.start for segment in segments])
+        values = np.array([segment.values(nodes) for segment in segments])
+        at = drift[: len(segments) * count].reshape(len(segments), count, -1)
+        rho = lengths[:, None, None] * (nodes.integrate_check @ at) + (starts[:, None] - states)
+        linears = [segment.linear for segment in segments]
+        if self._probes(segments):
+            jacobians = self.differences.jacobians(to_seen(nodes) @ values, None, drift[len(segments) * count :])
+            linears = Panels.of(nodes, lengths, jacobians, self.differences.second_order)
+        answers = [
+            (own, None) if linear is None else linear.answer(own) for linear, own in zip(linears, rho, strict=True)
+        ]
+        largest = np.maximum(np.abs(states).max(1), np.abs(starts))
+        noise = bounds.unit * (largest + lengths[:, None] * np.abs(at).max(1))
         allowed = bounds.allowed(largest)
-        inside = float((np.abs(error).max(0) / allowed).max())
-        if not inside <= max(_LIMIT, 50 * float((noise / allowed).max())):
-            return None
-        return Checked(segment.t, segment.h, values, flow, error[-1], noise, largest)
+        limits = np.maximum(_LIMIT, 50 * (noise / allowed).max(1))
+        out: list[Checked | None] = []
+        for i, (segment, (error, flow)) in enumerate(zip(segments, answers, strict=True)):
+            inside = (np.abs(error).max(0) / allowed[i]).max() <= limits[i]
+            passed = Checked(segment.t, segment.h, values[i], flow, error[-1], noise[i], largest[i])
+            out.append(passed if inside else None)
+        return out

@@ -49,10 +49,9 @@ class Linear(ABC):
         """Numbers in a state."""
         return self.jacobian.shape[1] * (2 if self.second_order else 1)
 
-    @property
-    def flow(self) -> np.ndarray:
-        """``(d, d)``: the derivative of the end by the start."""
-        return self.solve(np.broadcast_to(np.eye(self.size), (self.nodes.n, self.size, self.size)))[-1]
+    @abstractmethod
+    def answer(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`solve` of one residual, and the flow: the derivative of the end by the start, ``(d, d)``."""
 
     def at_end(self, change: np.ndarray) -> np.ndarray:
         """What a change of the last state, ``(d,)``, makes of its drift."""
@@ -81,6 +80,11 @@ class Dense(Linear):
     jacobian: np.ndarray
     second_order: bool
 
+    @staticmethod
+    def of(nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool) -> "list[Dense]":
+        """Of S segments of lengths ``(S,)``, by Jacobians ``(S, n, size, size)``."""
+        return [Dense(nodes, *part, second_order) for part in zip(h.tolist(), jacobians, strict=True)]
+
     def __post_init__(self):
         n, size, _ = self.jacobian.shape
         block = -(self.h**2) * self.nodes.twice if self.second_order else -self.h * self.nodes.integrate
@@ -102,6 +106,14 @@ class Dense(Linear):
         positions = self._back(residual[:, :half] + np.tensordot(integrate, velocities, 1))
         pull = np.einsum("nab,nb...->na...", self.jacobian, positions)
         return np.concatenate([positions, velocities + np.tensordot(integrate, pull, 1)], 1)
+
+    def answer(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both by one application of the factors."""
+        n, d = residual.shape
+        right = np.empty((n, d, 1 + d))
+        right[..., 0], right[..., 1:] = residual, np.eye(d)
+        answers = self.solve(right)
+        return answers[..., 0], answers[-1, :, 1:]
 
     def _back(self, right: np.ndarray) -> np.ndarray:
         flat = right.reshape(len(self._pivots), -1)

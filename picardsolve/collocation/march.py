@@ -86,9 +86,8 @@ class March:
             rows.append((self._flight.times.ravel(), self._flight.states.reshape(-1, len(self.start))))
             rows.append(self.sweep.asks(self._flight) or (rows[0][0][:0], rows[0][1][:0]))
         self._counts = [len(t) for t, _ in rows]
-        checks = [self.check.asks(segment) for segment in self.waiting]
-        self._checking = [len(t) for t, _ in checks]
-        rows += checks
+        if self.waiting:
+            rows.append(self.check.asks(self.waiting))
         if len(rows) == 1:
             return rows[0]
         return np.concatenate([t for t, _ in rows]), np.concatenate([y for _, y in rows])
@@ -140,10 +139,9 @@ class March:
 
     def _judge(self, drift: np.ndarray) -> Segment | None:
         """Accept the segments that waited for their check, up to the first that does not pass it."""
-        waiting, self.waiting, at = self.waiting, [], 0
-        for segment, count in zip(waiting, self._checking, strict=True):
-            checked = self.check.of(segment, drift[at : at + count], self.bounds)
-            at += count
+        waiting, self.waiting = self.waiting, []
+        judged = self.check.of(waiting, drift, self.bounds) if waiting else []
+        for segment, checked in zip(waiting, judged, strict=True):
             if checked is None:
                 return segment
             self.accepted.append(checked)

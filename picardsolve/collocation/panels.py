@@ -1,18 +1,36 @@
-"""The linearised equations of a segment, roughly: a Gauss method of order 4 on five panels."""
+"""The linearised equations of a segment, roughly: by exponentials of the mean Jacobians on ten panels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.polynomial import legendre
 
 from picardsolve.collocation.linear import Linear
 from picardsolve.collocation.nodes import Nodes
 
-_PANELS = 5
-_GAUSS = np.array([0.5 - 3**-0.5 / 2, 0.5 + 3**-0.5 / 2])
-_WEIGHTS = np.array([[1 / 4, 1 / 4 - 3**0.5 / 6], [1 / 4 + 3**0.5 / 6, 1 / 4]])  # Hairer & Wanner 1996, table IV.5.1
+_PANELS, _POINTS = 10, 10
+_ENDS = np.arange(_PANELS + 1) / _PANELS
 
-SEEN = ((np.arange(_PANELS)[:, None] + _GAUSS) / _PANELS).ravel()  # where Jacobians are seen, of [0, 1]
+SEEN = (1 + legendre.leggauss(_POINTS)[0]) / 2  # where Jacobians are seen, of [0, 1]
+
+
+@lru_cache
+def _on_panels() -> np.ndarray:
+    """From values at `SEEN`: their polynomial's mean on each panel, its rise there, its values at ends, ``(31, 10)``.
+
+    The rise is that of the straight line with the panel's first moment.
+    """
+    rows, x = np.eye(_POINTS), 2 * _ENDS - 1
+    once, twice = (
+        np.stack([legendre.legval(x, legendre.legint(row, m, lbnd=-1)) for row in rows], 1) / 2**m for m in (1, 2)
+    )
+    means = np.diff(once, axis=0) * _PANELS
+    # by parts: integral of (t - middle) u
+    moments = (once[1:] + once[:-1]) / (2 * _PANELS) - np.diff(twice, axis=0)
+    parts = means, 12 * _PANELS**2 * moments, legendre.legvander(x, _POINTS - 1)
+    return np.concatenate(parts) @ np.linalg.inv(legendre.legvander(2 * SEEN - 1, _POINTS - 1))
 
 
 @lru_cache
@@ -22,76 +40,125 @@ def to_seen(nodes: Nodes) -> np.ndarray:
 
 
 @lru_cache
-def _from_nodes(nodes: Nodes) -> np.ndarray:
-    """The same from the nodes alone, ``(10, n)``."""
-    return nodes.extrapolate(SEEN, nodes.n)
+def _to_ends(nodes: Nodes) -> np.ndarray:
+    """The same from the nodes alone to the panels' ends, ``(11, n)``."""
+    return nodes.extrapolate(_ENDS, nodes.n)
 
 
 @lru_cache
 def _inside(nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
-    """Of every node the panel that it is in, and the weights of the panel's two stages up to it."""
+    """Of every node the panel that it is in, and Hermite's cubics ``(n, 1, 4)``: of both values, of both slopes."""
     panel = np.minimum((nodes.c * _PANELS).astype(int), _PANELS - 1)
-    theta, (a, b) = nodes.c * _PANELS - panel, _GAUSS
-    weights = np.stack([(theta**2 / 2 - b * theta) / (a - b), (theta**2 / 2 - a * theta) / (b - a)], 1)
-    return panel, weights
+    t = nodes.c * _PANELS - panel
+    rise = t**2 * (3 - 2 * t)
+    return panel, np.stack([1 - rise, rise, t * (1 - t) ** 2, t**2 * (t - 1)], 1)[:, None]
 
 
 @dataclass
 class Panels(Linear):
     """J at ten points, for algebra that is linear in the nodes: of moderate states, where equations are not stiff.
 
-    Its answers are off by some hundredths, which Newton's iteration mends.
+    On a panel the flow is the exponential of ``x = J + [rise of J, J] / 12`` with J the mean times the panel's length
+    (Magnus' expansion of order 4: Blanes, Casas, Oteo & Ros 2009), and the answer ``delta`` moves by
+    ``phi_1(x) (x delta + r)`` where residuals rise by ``r``; ``phi_1(x) = (I - x / 2 + x^2 / 12)^-1`` up to order 4, as
+    stable as a Gauss method (Hairer & Wanner 1996, IV.3). Answers are off by some hundredths, which Newton mends.
 
     Attributes:
-        h: length of the segment.
         jacobian: at `SEEN`, or at one point for all.
+        x: ``(panels, d, d)``; of one point one panel for all.
+        phi: likewise.
+        at_ends: the Jacobians at the panels' ends, times their length.
     """
 
     nodes: Nodes
-    h: float
     jacobian: np.ndarray
     second_order: bool
+    x: np.ndarray
+    phi: np.ndarray
+    at_ends: np.ndarray
+    singular: bool
 
-    def __post_init__(self):
-        whole, d = self._whole(), self.size
-        scaled = whole.reshape(-1, min(len(whole), 2), d, d) * (self.h / _PANELS)
-        rows = np.broadcast_to(scaled, (len(scaled), 2, d, d))
-        systems = -(_WEIGHTS[:, None, :, None] * rows[:, :, :, None]).reshape(-1, 2 * d, 2 * d)
-        systems += np.eye(2 * d)
-        self.singular = not np.isfinite(systems).all()
-        if not self.singular:
-            right = np.zeros((len(rows), 2, d, 2, d))
-            right[:, 0, :, 0], right[:, 1, :, 1] = rows[:, 0], rows[:, 1]
-            self._stages = np.linalg.solve(systems, right.reshape(-1, 2 * d, 2 * d))
-            self._by_state = self._stages[..., :d] + self._stages[..., d:]
-
-    def _whole(self) -> np.ndarray:
-        """The Jacobians of the whole drift."""
-        if not self.second_order:
-            return self.jacobian
-        k, half, _ = self.jacobian.shape
-        out = np.zeros((k, 2 * half, 2 * half))
-        out[:, :half, half:] = np.eye(half)
-        out[:, half:, :half] = self.jacobian
-        return out
+    @staticmethod
+    def of(nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool) -> "list[Panels]":
+        """Of S segments of lengths ``(S,)``, by Jacobians ``(S, 10 or 1, size, size)``."""
+        x = at_ends = (_whole(jacobians) if second_order else jacobians) * (h / _PANELS)[:, None, None, None]
+        if x.shape[1] > 1:
+            read = (_on_panels() @ x.reshape(*x.shape[:2], -1)).reshape(len(x), -1, *x.shape[2:])
+            mean, rise, at_ends = np.split(read, [_PANELS, 2 * _PANELS], 1)
+            x = mean + (rise @ mean - mean @ rise) / 12
+        matrix = x @ x
+        matrix /= 12
+        matrix -= x / 2
+        matrix.reshape(*x.shape[:2], -1)[..., :: x.shape[-1] + 1] += 1
+        finite = np.isfinite(matrix).all((1, 2, 3))
+        phi = np.full_like(matrix, np.nan)
+        phi[finite] = np.linalg.inv(matrix[finite])
+        return [
+            Panels(nodes, jacobians[i], second_order, x[i], phi[i], at_ends[i], not finite[i]) for i in range(len(x))
+        ]
 
     def solve(self, residual: np.ndarray) -> np.ndarray:
-        """From panel to panel: the answer less the residual, which is smooth."""
-        if self.singular:
-            return np.full_like(residual, np.nan)
-        n, d = residual.shape[:2]
-        flat = residual.reshape(n, d, -1)
-        seen = np.tensordot(_from_nodes(self.nodes), flat, 1)
-        known = self._stages @ seen.reshape(_PANELS, 2 * d, -1)
-        states = np.zeros((_PANELS + 1, d, known.shape[-1]))
+        """From panel to panel."""
+        return through([self], residual[None])[0][0]
+
+    def answer(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From panel to panel."""
+        flow, across = np.eye(self.size), self.phi @ self.x
         for p in range(_PANELS):
-            known[p] += self._by_state[p % len(self._by_state)] @ states[p]
-            states[p + 1] = states[p] + (known[p, :d] + known[p, d:]) / 2
-        panel, weights = _inside(self.nodes)
-        stages = known.reshape(_PANELS, 2, d, -1)[panel]
-        moved = states[panel] + np.einsum("ns,nsdk->ndk", weights, stages)
-        return (flat + moved).reshape(residual.shape)
+            flow = flow + across[p % len(across)] @ flow
+        return self.solve(residual), flow
 
     def followed(self, h: float, drift: np.ndarray) -> np.ndarray:
         """On as many panels."""
-        return Panels(self.nodes, h, self.jacobian[-1:], self.second_order).solve(h * self.nodes.c[:, None] * drift)
+        (ahead,) = Panels.of(self.nodes, np.array([h]), self.jacobian[None, -1:], self.second_order)
+        return ahead.solve(h * self.nodes.c[:, None] * drift)
+
+    def fill(self, rises: np.ndarray, answers: np.ndarray, slopes: np.ndarray) -> None:
+        """The answers ``(11, d)`` behind the first, and their slopes there."""
+        many = len(self.x) > 1
+        for p in range(_PANELS):
+            moved = self.x[p * many].dot(answers[p])
+            moved += rises[p]
+            self.phi[p * many].dot(moved, out=answers[p + 1])
+            answers[p + 1] += answers[p]
+        np.matmul(self.at_ends, answers[..., None], out=slopes[..., None])
+
+
+def _whole(jacobians: np.ndarray) -> np.ndarray:
+    """Of the whole drift, ``(..., d, d)``, by those of the acceleration by the positions."""
+    half = jacobians.shape[-1]
+    out = np.zeros((*jacobians.shape[:-2], 2 * half, 2 * half))
+    out[..., :half, half:] = np.eye(half)
+    out[..., half:, :half] = jacobians
+    return out
+
+
+def through(
+    segments: Sequence[Panels], residual: np.ndarray, jumps: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The answers to residuals ``(S, n, d)`` of segments.
+
+    Args:
+        segments: S of them.
+        residual: of every one.
+        jumps: ``(S - 1, d)``: the segments are one behind the other, and what the end of one moves by, with the jump
+            to the next start, moves that; None: no start moves.
+
+    Returns:
+        Changes of the states ``(S, n, d)`` and of the starts ``(S, d)``.
+    """
+    nodes, (count, _, d) = segments[0].nodes, residual.shape
+    ends = _to_ends(nodes) @ residual
+    rises = ends[:, 1:] - ends[:, :-1]
+    answers, slopes = np.empty((2, count, _PANELS + 1, d))
+    carried = np.zeros((count, d))
+    for i, segment in enumerate(segments):
+        if i and jumps is not None:
+            np.add(jumps[i - 1], answers[i - 1, -1], out=carried[i])
+        np.add(ends[i, 0], carried[i], out=answers[i, 0])
+        segment.fill(rises[i], answers[i], slopes[i])
+    # the answers less the residuals are smooth
+    panel, weights = _inside(nodes)
+    smooth = answers - ends
+    four = np.stack([smooth[:, panel], smooth[:, panel + 1], slopes[:, panel], slopes[:, panel + 1]], 2)
+    return residual + (weights @ four)[:, :, 0], carried

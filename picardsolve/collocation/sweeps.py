@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.linear import Dense
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.panels import SEEN, Panels, to_seen
+from picardsolve.collocation.panels import SEEN, Panels, through, to_seen
 from picardsolve.collocation.segments import Flight, Segment
 
 _STEEP = 0.5  # of h times slope: below it, a secant does not pay for its solve
@@ -195,16 +196,13 @@ class Newton(Sweep):
     def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Swept:
         """New states."""
         self._linearise(flight, drift, beside)
-        residual = flight.residuals(drift)
-        change, carried = np.full_like(residual, np.nan), np.zeros_like(flight.starts)
+        residual, linears = flight.residuals(drift), [segment.linear for segment in flight.segments]
+        if self.panels:
+            change, carried = through(cast(list[Panels], linears), residual, flight.jumps)
+        else:
+            change, carried = _one_by_one(cast(list[Dense], linears), residual, flight.jumps)
         for i, segment in enumerate(flight.segments):
             assert segment.linear is not None
-            if i:
-                carried[i] = flight.jumps[i - 1] + change[i - 1, -1]
-            right = residual[i] + carried[i]
-            if segment.linear.singular or not np.isfinite(right).all():
-                break
-            change[i] = segment.linear.solve(right)
             segment.end_drift = drift[i, -1] + segment.linear.at_end(change[i, -1])
         return Swept(change, carried)
 
@@ -212,10 +210,10 @@ class Newton(Sweep):
         if not self._stale:
             return
         jacobians = self.differences.jacobians(self._at, None if self.panels else drift[self._stale], beside)
-        kind = Panels if self.panels else Dense
-        for i, jacobian in zip(self._stale, jacobians, strict=True):
-            segment = flight.segments[i]
-            segment.linear = kind(self.nodes, segment.h, jacobian, self.differences.second_order)
+        lengths, second_order = flight.h[self._stale], self.differences.second_order
+        made = (Panels if self.panels else Dense).of(self.nodes, lengths, jacobians, second_order)
+        for i, linear in zip(self._stale, made, strict=True):
+            flight.segments[i].linear = linear
 
     def follow(self, segment: Segment, h: float) -> Segment:
         """Goes on with the flow that is linearised at the segment's end."""
@@ -232,3 +230,16 @@ class Newton(Sweep):
     def remainder(self, segment: Segment) -> float:
         """A fiftieth of a change by a fresh Jacobian, a tenth by a held one or a rough one."""
         return 0.02 if segment.stale and not self.panels else 0.1
+
+
+def _one_by_one(segments: list[Dense], residual: np.ndarray, jumps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Changes of states ``(S, n, d)`` and of starts ``(S, d)``; NaN from the first segment on that has no answer."""
+    change, carried = np.full_like(residual, np.nan), np.zeros_like(residual[:, 0])
+    for i, segment in enumerate(segments):
+        if i:
+            carried[i] = jumps[i - 1] + change[i - 1, -1]
+        right = residual[i] + carried[i]
+        if segment.singular or not np.isfinite(right).all():
+            break
+        change[i] = segment.solve(right)
+    return change, carried
