@@ -5,7 +5,7 @@ some of them (`picardsolve.dyadic`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from picardsolve.counter import GOLDEN, mixed
 from picardsolve.dyadic import TOP, Array, Keys, Levels
+
+_ROWS, _NUMBERS = 32, 2**12  # rows at once, or as many as have so many numbers
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,11 @@ class BrownianPath:
         Returns:
             ``(R, size)`` float64, on the CPU.
         """
-        return torch.from_numpy(self._increments(*self._rows(t0, t1, sample), size))
+        rows = self._rows(t0, t1, sample)
+        out = torch.empty(len(t0), size, dtype=torch.float64)
+        for block in _blocks(len(t0), size):
+            self._increments(*(of[block] for of in rows), out.numpy()[block])
+        return out
 
     def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Increments and space-time Levy areas ``H = 1/h int_t0^t1 (W(s) - W(t0) - (s - t0)/h W) ds`` of many rows.
@@ -105,10 +111,13 @@ class BrownianPath:
         Raises:
             ValueError: an interval is shorter than ``resolution``, or there are fewer seeds than samples.
         """
-        start, end, key = self._rows(t0, t1, sample)
-        levels = Levels.down_to(self.resolution)
-        area = levels.areas(key, np.minimum(start, end), np.maximum(start, end)).sums(size)
-        return torch.from_numpy(self._increments(start, end, key, size)), torch.from_numpy(area)
+        rows, levels = self._rows(t0, t1, sample), Levels.down_to(self.resolution)
+        increments, areas = (torch.empty(len(t0), size, dtype=torch.float64) for _ in range(2))
+        for block in _blocks(len(t0), size):
+            start, end, key = (of[block] for of in rows)
+            self._increments(start, end, key, increments.numpy()[block])
+            areas.numpy()[block] = levels.areas(key, np.minimum(start, end), np.maximum(start, end)).sums(size)
+        return increments, areas
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Refuse intervals ``(R,)`` below the resolution, and more samples than seeds, with a ValueError."""
@@ -129,14 +138,17 @@ class BrownianPath:
         number = (own + 1).astype(np.uint64) if isinstance(self.seed, int) else np.ones(1, dtype=np.uint64)
         return t0.numpy(), t1.numpy(), mixed(key[0 if isinstance(self.seed, int) else own] + number * GOLDEN)
 
-    def _increments(self, start: Array, end: Array, key: Keys, size: int) -> Array:
-        levels, times = Levels.down_to(self.resolution), np.concatenate([start, end])
-        twice = np.concatenate([key, key])
+    def _increments(self, start: Array, end: Array, key: Keys, out: Array) -> None:
+        levels, times, twice = Levels.down_to(self.resolution), np.concatenate([start, end]), np.concatenate([key, key])
         # neighbouring steps share a time
         _, first, row = np.unique(mixed(twice + times.view(np.uint64)), return_index=True, return_inverse=True)
-        value = levels.values(twice[first], times[first]).sums(size)
-        total = value[row[len(start) :]]
-        total -= value[row[: len(start)]]
+        value = levels.values(twice[first], times[first]).sums(out.shape[1])
+        np.subtract(value[row[len(start) :]], value[row[: len(start)]], out=out)
         if (np.floor(start / 2**TOP) != np.floor(end / 2**TOP)).any():
-            total += levels.crossings(key, start, end).sums(size)
-        return total
+            out += levels.crossings(key, start, end).sums(out.shape[1])
+
+
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    """Rows to compute at once: what they need besides the result is a few times their share of it."""
+    step = max(_ROWS, _NUMBERS // max(size, 1))
+    return (slice(row, row + step) for row in range(0, rows, step))

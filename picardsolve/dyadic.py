@@ -18,8 +18,7 @@ from scipy.sparse import csr_array
 from picardsolve.counter import GOLDEN, mixed, pairs
 
 TOP = 10  # cells of the coarsest level are 2**10 long, and independent of each other
-# a block of rows and elements whose normals stay in the cache
-_ROWS, _NUMBERS, _ELEMENTS = 64, 2**12, 128
+_ELEMENTS = 64  # as many at once: their normals stay in the cache
 _LEVEL = np.uint64(0xD1B54A32D192ED03)
 
 Array = NDArray[np.float64]
@@ -63,21 +62,14 @@ class Combination:
 
     def sums(self, size: int) -> Array:
         """The rows ``(R, size)``. A row is summed in the order of its terms, whatever its company: bitwise the same."""
-        rows = len(self.starts) - 1
-        out = np.empty((rows, size))
-        at_once = max(_ROWS, _NUMBERS // max(size, 1))
-        for row in range(0, rows, at_once):
-            terms = self.starts[row : row + at_once + 1]
-            block = slice(terms[0], terms[-1])
-            stream, place = np.unique(self.streams[block], return_inverse=True)
-            columns = (2 * place[:, None] + np.arange(2)).ravel()
-            matrix = csr_array(
-                (self.factors[block].ravel(), columns, 2 * (terms - terms[0])), shape=(len(terms) - 1, 2 * len(stream))
-            )
-            for element in range(0, size, _ELEMENTS):
-                count = min(_ELEMENTS, size - element)
-                normals = pairs(stream, element, count).reshape(-1, count)
-                out[row : row + at_once, element : element + count] = matrix @ normals
+        stream, place = np.unique(self.streams, return_inverse=True)
+        columns = (2 * place[:, None] + np.arange(2)).ravel()
+        shape = len(self.starts) - 1, 2 * len(stream)
+        matrix = csr_array((self.factors.ravel(), columns, 2 * self.starts), shape=shape)
+        out = np.empty((shape[0], size))
+        for first in range(0, size, _ELEMENTS):
+            count = min(_ELEMENTS, size - first)
+            out[:, first : first + count] = matrix @ pairs(stream, first, count).reshape(-1, count)
         return out
 
 
