@@ -59,8 +59,13 @@ class TorchsdePath:
                 f"bm: expected levy_area_approximation='space-time', got {self.bm.levy_area_approximation!r}; pass "
                 "BrownianInterval(..., levy_area_approximation='space-time')."
             )
+
         # torchsde returns U = h (W / 2 + H)
-        both = self._asked(lambda a, b: torch.stack(self.bm(a, b, return_U=True)), t0, t1, sample, size)
+        def ask(a: float, b: float) -> Tensor:
+            w, u = self.bm(a, b, return_U=True)  # pyright: ignore
+            return torch.stack([w, u])  # pyright: ignore
+
+        both = self._asked(ask, t0, t1, sample, size)
         w, u = both.unbind(1)
         length = (t1 - t0)[:, None]
         return w * torch.sign(length), u / length.abs() - w / 2
