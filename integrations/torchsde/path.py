@@ -46,7 +46,8 @@ class TorchsdePath:
         Raises:
             ValueError: ``bm`` has another shape, or does not reach to a time.
         """
-        return self._asked(self.bm, t0, t1, sample, size) * torch.sign(t1 - t0)[:, None]
+        w = self._asked(self.bm, t0, t1, sample, size)  # pyright: ignore[reportArgumentType]
+        return w * torch.sign(t1 - t0)[:, None]
 
     def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Increments and space-time Levy areas of many rows; as `picardsolve.BrownianPath.areas`.
