@@ -12,7 +12,7 @@ from picardsolve.brownian import BrownianPath
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.forecast import Errors, errors_of
 from picardsolve.integrators import RK4, Heun, Integrator, Problem
-from picardsolve.iterations import Iteration, MultiSecant, Picard, iteration_for
+from picardsolve.iterations import Iteration, MultiSecant, Picard, Secant, iteration_for
 from picardsolve.pilot import Pilot, fly
 from picardsolve.plot import plot_expected
 from picardsolve.terms import Denoiser, Term
@@ -177,7 +177,7 @@ def analyze(
     problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, "error")
     chain = integrator.chain(problem)
-    if not isinstance(iteration_for(None, term, chain), MultiSecant | Picard):
+    if not isinstance(iteration_for(None, term, chain), MultiSecant | Picard | Secant):
         raise TypeError(
             f"integrator: analyze forecasts Picard iteration and secants, not what {integrator!r} is iterated by; "
             "solve with it and read solution.stats."

@@ -79,7 +79,7 @@ def solve(
         integrator: what makes a step: `Euler`, `Heun`, `RK4`, `BackwardEuler`, `ETD1`, `ETDRK2`,
             `ETDRK4`, `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how a window answers to a round; by default `MultiSecant` for a `Denoiser`, `Newton` for
-            `BackwardEuler`, `Exponential` for `ETD1` and its kin, `Picard` elsewhere.
+            `BackwardEuler`, `Exponential` for `ETD1` and its kin, `Secant` for an `SDE`, `Picard` elsewhere.
             `Parareal` has no window but cores along the grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused

@@ -245,8 +245,8 @@ class Window:
         """How many steps each sample accepts, and which state to go on from.
 
         It accepts at least the first one, which is exact, unless it is implicit. It goes on from the window's last
-        state; a sample that diverges keeps what it accepted, of an implicit chain what did not diverge, in a window
-        half as wide.
+        state; a sample that diverges keeps what did not, in a window half as wide, which then grows by as many steps as
+        are accepted: doubled at once it would diverge again every other round of an unstable stretch.
         """
         implicit = self.chain.implicit
         mask, span, position = self._mask, self._span, self._position[: len(size)]
@@ -269,15 +269,15 @@ class Window:
             diverged |= (~finite & mask).any(0)
         if self.settings.lockstep:
             stride = np.full_like(stride, stride.min())
-        last = np.where(diverged, stride, span)
         if implicit:
             self._lost = self._lose(stride, finite)
             diverged |= self._lost
-            wild = (~within & (position < self._kept) & (size > _BLOW_UP * self._peak)) | (~finite & mask)
-            sane = np.logical_and.accumulate(~wild, 0).sum(0)
-            last = np.where(diverged, np.clip(sane, np.minimum(1, span), span), last)
-            last[self._lost] = 0
-        self._cap = np.where(diverged, np.maximum(span // 2, 1), np.minimum(2 * self._cap, self.settings.width))
+        wild = (~within & (position < self._kept) & (size > _BLOW_UP * self._peak)) | (~finite & mask)
+        sane = np.logical_and.accumulate(~wild, 0).sum(0)
+        last = np.where(diverged, np.clip(sane, np.minimum(1, span) if implicit else stride, span), span)
+        last[self._lost] = 0
+        grown = np.minimum(self._cap + np.maximum(stride, 1), self.settings.width)
+        self._cap = np.where(diverged, np.maximum(span // 2, 1), grown)
         self._kept = last - stride
         self._peak = np.where((position >= stride) & (position < last), size, 0).max(0)
         return stride, last

@@ -41,7 +41,7 @@ def made(j, h, second_order=False):
     return Panels.of(NODES, np.array([h]), j(SEEN)[None] / h, second_order)[0]
 
 
-@given(SEEDS, st.integers(1, 6), st.sampled_from([0.5, 2.0]))
+@given(SEEDS, st.integers(1, 6), st.sampled_from([0.3, 1.0]))
 def test_answers_and_flows_are_those_of_the_linear_equation(seed, size, strength):
     rng = np.random.default_rng(seed)
     j, (residual, slope) = jacobian(rng, size, strength), smooth(rng, size)
@@ -52,7 +52,7 @@ def test_answers_and_flows_are_those_of_the_linear_equation(seed, size, strength
     assert np.abs(flow - flows).max() < 0.01 * np.abs(flows).max()
     moved = made(j, 0.3).solve(np.ones((NODES.n, size)))  # as by a change of the start
     wanted = exact(j, lambda t: 0, np.ones(size), NODES.c)
-    assert np.abs(moved - wanted).max() < 0.01 * np.abs(wanted).max()
+    assert np.abs(moved - wanted).max() < 0.002 * np.abs(wanted).max()
 
 
 @given(SEEDS, st.integers(2, 4))

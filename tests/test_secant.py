@@ -230,6 +230,9 @@ def swept(secant: Iteration, factor: torch.Tensor, states: torch.Tensor) -> list
         def expected_slope(self):
             return None
 
+        def separable(self):
+            return None
+
     sweeps, memory = [], ()
     for x in states:
         sweeps.append(secant.sweep(Linear(x[:-1]), x, torch.empty_like(x[1:]), memory))

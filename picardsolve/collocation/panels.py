@@ -93,9 +93,9 @@ class Panels(Linear):
         finite = np.isfinite(matrix).all((1, 2, 3))
         phi = np.full_like(matrix, np.nan)
         phi[finite] = np.linalg.inv(matrix[finite])
-        return [
-            Panels(nodes, jacobians[i], second_order, x[i], phi[i], at_ends[i], not finite[i]) for i in range(len(x))
-        ]
+        singular: list[bool] = (~finite).tolist()
+        parts = zip(jacobians, x, phi, at_ends, singular, strict=True)
+        return [Panels(nodes, part[0], second_order, *part[1:]) for part in parts]
 
     def solve(self, residual: np.ndarray) -> np.ndarray:
         """From panel to panel."""

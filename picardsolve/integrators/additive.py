@@ -16,11 +16,13 @@ class Additive(Steps):
         image: ``(W, B, D)``.
         noise: see `Steps.noise_scale`.
         solves: see `Steps.proper`.
+        noisy: see `Steps.separable`.
     """
 
     image: Tensor
     noise: Tensor | None = None
     solves: Tensor | None = None
+    noisy: Tensor | None = None
 
     def images(self) -> Tensor:
         """As they are."""
@@ -33,6 +35,10 @@ class Additive(Steps):
     def proper(self) -> Tensor | None:
         """What was given."""
         return self.solves
+
+    def separable(self) -> Tensor | None:
+        """What was given."""
+        return self.noisy
 
     def passed(self, change: Tensor) -> Tensor:
         """The changes themselves."""

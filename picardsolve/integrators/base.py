@@ -87,6 +87,13 @@ class Steps(ABC):
         """``(W, B or 1, 1)``: how ``Phi_n`` is expected to scale a change of its state; None: unchanged, 1."""
         return None
 
+    def separable(self) -> Tensor | None:
+        """``(W, B, D)``: the part of the images whose elements each depend on their own element of the state only.
+
+        For example the noise of an `SDE` with diagonal noise. None: no such part is known.
+        """
+        return None
+
     def proper(self) -> Tensor | None:
         """``(W, B)``: whether the images may be left, once they do not move; None: all of them."""
         return None

@@ -55,6 +55,10 @@ class Differentiated(Steps):
         """Of the steps themselves."""
         return self.steps.proper()
 
+    def separable(self) -> Tensor | None:
+        """Of the steps themselves."""
+        return self.steps.separable()
+
     def passed(self, change: Tensor) -> Tensor:
         """Of the steps themselves."""
         return self.steps.passed(change)

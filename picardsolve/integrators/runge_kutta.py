@@ -203,9 +203,12 @@ class EulerMaruyamaChain(DriftChain):
         """The steps of a window."""
         assert noise is not None
         h = per_step(self._h, n, x)
-        images = torch.addcmul(x, outputs[..., : self._size], h) + self._noise_term(outputs, noise)
+        noisy = self._noise_term(outputs, noise)
+        images = torch.addcmul(x, outputs[..., : self._size], h) + noisy
         power = torch.linalg.vector_norm(outputs[..., self._size :], dim=-1) * self._size**-0.5
-        return Additive(images, power * h[..., 0].sqrt())
+        return Additive(
+            images, power * h[..., 0].sqrt(), noisy=noisy if self._noise in ("diagonal", "scalar") else None
+        )
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps with fixed drift and diffusion, and their own known noise."""
