@@ -90,10 +90,10 @@ class Panels(Linear):
         matrix /= 12
         matrix -= x / 2
         matrix.reshape(*x.shape[:2], -1)[..., :: x.shape[-1] + 1] += 1
-        finite = np.isfinite(matrix).all((1, 2, 3))
+        finite = np.asarray(np.isfinite(matrix).all((1, 2, 3)))
         phi = np.full_like(matrix, np.nan)
         phi[finite] = np.linalg.inv(matrix[finite])
-        singular: list[bool] = (~finite).tolist()
+        singular = (~finite).tolist()
         parts = zip(jacobians, x, phi, at_ends, singular, strict=True)
         return [Panels(nodes, part[0], second_order, *part[1:]) for part in parts]
 
