@@ -38,6 +38,7 @@ class Rows:
         state: ``(R, D)``.
         tangents: ``(P, R, D)``: directions that the outputs are to be differentiated along; None where there are none.
         after: ``(R, D)``: of an implicit chain, the states that the steps are thought to lead to. None: not known.
+        noise: ``(R, noise_size)`` increments of the steps, for a chain whose outputs depend on them. None: not drawn.
     """
 
     step: Index
@@ -45,6 +46,7 @@ class Rows:
     state: Tensor
     tangents: Tensor | None = None
     after: Tensor | None = None
+    noise: Tensor | None = None
 
     @property
     def dual(self) -> Tensor:
@@ -110,6 +112,7 @@ class Chain(ABC):
         noise_size: numbers of Brownian motion per sample and step (0 for ODEs).
         implicit: a step is an equation for the state that it leads to. What is evaluated is then a Newton step from
             `Rows.after`, whose image is the chain's once it does not move; without them, the step itself.
+        reads_noise: outputs depend on the noise of their steps, which `Rows.noise` then brings if it has been drawn.
     """
 
     length: int
@@ -117,6 +120,7 @@ class Chain(ABC):
     memory: int = 0
     noise_size: int = 0
     implicit: bool = False
+    reads_noise: bool = False
 
     @abstractmethod
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
