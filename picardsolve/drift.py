@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.parameters import leaves
 from picardsolve.state import Layout, sorted_keys
 
 
@@ -25,6 +26,7 @@ class RowFunction:
         trailing: dimensions of the output beyond the state's; None: none or one, which the first output shows.
         tail: those dimensions of the first tensor that came out; None before.
         max_batch: rows a call may hold; more are cut into chunks.
+        parameters: where the first call notes what the function closes over that requires gradients; None: nowhere.
     """
 
     name: str
@@ -35,6 +37,7 @@ class RowFunction:
     time_last: bool = False
     trailing: int | None = 0
     max_batch: int | None = None
+    parameters: list[Tensor] | None = None
     calls: int = 0
     evaluations: int = 0
     tail: tuple[int, ...] | None = field(default=None, init=False)
@@ -92,7 +95,14 @@ class RowFunction:
         self.calls += 1
         self.evaluations += x.shape[:-1].numel()
         args = self._gather(sample)
-        return self._value(t, x, args) if x.dim() == 2 else self._value_and_derivatives(t, x, args)
+        value = self._value if x.dim() == 2 else self._value_and_derivatives
+        if self.parameters is None or self.calls > 1:
+            return value(t, x, args)
+        with torch.enable_grad():
+            out = value(t, x, args)
+        if out.requires_grad:
+            self.parameters.extend(leaves(out))
+        return out.detach()
 
     def _value_and_derivatives(self, t: Tensor, x: Tensor, args: Any) -> Tensor:
         """One call of the function, that carries the tangents along (forward-mode differentiation)."""

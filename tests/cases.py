@@ -16,7 +16,7 @@ HALF = (torch.float16, torch.bfloat16)
 SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 NOISES = ("additive", "diagonal", "scalar", "commutative", "general")
 WIDEST = 24  # of the windows that are drawn
-SDE_METHODS = (ps.EulerMaruyama(), ps.Milstein(), ps.StochasticHeun(), ps.StochasticMidpoint())
+SDE_METHODS = (ps.EulerMaruyama(), ps.Milstein(), ps.StochasticHeun(), ps.StochasticMidpoint(), ps.SRA1(), ps.SRID2())
 STAGES = {ps.Euler: 1, ps.Heun: 2, ps.RK4: 4, ps.StochasticHeun: 2, ps.StochasticMidpoint: 2, ps.SRA1: 2, ps.SRID2: 3}
 
 seeds = st.integers(0, 2**32 - 1)

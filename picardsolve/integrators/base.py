@@ -18,7 +18,12 @@ Index: TypeAlias = np.ndarray  # of int64: steps, samples and positions are host
 
 @dataclass(frozen=True)
 class Problem:
-    """One solve, validated: everything a chain is made of."""
+    """One solve, validated: everything a chain is made of.
+
+    Attributes:
+        parameters: where tensors that require gradients are noted, which functions close over; None where gradients
+            are not recorded.
+    """
 
     term: Term
     layout: Layout
@@ -26,6 +31,7 @@ class Problem:
     args: Any
     brownian: BrownianPath
     max_batch: int | None = None
+    parameters: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)

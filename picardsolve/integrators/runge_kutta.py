@@ -99,7 +99,9 @@ class RungeKuttaChain(DriftChain):
         self._a, self._b = tableau
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
         self._drift = RowFunction(
-            "drift", term.drift, problem.layout, problem.args, term.vectorized, max_batch=problem.max_batch
+            *("drift", term.drift, problem.layout, problem.args, term.vectorized),
+            max_batch=problem.max_batch,
+            parameters=problem.parameters,
         )
 
     def evaluate(self, rows: Rows) -> Tensor:

@@ -70,7 +70,12 @@ class SDEChain(DriftChain):
         trailing = columns + 1 if scheme.derivative and columns is not None else columns
         diffusion = term.derivative if scheme.derivative else term.diffusion
         self._drift, self._diffusion = (
-            RowFunction(name, f, problem.layout, problem.args, term.vectorized, False, more, problem.max_batch)
+            RowFunction(
+                *(name, f, problem.layout, problem.args, term.vectorized),
+                trailing=more,
+                max_batch=problem.max_batch,
+                parameters=problem.parameters,
+            )
             for name, f, more in (("drift", term.drift, 0), ("diffusion", diffusion, trailing))
         )
         if bool((self._h < 0).any()):
