@@ -1,20 +1,21 @@
 """Brownian motion as a pure function of the seed and the time: no state, no order of visits, any refinement.
 
-Standard normals come from a counter-based generator (Salmon et al. 2011): the finaliser of SplitMix64 (Steele et al.
-2014) applied to (seed, sample, dyadic cell, element), then Box-Muller. A value of the path is the sum over the dyadic
-cells that hold its time of hat functions times normals (Levy-Ciesielski; Karatzas & Shreve 1991, section 2.3).
+Normals are a function of (seed, sample, dyadic cell, element) (`picardsolve.counter`); a value of the path is a sum of
+some of them (`picardsolve.dyadic`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_TOP = 10  # cells of the coarsest level are 2**10 long, and independent of each other
-_BELOW = 5  # halvings below the resolution
+from picardsolve.counter import GOLDEN, mixed
+from picardsolve.dyadic import TOP, Array, Keys, Levels
+
+_ROWS, _NUMBERS = 32, 2**12  # rows at once, or as many as have so many numbers
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class BrownianPath:
     Args:
         seed: an integer, whose sample k gets a stream of its own; or one integer per sample, so that a sample keeps its
             noise in any batch.
-        resolution: the shortest interval that may be asked for; a power of two. Cells are halved to a 32nd of it and
-            the path is linear below, so the variance of an increment over h is low by at most ``resolution / (64 h)``.
-            Each halving costs one more normal per value, for times that are not multiples of a larger power of two.
+        resolution: the shortest interval that may be asked for; a power of two. The law is exact for times that far
+            apart. Each halving costs two more normals per value, for times that are not multiples of a larger power of
+            two. A finer resolution is the same path at multiples of the coarser one, and as near as a path may move
+            in a sixteenth of it elsewhere.
     """
 
     seed: int | Sequence[int] = 0
@@ -85,15 +87,37 @@ class BrownianPath:
         Returns:
             ``(R, size)`` float64, on the CPU.
         """
-        self.check(t0, t1, int(sample.max()) + 1 if len(sample) else 0)
-        key = self._keys(sample)
-        t, cell = torch.cat([t0, t1]), torch.floor(torch.cat([t0, t1]) / 2**_TOP).long()
-        point, row = torch.unique(_mix(key.repeat(2)) + t.view(torch.int64), return_inverse=True)
-        first = torch.empty_like(point).scatter_(0, row, torch.arange(len(row)))  # neighbouring steps share a time
-        value = self._within(t[first], cell[first], key.repeat(2)[first], size)
-        start, end = row.chunk(2)
-        cell0, cell1 = cell.chunk(2)
-        return (value[end] - value[start]).add_(self._across(cell0, cell1, key, size))
+        rows = self._rows(t0, t1, sample)
+        out = torch.empty(len(t0), size, dtype=torch.float64)
+        for block in _blocks(len(t0), size):
+            self._increments(*(of[block] for of in rows), out.numpy()[block])
+        return out
+
+    def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Increments and space-time Levy areas ``H = 1/h int_t0^t1 (W(s) - W(t0) - (s - t0)/h W) ds`` of many rows.
+
+        H is independent of W, ``N(0, h / 12)``, and the same from t1 to t0 (Foster, Lyons & Oberhauser 2020). Areas of
+        neighbouring intervals add up to that of both: ``h H = h0 H0 + h1 H1 + (h1 W0 - h0 W1) / 2``, h = h0 + h1.
+
+        Args:
+            t0: ``(R,)`` float64, on the CPU.
+            t1: ``(R,)`` float64, on the CPU.
+            sample: ``(R,)`` int64, which sample a row belongs to.
+            size: elements of a sample's motion.
+
+        Returns:
+            W, as `increments` gives it, and H, both ``(R, size)`` float64, on the CPU.
+
+        Raises:
+            ValueError: an interval is shorter than ``resolution``, or there are fewer seeds than samples.
+        """
+        rows, levels = self._rows(t0, t1, sample), Levels.down_to(self.resolution)
+        increments, areas = (torch.empty(len(t0), size, dtype=torch.float64) for _ in range(2))
+        for block in _blocks(len(t0), size):
+            start, end, key = (of[block] for of in rows)
+            self._increments(start, end, key, increments.numpy()[block])
+            areas.numpy()[block] = levels.areas(key, np.minimum(start, end), np.maximum(start, end)).sums(size)
+        return increments, areas
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Refuse intervals ``(R,)`` below the resolution, and more samples than seeds, with a ValueError."""
@@ -106,59 +130,25 @@ class BrownianPath:
         if not isinstance(self.seed, int) and len(self.seed) < samples:
             raise ValueError(f"seed: got {len(self.seed)} seeds for {samples} samples; pass one for each.")
 
-    def _keys(self, sample: Tensor) -> Tensor:
-        if isinstance(self.seed, int):
-            return _mix(_mix(torch.tensor(_signed(self.seed))) + (sample + 1) * _signed(_GOLDEN))
-        return _mix(_mix(torch.tensor([_signed(seed) for seed in self.seed])) + _signed(_GOLDEN))[sample]
+    def _rows(self, t0: Tensor, t1: Tensor, sample: Tensor) -> tuple[Array, Array, Keys]:
+        self.check(t0, t1, int(sample.max()) + 1 if len(sample) else 0)
+        own = sample.numpy()
+        seeds = [self.seed] if isinstance(self.seed, int) else self.seed
+        key = mixed(np.array([seed % 2**64 for seed in seeds], dtype=np.uint64))
+        number = (own + 1).astype(np.uint64) if isinstance(self.seed, int) else np.ones(1, dtype=np.uint64)
+        return t0.numpy(), t1.numpy(), mixed(key[0 if isinstance(self.seed, int) else own] + number * GOLDEN)
 
-    def _within(self, t: Tensor, cell: Tensor, key: Tensor, size: int) -> Tensor:
-        """``W(t) - W(start of its coarsest cell)``: ``u Z_top + sum_l hat_l(t) Z_l`` down to the resolution."""
-        length = 2.0**_TOP
-        fraction = t / length - cell
-        value = (fraction * math.sqrt(length))[:, None] * _normals(key, 0, cell, size)
-        for level in range(1, round(_TOP + _BELOW - math.log2(self.resolution)) + 1):
-            inside = fraction > 0
-            if not bool(inside.any()):
-                break
-            # the hat of a cell of this length has height sqrt(length) / 2 in its middle
-            hat = torch.minimum(fraction, 1 - fraction) * math.sqrt(length)
-            rows = inside.nonzero()[:, 0]
-            value.index_add_(0, rows, hat[rows, None] * _normals(key[rows], level, cell[rows], size))
-            length /= 2
-            upper = fraction >= 0.5
-            cell, fraction = 2 * cell + upper, 2 * fraction - upper.to(fraction.dtype)
-        return value
-
-    def _across(self, cell0: Tensor, cell1: Tensor, key: Tensor, size: int) -> Tensor:
-        total = torch.zeros(len(key), size, dtype=torch.float64)
-        for row in (cell0 != cell1).nonzero()[:, 0].tolist():
-            low, high = sorted((int(cell0[row]), int(cell1[row])))
-            cells = torch.arange(low, high)
-            step = _normals(key[row].expand(len(cells)), 0, cells, size).sum(0) * math.sqrt(2.0**_TOP)
-            total[row] = step if cell1[row] > cell0[row] else -step
-        return total
+    def _increments(self, start: Array, end: Array, key: Keys, out: Array) -> None:
+        levels, times, twice = Levels.down_to(self.resolution), np.concatenate([start, end]), np.concatenate([key, key])
+        # neighbouring steps share a time
+        _, first, row = np.unique(mixed(twice + times.view(np.uint64)), return_index=True, return_inverse=True)
+        value = levels.values(twice[first], times[first]).sums(out.shape[1])
+        np.subtract(value[row[len(start) :]], value[row[: len(start)]], out=out)
+        if (np.floor(start / 2**TOP) != np.floor(end / 2**TOP)).any():
+            out += levels.crossings(key, start, end).sums(out.shape[1])
 
 
-def _normals(key: Tensor, level: int, cell: Tensor, size: int) -> Tensor:
-    """Standard normals ``(R, size)``, float64: row r is a pure function of ``key[r]``, ``level`` and ``cell[r]``."""
-    stream = _mix(_mix(key + _signed(level * 0xD1B54A32D192ED03)) + cell * _signed(_GOLDEN))
-    stream, row = torch.unique(stream, return_inverse=True)
-    pairs = torch.arange(1, (size + 1) // 2 + 1) * _signed(_GOLDEN)
-    bits = _mix(stream[:, None] + pairs)
-    radius = torch.sqrt(-2 * torch.log1p(-(bits >> 33 & 0x7FFFFFFF).double() * 2.0**-31))
-    angle = (bits & 0xFFFFFFFF).double() * (2 * math.pi * 2.0**-32)
-    pair = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -1)
-    return pair.flatten(1)[:, :size].index_select(0, row)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 on int64, whose products wrap as unsigned ones do."""
-    x = (x ^ (x >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
-    return x ^ (x >> 31 & (1 << 33) - 1)
-
-
-def _signed(x: int) -> int:
-    """The int64 with the low 64 bits of ``x``."""
-    x &= (1 << 64) - 1
-    return x - (1 << 64) if x >> 63 else x
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    """Rows to compute at once: what they need besides the result is a few times their share of it."""
+    step = max(_ROWS, _NUMBERS // max(size, 1))
+    return (slice(row, row + step) for row in range(0, rows, step))

@@ -159,7 +159,7 @@ class SDEChain(DriftChain):
         asked, size = (self._ts[n], self._ts[n + 1], torch.from_numpy(sample)), self.noise_size
         if not self._scheme.areas:
             return self._brownian.increments(*asked, size)
-        return torch.cat(self._brownian.areas(*asked, size // 2), -1)  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.cat(self._brownian.areas(*asked, size // 2), -1)
 
     def counts(self) -> tuple[int, int]:
         """Calls of drift and diffusion together count once: they share a round and a state."""
