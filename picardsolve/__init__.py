@@ -40,6 +40,8 @@ from picardsolve.iterations import (
 )
 from picardsolve.linear import Diagonal, Fourier
 from picardsolve.odeint import odeint
+from picardsolve.reverse import reverse_sde
+from picardsolve.sdeint import sdeint
 from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE
@@ -106,7 +108,9 @@ __all__ = [
     "grids",
     "odeint",
     "presets",
+    "reverse_sde",
     "schedules",
+    "sdeint",
     "sequential",
     "solve",
     "theory",

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from picardsolve.brownian import BrownianPath
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.forecast import Errors, errors_of
 from picardsolve.integrators import RK4, Heun, Integrator, Problem
 from picardsolve.iterations import Iteration, MultiSecant, Picard, iteration_for
+from picardsolve.path import Path
 from picardsolve.pilot import Pilot, fly
 from picardsolve.plot import plot_expected
 from picardsolve.terms import Denoiser, Term
@@ -137,7 +137,7 @@ def analyze(
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
-    brownian: BrownianPath | None = None,
+    brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
     batch_dims: int | None = None,

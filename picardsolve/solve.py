@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 
 from picardsolve import sequential as reference
 from picardsolve.adjoint import differentiable
-from picardsolve.brownian import BrownianPath
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.chain_adjoint import recorded
 from picardsolve.checks import (
@@ -29,6 +28,7 @@ from picardsolve.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
+from picardsolve.path import Path
 from picardsolve.prediction import rounds_expected
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
@@ -57,7 +57,7 @@ def solve(
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
     stop: Stop = "error",
-    brownian: BrownianPath | None = None,
+    brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
     batch_dims: int | None = None,
@@ -303,7 +303,7 @@ def sequential(
     ts: Tensor | Sequence[float],
     *,
     integrator: Integrator,
-    brownian: BrownianPath | None = None,
+    brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
     batch_dims: int | None = None,

@@ -182,6 +182,21 @@ class Denoiser:
         if not isinstance(self.sigma_data, int | float) or not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data: expected a number > 0, got {self.sigma_data!r}; leave it out if unknown.")
 
+    def score(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The gradient of the log density of noisy samples, ``(alpha x_0 - x) / sigma^2`` (Vincent 2011).
+
+        Args:
+            x: ``(rows, ...)``.
+            t: ``(rows,)`` times of positive noise level.
+            **cond: passed on to the model.
+        """
+        out = self.model(x, t, **cond)
+        out = getattr(out, "sample", out)
+        shape = -1, *[1] * (x.dim() - 1)
+        alpha, sigma = (level(t.double()).reshape(shape).to(x) for level in (self.schedule.alpha, self.schedule.sigma))
+        c, d = self.sample_map(alpha, sigma)
+        return (alpha * (c * x + d * out) - x) / sigma**2
+
     def sample_map(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients ``(c, d)`` with ``x_0 = c x + d output`` at noise level ``(alpha, sigma)``."""
         if self.prediction == "epsilon":

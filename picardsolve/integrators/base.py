@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.brownian import BrownianPath
+from picardsolve.path import Path
 from picardsolve.state import Layout
 from picardsolve.terms import Term
 
@@ -29,7 +29,7 @@ class Problem:
     layout: Layout
     ts: Tensor
     args: Any
-    brownian: BrownianPath
+    brownian: Path
     max_batch: int | None = None
     parameters: list[Tensor] | None = None
 
