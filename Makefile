@@ -37,6 +37,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/false_convergence.py
 	$(BIN)/python tests/benchmarks/odes.py
 	$(BIN)/python tests/benchmarks/stiff_chains.py
+	$(BIN)/python tests/benchmarks/brownian.py
 
 # a third of an hour on one core
 quality: $(VENV)/installed

@@ -87,11 +87,11 @@ class BrownianPath:
         Returns:
             ``(R, size)`` float64, on the CPU.
         """
-        rows = self._rows(t0, t1, sample)
-        out = torch.empty(len(t0), size, dtype=torch.float64)
-        for block in _blocks(len(t0), size):
-            self._increments(*(of[block] for of in rows), out.numpy()[block])
-        return out
+        start, end, key = self._rows(t0, t1, sample)
+        out = np.empty((len(start), size))
+        for block in _blocks(len(start), size):
+            out[block] = self._increments(start[block], end[block], key[block], size)
+        return torch.from_numpy(out)
 
     def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Increments and space-time Levy areas ``H = 1/h int_t0^t1 (W(s) - W(t0) - (s - t0)/h W) ds`` of many rows.
@@ -111,13 +111,13 @@ class BrownianPath:
         Raises:
             ValueError: an interval is shorter than ``resolution``, or there are fewer seeds than samples.
         """
-        rows, levels = self._rows(t0, t1, sample), Levels.down_to(self.resolution)
-        increments, areas = (torch.empty(len(t0), size, dtype=torch.float64) for _ in range(2))
-        for block in _blocks(len(t0), size):
-            start, end, key = (of[block] for of in rows)
-            self._increments(start, end, key, increments.numpy()[block])
-            areas.numpy()[block] = levels.areas(key, np.minimum(start, end), np.maximum(start, end)).sums(size)
-        return increments, areas
+        start, end, key = self._rows(t0, t1, sample)
+        low, high, levels = np.minimum(start, end), np.maximum(start, end), Levels.down_to(self.resolution)
+        increments, areas = np.empty((len(start), size)), np.empty((len(start), size))
+        for block in _blocks(len(start), size):
+            increments[block] = self._increments(start[block], end[block], key[block], size)
+            areas[block] = levels.areas(key[block], low[block], high[block]).sums(size)
+        return torch.from_numpy(increments), torch.from_numpy(areas)
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Refuse intervals ``(R,)`` below the resolution, and more samples than seeds, with a ValueError."""
@@ -138,14 +138,15 @@ class BrownianPath:
         number = (own + 1).astype(np.uint64) if isinstance(self.seed, int) else np.ones(1, dtype=np.uint64)
         return t0.numpy(), t1.numpy(), mixed(key[0 if isinstance(self.seed, int) else own] + number * GOLDEN)
 
-    def _increments(self, start: Array, end: Array, key: Keys, out: Array) -> None:
+    def _increments(self, start: Array, end: Array, key: Keys, size: int) -> Array:
         levels, times, twice = Levels.down_to(self.resolution), np.concatenate([start, end]), np.concatenate([key, key])
         # neighbouring steps share a time
         _, first, row = np.unique(mixed(twice + times.view(np.uint64)), return_index=True, return_inverse=True)
-        value = levels.values(twice[first], times[first]).sums(out.shape[1])
-        np.subtract(value[row[len(start) :]], value[row[: len(start)]], out=out)
+        value = levels.values(twice[first], times[first]).sums(size)
+        total = value[row[len(start) :]] - value[row[: len(start)]]
         if (np.floor(start / 2**TOP) != np.floor(end / 2**TOP)).any():
-            out += levels.crossings(key, start, end).sums(out.shape[1])
+            total += levels.crossings(key, start, end).sums(size)
+        return total
 
 
 def _blocks(rows: int, size: int) -> Iterator[slice]:

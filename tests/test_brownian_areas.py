@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cases import assert_close, generator, seeds
+from cases import assert_close, generator, random_grid, seeds
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+import picardsolve as ps
 from picardsolve.dyadic import Combination, Levels
 
 RESOLUTION = 2.0**-8
@@ -74,3 +76,87 @@ def test_the_shortest_intervals_have_an_exact_law(resolution, start):
     assert_close(
         torch.from_numpy(factors @ factors.T / resolution), torch.from_numpy(expected(t0, t1) / resolution), tolerance
     )
+
+
+# ---- the numbers
+
+
+def rows(seed: int, span: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ends = span * (torch.rand(2, 6, generator=generator(seed), dtype=torch.float64) - 0.5)
+    return ends[0], ends[1] + 0.01 * span, torch.arange(6) % 4
+
+
+@given(seeds, st.sampled_from([0.1, 1.0, 5000.0]), st.integers(1, 9))
+def test_an_area_does_not_depend_on_the_visit(seed, span, size):
+    path, (t0, t1, sample) = ps.BrownianPath(seed, 2.0**-30), rows(seed, span)
+    w, h = path.areas(t0, t1, sample, size)
+    assert torch.equal(w, path.increments(t0, t1, sample, size))
+    order = torch.randperm(6, generator=generator(seed))
+    assert torch.equal(path.areas(t0[order], t1[order], sample[order], size)[1], h[order])
+    for row in range(6):
+        at = slice(row, row + 1)
+        assert torch.equal(path.areas(t0[at], t1[at], sample[at], size)[1], h[at])
+    assert torch.equal(path.areas(t1, t0, sample, size)[1], h)
+    assert torch.equal(path.areas(t0, t1, sample, size + 3)[1][:, :size], h)
+    listed = ps.BrownianPath([seed + 1, seed + 2, seed + 3, seed + 4], 2.0**-30)
+    own = ps.BrownianPath([seed + 2], 2.0**-30)
+    one = sample == 1
+    assert torch.equal(
+        listed.areas(t0, t1, sample, size)[1][one], own.areas(t0[one], t1[one], 0 * sample[one], size)[1]
+    )
+
+
+@given(seeds, st.integers(1, 6), st.sampled_from([0.01, 1.0, 3000.0]))
+def test_areas_of_parts_make_the_whole(seed, steps, span):
+    """Chen's relation, over a grid of any steps."""
+    path, ts = ps.BrownianPath(seed, 2.0**-30), random_grid(seed, steps, -0.4, -0.4 + span)
+    zero = torch.zeros(steps, dtype=torch.int64)
+    w, h = path.areas(ts[:-1], ts[1:], zero, 3)
+    whole_w, whole_h = path.areas(ts[:1], ts[-1:], zero[:1], 3)
+    step, before = ts.diff()[:, None], torch.cumsum(w, 0) - w
+    area = (step * (before + w / 2 + h)).sum(0, keepdim=True) / (ts[-1] - ts[0]) - whole_w / 2
+    assert_close(area, whole_h, EXACT * max(span, 1))
+
+
+def test_blocks_of_rows_are_seamless():
+    """More rows than are computed at once, and more elements."""
+    path, ts = ps.BrownianPath(3), torch.linspace(0, 7, 71, dtype=torch.float64)
+    zero = torch.zeros(70, dtype=torch.int64)
+    w, h = path.areas(ts[:-1], ts[1:], zero, 300)
+    for k in (0, 31, 32, 33, 69):
+        one_w, one_h = path.areas(ts[k : k + 1], ts[k + 1 : k + 2], zero[:1], 300)
+        assert torch.equal(one_w[0], w[k])
+        assert torch.equal(one_h[0], h[k])
+    empty = path.areas(ts[:0], ts[:0], zero[:0], 3)
+    assert empty[0].shape == empty[1].shape == (0, 3)
+
+
+def test_areas_below_the_resolution_are_refused():
+    zero = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="resolution"):
+        ps.BrownianPath(0).areas(0.0 * zero.double(), zero + 1e-6, zero, 1)
+    with pytest.raises(ValueError, match="seed"):
+        ps.BrownianPath([1]).areas(0.0 * zero.double(), zero + 1.0, zero + 1, 1)
+
+
+GRIDS = {"dyadic": 1 / 16, "tenths": 0.1, "wide": 17.3, "short": 2e-5}
+
+
+def rejects(values: torch.Tensor) -> bool:
+    return stats.kstest(values.flatten().numpy(), "norm").pvalue < 1e-5
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_areas_are_normal_and_independent(name):
+    """Of the increment, of the neighbours and of the other elements; 5 standard errors."""
+    ts = torch.arange(501, dtype=torch.float64) * GRIDS[name] + 0.3
+    w, h = ps.BrownianPath(1).areas(ts[:-1], ts[1:], torch.zeros(500, dtype=torch.int64), 200)
+    root = ts.diff().sqrt()[:, None]
+    w, h = w / root, h * 12**0.5 / root
+    assert not rejects(h)
+    assert rejects(h * 1.05)  # the power to see a deviation wrong by a twentieth
+    limit = 5 / h.numel() ** 0.5
+    for x, y in ((w, h), (w**2, h**2), (h[:-1], h[1:]), (h[:-1], w[1:]), (w[:-1], h[1:]), (h[:, :-1], h[:, 1:])):
+        assert abs(float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1])) < limit * 1.01
+    leaning = torch.stack([w.flatten(), (h + 0.05 * w).flatten()])
+    assert abs(float(torch.corrcoef(leaning)[0, 1])) > limit

@@ -1,0 +1,99 @@
+"""A Brownian motion of torchsde as the path of a solve, so that both libraries integrate the same noise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchsde
+from torch import Tensor
+
+_WITH_AREAS = ("space-time", "davie", "foster")
+
+
+@dataclass(frozen=True)
+class TorchsdePath:
+    """``bm`` asked one interval at a time, as torchsde asks it.
+
+    It remembers what it was asked: this very object gives an interval the same value again, but another one with the
+    same entropy may give another, unless it is asked in the same order.
+
+    Args:
+        bm: a ``BrownianInterval``, ``BrownianPath`` or ``BrownianTree`` of shape ``(samples, channels)``; for a system
+            without samples, of any shape with as many elements as the system has noises.
+    """
+
+    bm: torchsde.BrownianInterval | torchsde.BrownianPath | torchsde.BrownianTree
+
+    def __post_init__(self):
+        if not isinstance(self.bm, torchsde.BrownianInterval | torchsde.BrownianPath | torchsde.BrownianTree):
+            raise TypeError(
+                f"bm: expected a BrownianInterval, BrownianPath or BrownianTree of torchsde, got "
+                f"{type(self.bm).__name__}; pass one of these."
+            )
+
+    def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
+        """Increments of many rows; as `picardsolve.BrownianPath.increments`.
+
+        Args:
+            t0: ``(R,)`` float64, on the CPU.
+            t1: ``(R,)`` float64, on the CPU.
+            sample: ``(R,)`` int64, which sample a row belongs to.
+            size: elements of a sample's motion.
+
+        Returns:
+            ``(R, size)`` float64, on the CPU.
+
+        Raises:
+            ValueError: ``bm`` has another shape, or does not reach to a time.
+        """
+        return self._asked(self.bm, t0, t1, sample, size) * torch.sign(t1 - t0)[:, None]
+
+    def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Increments and space-time Levy areas of many rows; as `picardsolve.BrownianPath.areas`.
+
+        Raises:
+            ValueError: ``bm`` has no areas; and as `increments`.
+        """
+        if self.bm.levy_area_approximation not in _WITH_AREAS:
+            raise ValueError(
+                f"bm: expected levy_area_approximation='space-time', got {self.bm.levy_area_approximation!r}; pass "
+                "BrownianInterval(..., levy_area_approximation='space-time')."
+            )
+        # torchsde returns U = h (W / 2 + H)
+        both = self._asked(lambda a, b: torch.stack(self.bm(a, b, return_U=True)), t0, t1, sample, size)
+        w, u = both.unbind(1)
+        length = (t1 - t0)[:, None]
+        return w * torch.sign(length), u / length.abs() - w / 2
+
+    def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
+        """Refuse times that ``bm`` does not reach to, and more samples than it has, with a ValueError."""
+        within = self.bm if isinstance(self.bm, torchsde.BrownianInterval) else self.bm._interval
+        low, high = torch.minimum(t0, t1), torch.maximum(t0, t1)
+        if len(t0) and not (within._start <= float(low.min()) and float(high.max()) <= within._end):
+            raise ValueError(
+                f"bm: reaches from {within._start:g} to {within._end:g}, times from {float(low.min()):g} to "
+                f"{float(high.max()):g} were asked for; pass one that holds them."
+            )
+        if samples > 1 and self.bm.shape[0] < samples:
+            raise ValueError(f"bm: has {self.bm.shape[0]} samples, {samples} are solved; pass one with as many.")
+
+    def _asked(
+        self, ask: Callable[[float, float], Tensor], t0: Tensor, t1: Tensor, sample: Tensor, size: int
+    ) -> Tensor:
+        """What ``ask`` gives upwards in time, of each row's sample, each interval asked for once."""
+        self.check(t0, t1, int(sample.max()) + 1 if len(sample) else 0)
+        elements = torch.Size(self.bm.shape).numel()
+        if elements % size or (len(sample) and elements // size <= int(sample.max())):
+            raise ValueError(
+                f"bm: expected a shape of samples of {size} elements each, got {tuple(self.bm.shape)}; pass one of "
+                f"shape (samples, {size})."
+            )
+        ends = torch.stack([torch.minimum(t0, t1), torch.maximum(t0, t1)], 1)
+        distinct, row = torch.unique(ends, dim=0, return_inverse=True)
+        answers = [ask(a, b) for a, b in distinct.tolist()]
+        if not answers:
+            return torch.empty(0, size, dtype=torch.float64)
+        stacked = torch.stack(answers).detach().to("cpu", torch.float64)
+        leading = stacked.shape[: stacked.dim() - len(self.bm.shape)]
+        by_sample = stacked.reshape(*leading, elements // size, size).movedim(-2, 1)
+        return by_sample[row, sample]

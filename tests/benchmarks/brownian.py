@@ -1,0 +1,113 @@
+"""Brownian paths beside torchsde's `BrownianInterval`: seconds a query in a sweep over a grid, and memory.
+
+Processor time of one thread, best of the repeats, both in one run. torchsde is told the step (``dt``), which makes it
+faster: the first column. Memory is the peak of the process beyond what it had, each in a process of its own.
+"""
+
+import multiprocessing
+import resource
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torchsde
+
+import picardsolve as ps
+
+GRIDS = {
+    "k / 1024": torch.arange(1025, dtype=torch.float64) / 1024,
+    "linspace(0, 1, 1001)": torch.linspace(0, 1, 1001, dtype=torch.float64),
+    "0.1 k": 0.1 * torch.arange(1001, dtype=torch.float64),
+    "cosine": (1 - torch.cos(torch.linspace(0.05, np.pi, 1001, dtype=torch.float64))) / 2,
+}
+SIZES, WINDOWS = (1, 16, 1000, 10_000), (1, 32, 1000)
+QUERIES = {1: 1000, 16: 1000, 1000: 200, 10_000: 50}  # of a sweep that is timed
+STEPS, STATE, WINDOW = 100_000, 10_000, 100  # of the memory
+
+
+def seconds(sweep: Callable[[], None], repeats: int = 3) -> float:
+    """Processor time of one of its runs, the best."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        sweep()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def torchsde_sweep(ts: torch.Tensor, size: int, queries: int) -> None:
+    """The first queries of a grid, one after the other; the mean step is known."""
+    times = ts.tolist()
+    dt = (times[-1] - times[0]) / (len(times) - 1)
+    bm = torchsde.BrownianInterval(times[0], times[-1], size=(1, size), dtype=torch.float64, entropy=1, dt=dt)
+    for k in range(queries):
+        bm(times[k], times[k + 1])
+
+
+def our_sweep(ts: torch.Tensor, size: int, queries: int, window: int, areas: bool = False) -> None:
+    """The same, by windows."""
+    path, sample = ps.BrownianPath(1), torch.zeros(window, dtype=torch.int64)
+    ask = path.areas if areas else path.increments
+    for k in range(0, queries, window):
+        stop = min(k + window, queries)
+        ask(ts[k:stop], ts[k + 1 : stop + 1], sample[: stop - k], size)
+
+
+def sweeps() -> None:
+    """Microseconds a query, and how many times less than torchsde."""
+    print(
+        "us a query (times less)      size  torchsde" + "".join(f"   window {w:4d}" for w in WINDOWS) + "    with areas"
+    )
+    for name, ts in GRIDS.items():
+        for size in SIZES:
+            queries = QUERIES[size]
+            theirs = seconds(lambda ts=ts, size=size, queries=queries: torchsde_sweep(ts, size, queries))
+            cells = []
+            for window, areas in [(w, False) for w in WINDOWS] + [(WINDOWS[-1], True)]:
+                count = min(queries, 100 if window == 1 else queries)
+                own = seconds(lambda a=(ts, size, count, window, areas): our_sweep(*a)) / count
+                cells.append(f"{own * 1e6:7.1f} ({theirs / queries / own:4.3g})")
+            print(f"{name:28s}{size:6d}  {theirs / queries * 1e6:8.0f} " + " ".join(cells), flush=True)
+
+
+def peak_of_ours(steps: int) -> float:
+    """Bytes that a sweep by windows takes beyond what the process had."""
+    ts = torch.linspace(0, 100, STEPS + 1, dtype=torch.float64)
+    return _peak(lambda: our_sweep(ts, STATE, steps, WINDOW), lambda: our_sweep(ts, 1, WINDOW, WINDOW))
+
+
+def peak_of_torchsde(steps: int) -> float:
+    """The same for torchsde; its cache holds 45 intervals unless it is told otherwise."""
+    ts = torch.linspace(0, 100, STEPS + 1, dtype=torch.float64)
+    return _peak(lambda: torchsde_sweep(ts, STATE, steps), lambda: torchsde_sweep(ts, 1, 3))
+
+
+def _peak(run: Callable[[], None], before: Callable[[], None]) -> float:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    before()
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+
+
+def memory() -> None:
+    """Peaks over the storage of a window, by how many steps of the grid are swept."""
+    storage = WINDOW * STATE * 8
+    print(
+        f"\npeak memory over a window's {storage / 1e6:.0f} MB, grid of {STEPS} steps, state {STATE}, window {WINDOW}"
+    )
+    for steps in (300, 1000):
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            ours = pool.apply(peak_of_ours, (steps,)) / storage
+            theirs = pool.apply(peak_of_torchsde, (steps,)) / storage
+        print(f"{steps:6d} steps: picardsolve {ours:.2f}, torchsde {theirs:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    sweeps()
+    memory()
