@@ -61,7 +61,7 @@ class RowFunction:
             return self._call_checking_rows(t, x, sample)
         out = self._in_chunks(t, x, sample)
         if self._probe is None:
-            self._probe = (t[:1], _values(x)[:1].clone(), sample[:1], _values(out)[:1].clone())
+            self._probe = (t[:1], _values(x)[:1].detach().clone(), sample[:1], _values(out)[:1].detach().clone())
         return out
 
     def _call_checking_rows(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ def reverse_sde(
 
     Forward, ``x_t = alpha(t) x_0 + sigma(t) noise`` is the law of ``dx = F(t) x dt + G(t) dW`` with
     ``F = d log(alpha) / dt`` and ``G^2 = d sigma^2 / dt - 2 F sigma^2`` (Song et al. 2021, for VP, VE and sub-VP;
-    Karras et al. 2022, for EDM). Back in time, ``s = -t``, it is ``dx = (G^2 score - F x) ds + G dW`` (Anderson 1982): an Ito
-    `SDE` with additive noise on increasing times s. The grid has equal steps of the log signal-to-noise ratio: near
-    t = 0 scores change like 1/t, for which equal steps of time are too long. Predictor-corrector samplers are not
+    Karras et al. 2022, for EDM). Back in time, ``s = -t``, it is ``dx = (G^2 score - F x) ds + G dW`` (Anderson 1982):
+    an Ito `SDE` with additive noise on increasing times s. The grid has equal steps of the log signal-to-noise ratio:
+    near t = 0 scores change like 1/t, for which equal steps of time are too long. Predictor-corrector samplers are not
     included.
 
     Args:

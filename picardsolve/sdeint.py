@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picardsolve import grids
+from picardsolve.brownian import BrownianPath
 from picardsolve.checks import check_callable, check_choice
 from picardsolve.integrators import SRID2, EulerMaruyama, Integrator, Milstein, StochasticHeun, StochasticMidpoint
 from picardsolve.path import Path
@@ -25,7 +26,6 @@ _METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {
 }
 _NOISES = ("additive", "diagonal", "scalar", "general")
 _SOLVES = {"window", "iteration", "guess", "stop", "max_batch", "max_rounds", "progress"}
-_SHORTEST = 2.0**-40  # interval that a `BrownianPath` can be asked for
 
 
 def sdeint(
@@ -92,7 +92,7 @@ def sdeint(
     times = ts.detach() if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=y0.dtype)
     if not bool((grids.given(times).diff() > 0).all()):
         raise ValueError("ts: expected increasing times for an SDE; write the reverse-time equation forward.")
-    grid = _grid(times, dt)
+    grid = _grid(times, dt, keep_all=not isinstance(bm, BrownianPath | None))
     solution = solve(term, y0, grid, integrator=integrator, brownian=bm, batch_dims=1, rtol=rtol, atol=atol, **given)
     ys = _between(solution.ys, grid, times.to("cpu", torch.float64))
     return (ys, solution) if full_output else ys
@@ -152,15 +152,19 @@ def _integrator(method: str | None, term: SDE) -> Integrator:
     return integrator
 
 
-def _grid(ts: Tensor, dt: float) -> Tensor:
-    """Steps of ``dt`` added up one by one in the precision of ``ts``, as torchsde adds them: the same times."""
+def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
+    """Steps of ``dt`` added up one by one in the precision of ``ts``, as torchsde adds them: the same times.
+
+    What rounding leaves over at the end is a step of torchsde's, kept where its noise is integrated, and no other.
+    """
     times = ts.to("cpu").numpy() if ts.is_floating_point() else ts.to("cpu", torch.float64).numpy()
     count = int(np.ceil((times[-1] - times[0]) / dt)) + 2
     steps = np.full(count + 1 + count // 1000, dt, dtype=times.dtype)
     steps[0] = times[0]
     grid = np.add.accumulate(steps, dtype=times.dtype)
     grid = np.append(grid[grid < times[-1]], times[-1]).astype(np.float64)
-    if len(grid) > 2 and grid[-1] - grid[-2] < _SHORTEST:  # what rounding has left of the end
+    rounding = 0.0 if keep_all else len(grid) * np.finfo(times.dtype).eps * np.abs(grid).max()
+    if len(grid) > 2 and grid[-1] - grid[-2] <= rounding:
         grid = np.delete(grid, -2)
     return torch.from_numpy(grid)
 

@@ -84,6 +84,36 @@ class Case:
         return self.growth * scale * (4 * self.steps * state + self.weight * drift)
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A path whose increments and areas are all the same: it shows what a step makes of each."""
+
+    increment: float
+    area: float
+
+    def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
+        return torch.full((len(t0), size), self.increment, dtype=torch.float64)
+
+    def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        return self.increments(t0, t1, sample, size), torch.full((len(t0), size), self.area, dtype=torch.float64)
+
+    def check(self, t0: Tensor, t1: Tensor, samples: int) -> None: ...
+
+
+def linear_variance(term: ps.SDE, ts: Tensor, integrator: ps.Integrator, variance: float) -> float:
+    """The variance at the end of a chain that is linear in a single number, W and H: ``x' = a x + b W + c H``."""
+    paths = {(1.0, 0.0, 0.0): None, (0.0, 1.0, 0.0): None, (0.0, 0.0, 1.0): None}
+    for start, w, h in paths:
+        y0, path = torch.tensor([start], dtype=torch.float64), Constant(w, h)
+        paths[start, w, h] = ps.sequential(term, y0, ts, integrator=integrator, brownian=path).ys[:, 0]
+    carried, by_w, by_h = paths.values()
+    a = carried[1:] / carried[:-1]
+    b, c = (ys[1:] - a * ys[:-1] for ys in (by_w, by_h))
+    for step in torch.stack([a**2, (b**2 + c**2 / 12) * ts.diff()], 1).tolist():
+        variance = step[0] * variance + step[1]
+    return variance
+
+
 def assert_close(actual: Tensor, expected: Tensor, bound: float) -> None:
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
