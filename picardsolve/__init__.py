@@ -15,12 +15,17 @@ from picardsolve.integrators import (
     ETDRK2,
     ETDRK4,
     RK4,
+    SRA1,
+    SRID2,
     BackwardEuler,
     DPMSolver,
     Euler,
     EulerMaruyama,
     Heun,
     Integrator,
+    Milstein,
+    StochasticHeun,
+    StochasticMidpoint,
 )
 from picardsolve.iterations import (
     Anderson,
@@ -35,6 +40,8 @@ from picardsolve.iterations import (
 )
 from picardsolve.linear import Diagonal, Fourier
 from picardsolve.odeint import odeint
+from picardsolve.reverse import reverse_sde
+from picardsolve.sdeint import sdeint
 from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
 from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE
@@ -52,6 +59,8 @@ __all__ = [
     "ODE",
     "RK4",
     "SDE",
+    "SRA1",
+    "SRID2",
     "Analysis",
     "Anderson",
     "BackwardEuler",
@@ -77,6 +86,7 @@ __all__ = [
     "Integrator",
     "Iteration",
     "Jacobi",
+    "Milstein",
     "MultiSecant",
     "Newton",
     "Occurrences",
@@ -91,12 +101,16 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "StochasticHeun",
+    "StochasticMidpoint",
     "Verification",
     "analyze",
     "grids",
     "odeint",
     "presets",
+    "reverse_sde",
     "schedules",
+    "sdeint",
     "sequential",
     "solve",
     "theory",

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from picardsolve.collocation import Trajectory
 from picardsolve.collocation.transposed import Stack, Window
 from picardsolve.drift import RowFunction
+from picardsolve.refused import Refused
 from picardsolve.solution import Solution
 
 _DENSE = 300  # unknowns of a segment whose equations are factorised at once
@@ -27,10 +28,6 @@ _TOGETHER = 8  # segments of a sample that are iterated on together
 _DIRECTIONS = 60  # of the iteration
 _SHARPER = 0.1  # of rtol: the residual that an iteration leaves
 
-_FIXED = (
-    "gradient: not recorded by fixed-step integrators; pass integrator=picardsolve.Collocation(), in odeint an "
-    "adaptive method, or detach y0, ts and args."
-)
 _ONCE = "gradient: solutions by collocation have first derivatives only; leave create_graph=True out."
 
 
@@ -58,29 +55,6 @@ def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any,
     return replace(solution, ys=states(times), dense=states)
 
 
-def refusing_gradients(solution: Solution, y0: Any, ts: Any, args: Sequence[Any]) -> Solution:
-    """The same solution; whoever asks it for gradients by y0, ts or args is told who has them."""
-    given = [leaf for leaf in pytree.tree_leaves((y0, ts, tuple(args))) if isinstance(leaf, Tensor)]
-    if not any(leaf.requires_grad for leaf in given):
-        return solution
-    return replace(solution, ys=pytree.tree_map(lambda ys: _Refused.apply(_FIXED, ys, *given), solution.ys))
-
-
-class _Refused(torch.autograd.Function):
-    """A value that says a sentence when it is asked for its gradient by the tensors given."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, sentence: str, value: Tensor, *given: Tensor
-    ) -> Tensor:
-        ctx.sentence = sentence
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        raise RuntimeError(ctx.sentence)
-
-
 class _States(torch.autograd.Function):
     """States at times, as a function of the times, that of the start, the start, arguments and parameters."""
 
@@ -104,7 +78,7 @@ class _States(torch.autograd.Function):
         with torch.no_grad():
             gradients = Adjoint.of(ctx.trajectory, ctx.by, tensors).gradients(at, origin, cotangent)
         if torch.is_grad_enabled():  # create_graph: not by `once_differentiable`, which lets linear losses pass
-            gradients = [_Refused.apply(_ONCE, gradient, cotangent, *inputs) for gradient in gradients]
+            gradients = [Refused.apply(_ONCE, gradient, cotangent, *inputs) for gradient in gradients]
         return None, None, *gradients
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from picardsolve.brownian import BrownianPath
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.forecast import Errors, errors_of
 from picardsolve.integrators import RK4, Heun, Integrator, Problem
 from picardsolve.iterations import Iteration, MultiSecant, Picard, Secant, iteration_for
+from picardsolve.path import Path
 from picardsolve.pilot import Pilot, fly
 from picardsolve.plot import plot_expected
 from picardsolve.terms import Denoiser, Term
@@ -137,7 +137,7 @@ def analyze(
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
-    brownian: BrownianPath | None = None,
+    brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
     batch_dims: int | None = None,
@@ -191,7 +191,7 @@ def analyze(
     for iteration in iterations:
         errors = errors_of(pilot, length, isinstance(iteration, MultiSecant), denoiser)
         for width in _widths(length, max_batch, len(y)):
-            table.append(_expected(iteration, width, errors, pilot, stages, alone))
+            table.append(_expected(iteration, width, errors, pilot, stages, chain.rounds, alone))
     best, reach = _best(table), _reach(pilot, length)
     pays = best is not None and best.gain >= _WORTH
     analysis = Analysis(
@@ -219,6 +219,7 @@ def _above_rounding(tolerance: Tolerance, y: Tensor) -> Tolerance:
 
 
 def _stages(integrator: Integrator) -> int:
+    """How many of the pilot's evaluations one of the chain's is worth."""
     return integrator.order if isinstance(integrator, Heun | RK4) else 1
 
 
@@ -228,7 +229,10 @@ def _widths(length: int, max_batch: int | None, samples: int) -> list[int]:
     return [*(2**k for k in range(2, 40) if _NARROWEST <= 2**k < widest), widest]
 
 
-def _expected(iteration: Iteration, width: int, errors: Errors, pilot: Pilot, stages: int, alone: float) -> Expected:
+def _expected(
+    iteration: Iteration, width: int, errors: Errors, pilot: Pilot, stages: int, calls: int, alone: float
+) -> Expected:
+    """Of a window; ``calls`` of the drift follow each other in a round, ``stages`` times as many as in the pilot's."""
     length, samples = errors.carried.shape
     forecast, seconds = errors.forecast(width, _MOST), pilot.seconds
     drift = stages * (forecast.rounds * seconds.call + forecast.evaluations * seconds.row)
@@ -238,7 +242,7 @@ def _expected(iteration: Iteration, width: int, errors: Errors, pilot: Pilot, st
     number = float(errors.direct.mean(0).max()) * width
     reliable = forecast.far <= _FAR and number <= _room(pilot)
     work = forecast.evaluations / (length * samples)
-    return Expected(iteration, width, forecast.rounds * stages, work, total, alone / max(total, 1e-12), reliable)
+    return Expected(iteration, width, forecast.rounds * calls, work, total, alone / max(total, 1e-12), reliable)
 
 
 def _room(pilot: Pilot) -> float:

@@ -1,5 +1,6 @@
 """What a solve is asked, checked before any work and made into the parts that it runs with."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from picardsolve.brownian import BrownianPath
 from picardsolve.checks import check_optional_positive_integer, check_type
 from picardsolve.collocation import Collocation
 from picardsolve.integrators import Integrator, Problem
+from picardsolve.path import Path
 from picardsolve.state import Layout
 from picardsolve.stopping import Stop
 from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE, Term
@@ -23,7 +25,7 @@ def validated(
     y0: Any,
     ts: Tensor | Sequence[float],
     integrator: Integrator | Collocation,
-    brownian: BrownianPath | None,
+    brownian: Path | None,
     args: Sequence[Any],
     cond: Mapping[str, Any] | None,
     batch_dims: int | None,
@@ -38,7 +40,8 @@ def validated(
         raise TypeError(
             f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
         )
-    if brownian is not None:
+    asked = ("increments", "areas", "check")
+    if isinstance(brownian, type) or not (brownian is None or all(hasattr(brownian, name) for name in asked)):
         check_type("brownian", brownian, BrownianPath, "picardsolve.BrownianPath(seed=0)")
     check_optional_positive_integer("max_batch", max_batch)
     if isinstance(args, Tensor) or not isinstance(args, Sequence):
@@ -73,8 +76,18 @@ def validated(
         grid = grids.per_sample(ts, layout.batch)
     else:
         grid = grids.given(ts)
-    problem = Problem(term, layout, grid, given, brownian or BrownianPath(seed=0), max_batch)
+    problem = Problem(term, layout, grid, given, brownian or _usual_path(grid), max_batch)
     return problem, layout.pack(y0).detach()
+
+
+def _usual_path(ts: Tensor) -> BrownianPath:
+    """As fine as the shortest step of ``(N + 1,)`` or ``(N + 1, B)`` times needs, if it can be."""
+    usual, shortest = BrownianPath(seed=0), float(ts.diff(dim=0).abs().min())
+    return (
+        usual
+        if shortest >= usual.resolution
+        else BrownianPath(0, max(2.0 ** math.floor(math.log2(shortest)), 2.0**-40))
+    )
 
 
 def tolerance_of(

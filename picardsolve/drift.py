@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.parameters import leaves
 from picardsolve.state import Layout, sorted_keys
 
 
@@ -22,8 +23,10 @@ class RowFunction:
         args: positional arguments (a mapping: keyword arguments); tensors hold one entry per sample if batched.
         vectorized: False lifts the function of one state by ``torch.func.vmap``.
         time_last: whether the function is a network in the samplers' order, with t of shape ``(rows,)``.
-        trailing: dimensions of the output beyond the state's.
+        trailing: dimensions of the output beyond the state's; None: none or one, which the first output shows.
+        tail: those dimensions of the first tensor that came out; None before.
         max_batch: rows a call may hold; more are cut into chunks.
+        parameters: where the first call notes what the function closes over that requires gradients; None: nowhere.
     """
 
     name: str
@@ -32,10 +35,12 @@ class RowFunction:
     args: Sequence[Any] | Mapping[str, Any] = ()
     vectorized: bool = True
     time_last: bool = False
-    trailing: int = 0
+    trailing: int | None = 0
     max_batch: int | None = None
+    parameters: list[Tensor] | None = None
     calls: int = 0
     evaluations: int = 0
+    tail: tuple[int, ...] | None = field(default=None, init=False)
     _probe: "tuple[Tensor, Tensor, Tensor, Tensor] | None" = field(default=None, repr=False)
     _checked: bool = False
 
@@ -56,7 +61,7 @@ class RowFunction:
             return self._call_checking_rows(t, x, sample)
         out = self._in_chunks(t, x, sample)
         if self._probe is None:
-            self._probe = (t[:1], _values(x)[:1].clone(), sample[:1], _values(out)[:1].clone())
+            self._probe = (t[:1], _values(x)[:1].detach().clone(), sample[:1], _values(out)[:1].detach().clone())
         return out
 
     def _call_checking_rows(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
@@ -90,7 +95,14 @@ class RowFunction:
         self.calls += 1
         self.evaluations += x.shape[:-1].numel()
         args = self._gather(sample)
-        return self._value(t, x, args) if x.dim() == 2 else self._value_and_derivatives(t, x, args)
+        value = self._value if x.dim() == 2 else self._value_and_derivatives
+        if self.parameters is None or self.calls > 1:
+            return value(t, x, args)
+        with torch.enable_grad():
+            out = value(t, x, args)
+        if out.requires_grad:
+            self.parameters.extend(leaves(out))
+        return out.detach()
 
     def _value_and_derivatives(self, t: Tensor, x: Tensor, args: Any) -> Tensor:
         """One call of the function, that carries the tangents along (forward-mode differentiation)."""
@@ -168,7 +180,13 @@ class RowFunction:
         )
 
     def _flat(self, out: Any, rows: int) -> Tensor:
-        return out.reshape(rows, -1) if self._is_plain(out, rows) else self._checked_flat(out, rows)
+        if self.trailing is None:
+            first = pytree.tree_leaves(sorted_keys(out))[:1]
+            self.trailing = int(bool(first) and getattr(first[0], "ndim", 0) == len(self.layout.shapes[0]) + 2)
+        if self._is_plain(out, rows):
+            self.tail = ()
+            return out.reshape(rows, -1)
+        return self._checked_flat(out, rows)
 
     def _is_plain(self, out: Any, rows: int) -> bool:
         """Whether it is what nearly every function returns, of which nothing more need be asked."""
@@ -183,6 +201,7 @@ class RowFunction:
         )
 
     def _checked_flat(self, out: Any, rows: int) -> Tensor:
+        trailing = self.trailing or 0
         leaves, structure = pytree.tree_flatten(sorted_keys(out))
         if structure != self.layout.structure:
             raise ValueError(
@@ -191,9 +210,9 @@ class RowFunction:
             )
         expected = [(rows, *shape) for shape in self.layout.shapes]
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
-        fits = [shape[: len(shape) - self.trailing] for shape in shapes] == expected
-        if not fits or len({shape[len(shape) - self.trailing :] for shape in shapes}) > 1:
-            tail = ", m" * self.trailing
+        fits = [shape[: len(shape) - trailing] for shape in shapes] == expected
+        if not fits or len({shape[len(shape) - trailing :] for shape in shapes}) > 1:
+            tail = ", m" * trailing
             wanted = ", ".join(f"({', '.join(map(str, shape))}{tail})" for shape in expected)
             raise ValueError(
                 f"{self.name}: expected to return shape {wanted} for {rows} states at once, got "
@@ -213,7 +232,8 @@ class RowFunction:
                 )
         if self.layout.dtype.is_complex:
             leaves = [self.layout.reals(leaf) for leaf in leaves]
-        flat = [leaf.reshape(rows, -1, *leaf.shape[leaf.dim() - self.trailing :]) for leaf in leaves]
+        self.tail = tuple(leaves[0].shape[leaves[0].dim() - trailing :])
+        flat = [leaf.reshape(rows, -1, *self.tail) for leaf in leaves]
         return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).reshape(rows, -1).to(self.layout.compute_dtype)
 
 

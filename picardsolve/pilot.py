@@ -92,7 +92,7 @@ def fly(problem: Problem, y0: Tensor, integrator: Integrator, tolerance: Toleran
     Args:
         problem: what is to be solved.
         y0: ``(B, D)``.
-        integrator: of the solve; in the place of a Runge-Kutta method of several stages, Euler's is run.
+        integrator: of the solve; on an ODE, in the place of a method of several stages, Euler's is run.
         tolerance: of the solve.
     """
     single = Euler() if isinstance(integrator, Heun | RK4) else integrator

@@ -45,6 +45,24 @@ class VP(Schedule):
 
 
 @dataclass(frozen=True)
+class SubVP(Schedule):
+    """Less noise than `VP`: ``alpha^2 = alpha_bar(t)``, ``sigma = 1 - alpha_bar(t)`` (Song et al. 2021, eq. 29)."""
+
+    alpha_bar: Callable[[Tensor], Tensor]
+
+    def __post_init__(self):
+        check_callable("alpha_bar", self.alpha_bar)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``sqrt(alpha_bar(t))``."""
+        return self.alpha_bar(t).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``1 - alpha_bar(t)``."""
+        return (1 - self.alpha_bar(t)).clamp(min=0)
+
+
+@dataclass(frozen=True)
 class VE(Schedule):
     """Variance exploding: ``alpha = 1`` and noise level ``sigma(t)`` (Song et al. 2021, section 3.4)."""
 

@@ -38,13 +38,14 @@ def run(
         path[begin] = y0
     for n in range(begin, end):
         step = np.full_like(sample, n)
-        out = chain.evaluate(Rows(step, sample, y))[None]
+        noise = _drawn(chain, step, sample, y)
+        out = chain.evaluate(Rows(step, sample, y, noise=noise))[None]
         if chain.memory:
             past = out.new_zeros(chain.memory, *out.shape[1:]) if past is None else past
             out = torch.cat([past, out])
             past = out[1:]
-        noise = chain.increments(step, sample).to(y)[None] if chain.noise_size else None
-        y = chain.steps(step[None], y[None], out, noise).images()[0]
+        noise = _drawn(chain, step, sample, y) if noise is None else noise  # how much, the first output may tell
+        y = chain.steps(step[None], y[None], out, None if noise is None else noise[None]).images()[0]
         if path is not None:
             path[n + 1] = y
         broken = ~torch.isfinite(y).all(-1).cpu().numpy() & (finite_steps > n)
@@ -53,3 +54,7 @@ def run(
         if not (finite_steps > n).any():
             break
     return y, finite_steps
+
+
+def _drawn(chain: DriftChain, step: np.ndarray, sample: np.ndarray, like: Tensor) -> Tensor | None:
+    return chain.increments(step, sample).to(like) if chain.noise_size else None

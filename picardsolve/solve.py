@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve import sequential as reference
-from picardsolve.adjoint import differentiable, refusing_gradients
-from picardsolve.brownian import BrownianPath
+from picardsolve.adjoint import differentiable
 from picardsolve.certificate import Certificate, Evidence
+from picardsolve.chain_adjoint import recorded
 from picardsolve.checks import (
     check_choice,
     check_optional_positive_integer,
@@ -28,11 +28,12 @@ from picardsolve.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
+from picardsolve.path import Path
 from picardsolve.prediction import rounds_expected
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Stop, stopping_of
-from picardsolve.terms import Denoiser, Term
+from picardsolve.terms import ODE, SDE, Denoiser, Term
 from picardsolve.tolerances import Tolerance
 from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
@@ -56,7 +57,7 @@ def solve(
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
     stop: Stop = "error",
-    brownian: BrownianPath | None = None,
+    brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
     batch_dims: int | None = None,
@@ -69,8 +70,9 @@ def solve(
 ) -> Solution:
     """Solve a term on a grid, a window of steps at a time, to the sequential integrator's answer.
 
-    With `Collocation`, gradients are recorded by y0, ts, args and whatever the drift closes over, to its tolerance
-    (`picardsolve.adjoint`); with others they are not.
+    Gradients are recorded by y0, args and whatever the functions close over: with `Collocation`, by ts too, to its
+    tolerance (`picardsolve.adjoint`); on a grid, of an `ODE` or `SDE` with an explicit integrator, along its steps and
+    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told.
 
     Args:
         term: an `ODE`, `SemilinearODE`, `SDE` or `Denoiser`.
@@ -133,8 +135,12 @@ def solve(
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
     kept = {"max_batch": max_batch, "save": save}
     how = iteration, guess, window, stop, max_rounds, progress, throw
+    noted = [] if torch.is_grad_enabled() and isinstance(problem.term, ODE | SDE) else None
+    fixed = pytree.tree_map(lambda arg: arg.detach() if isinstance(arg, Tensor) else arg, problem.args)
+    problem = replace(problem, args=fixed, parameters=noted)
     solution = _on_grid(problem, y, (term, y0, ts), (tol, rtol, atol), *how, given=given, kept=kept)
-    return refusing_gradients(solution, y0, ts, args) if torch.is_grad_enabled() else solution
+    wanted = args if cond is None else cond
+    return recorded(solution, problem, integrator, y0, ts, wanted) if torch.is_grad_enabled() else solution
 
 
 @torch.no_grad()
@@ -297,7 +303,7 @@ def sequential(
     ts: Tensor | Sequence[float],
     *,
     integrator: Integrator,
-    brownian: BrownianPath | None = None,
+    brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
     batch_dims: int | None = None,

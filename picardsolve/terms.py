@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
 from picardsolve.checks import check_callable, check_choice
+from picardsolve.derivative import Corrected, WithDerivative
 from picardsolve.linear import Linear, linear_of
 from picardsolve.schedules import Schedule
 
-Noise = Literal["additive", "diagonal", "scalar", "general"]
+Noise = Literal["additive", "diagonal", "scalar", "commutative", "general"]
+Interpretation = Literal["ito", "stratonovich"]
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 
 
@@ -104,26 +106,51 @@ class SDE:
 
     Args:
         drift: as for `ODE`.
-        diffusion: called like ``drift``. For ``noise`` "additive" (must not depend on the state) and "diagonal" it
-            returns the shape of ``y`` and each element has its own Brownian motion; "scalar": the shape of ``y``, one
-            Brownian motion for the state; "general": ``(rows, *state, m)``, m Brownian motions.
-        noise: one of "additive", "diagonal", "scalar", "general".
-        interpretation: "ito", or "stratonovich" (refused by integrators that solve only Ito equations).
+        diffusion: called like ``drift``; returns what ``noise`` says.
+        noise: "diagonal": the shape of ``y``, each element with its own Brownian motion. "scalar": the shape of ``y``,
+            one Brownian motion for the state. "general": ``(rows, *state, m)``, m Brownian motions. "commutative": the
+            same, where ``(dg_k / dy) g_j = (dg_j / dy) g_k`` for all columns, which `Milstein` needs. "additive": the
+            shape of ``y``, as "diagonal", or ``(rows, *state, m)``; it must not depend on the state.
+        interpretation: "ito" or "stratonovich"; the same for additive noise.
         vectorized: as for `ODE`, for both functions.
     """
 
     drift: Callable[..., Any]
     diffusion: Callable[..., Any]
     noise: Noise = "diagonal"
-    interpretation: Literal["ito", "stratonovich"] = "ito"
+    interpretation: Interpretation = "ito"
     vectorized: bool = True
 
     def __post_init__(self):
         check_callable("drift", self.drift)
         check_callable("diffusion", self.diffusion)
         check_choice("noise", self.noise, get_args(Noise))
-        check_choice("interpretation", self.interpretation, ("ito", "stratonovich"))
+        check_choice("interpretation", self.interpretation, get_args(Interpretation))
         _check_flag("vectorized", self.vectorized)
+
+    @property
+    def derivative(self) -> WithDerivative:
+        """The diffusion with its derivatives along its own columns."""
+        return WithDerivative(self.diffusion, self.noise in ("commutative", "general"))
+
+    def to_ito(self) -> "SDE":
+        """The same process in Ito's form, whose drift has ``1/2 sum_j (dg_j / dy) g_j`` more (Kloeden & Platen, 4.9).
+
+        By `torch.func.jvp`: one for diagonal and scalar noise, m for m columns, in each evaluation of the drift. Of
+        diagonal noise element i of the diffusion must depend on element i of the state alone; solves refuse others.
+        """
+        return self._interpreted("ito", 0.5)
+
+    def to_stratonovich(self) -> "SDE":
+        """The same process in Stratonovich's form, whose drift has as much less; see `to_ito`."""
+        return self._interpreted("stratonovich", -0.5)
+
+    def _interpreted(self, interpretation: Interpretation, factor: float) -> "SDE":
+        if self.interpretation == interpretation:
+            return self
+        additive = self.noise == "additive"
+        drift = self.drift if additive else Corrected(self.drift, self.derivative, factor)
+        return replace(self, drift=drift, interpretation=interpretation)
 
 
 @dataclass(frozen=True)
@@ -154,6 +181,21 @@ class Denoiser:
         check_choice("prediction", self.prediction, get_args(Prediction))
         if not isinstance(self.sigma_data, int | float) or not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data: expected a number > 0, got {self.sigma_data!r}; leave it out if unknown.")
+
+    def score(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The gradient of the log density of noisy samples, ``(alpha x_0 - x) / sigma^2`` (Vincent 2011).
+
+        Args:
+            x: ``(rows, ...)``.
+            t: ``(rows,)`` times of positive noise level.
+            **cond: passed on to the model.
+        """
+        out = self.model(x, t, **cond)
+        out = getattr(out, "sample", out)
+        shape = -1, *[1] * (x.dim() - 1)
+        alpha, sigma = (level(t.double()).reshape(shape).to(x) for level in (self.schedule.alpha, self.schedule.sigma))
+        c, d = self.sample_map(alpha, sigma)
+        return (alpha * (c * x + d * out) - x) / sigma**2
 
     def sample_map(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients ``(c, d)`` with ``x_0 = c x + d output`` at noise level ``(alpha, sigma)``."""

@@ -120,9 +120,11 @@ class Window:
             after = self._held(self._old_states()[1:])
         self._directions = self._wanted_directions(rows)
         tangents = None if self._directions is None else self._directions[:, None].expand(-1, *rows.shape)
+        noise = self._drawn(width) if self.chain.reads_noise else None
+        noise = None if noise is None else self._held(noise)
         if self._full:
-            return Rows(step.ravel(), sample.ravel(), rows, tangents, after)
-        return Rows(step[mask], sample[mask], rows, tangents, after)
+            return Rows(step.ravel(), sample.ravel(), rows, tangents, after, noise)
+        return Rows(step[mask], sample[mask], rows, tangents, after, noise)
 
     def tell(self, outputs: Tensor) -> None:
         """Take the outputs of the rows that were asked for, shape ``(R, K)``; ``(1 + P, R, K)`` with derivatives."""

@@ -14,9 +14,10 @@ import picardsolve as ps
 
 HALF = (torch.float16, torch.bfloat16)
 SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
-NOISES = ("additive", "diagonal", "scalar", "general")
+NOISES = ("additive", "diagonal", "scalar", "commutative", "general")
 WIDEST = 24  # of the windows that are drawn
-STAGES = {ps.Euler: 1, ps.Heun: 2, ps.RK4: 4}
+SDE_METHODS = (ps.EulerMaruyama(), ps.Milstein(), ps.StochasticHeun(), ps.StochasticMidpoint(), ps.SRA1(), ps.SRID2())
+STAGES = {ps.Euler: 1, ps.Heun: 2, ps.RK4: 4, ps.StochasticHeun: 2, ps.StochasticMidpoint: 2, ps.SRA1: 2, ps.SRID2: 3}
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -46,6 +47,9 @@ class Case:
 
     @property
     def stages(self) -> int:
+        """Of additive noise `SRID2` is `SRA1`."""
+        if isinstance(self.integrator, ps.SRID2) and self.term.noise == "additive":
+            return 2
         return STAGES.get(type(self.integrator), 1)
 
     def _arguments(self, more: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +82,36 @@ class Case:
         drift = (8 if dtype in HALF else 40) * torch.finfo(dtype).eps
         scale = 1 + float(ys.abs().max())
         return self.growth * scale * (4 * self.steps * state + self.weight * drift)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A path whose increments and areas are all the same: it shows what a step makes of each."""
+
+    increment: float
+    area: float
+
+    def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
+        return torch.full((len(t0), size), self.increment, dtype=torch.float64)
+
+    def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        return self.increments(t0, t1, sample, size), torch.full((len(t0), size), self.area, dtype=torch.float64)
+
+    def check(self, t0: Tensor, t1: Tensor, samples: int) -> None: ...
+
+
+def linear_variance(term: ps.SDE, ts: Tensor, integrator: ps.Integrator, variance: float) -> float:
+    """The variance at the end of a chain that is linear in a single number, W and H: ``x' = a x + b W + c H``."""
+    paths = {(1.0, 0.0, 0.0): None, (0.0, 1.0, 0.0): None, (0.0, 0.0, 1.0): None}
+    for start, w, h in paths:
+        y0, path = torch.tensor([start], dtype=torch.float64), Constant(w, h)
+        paths[start, w, h] = ps.sequential(term, y0, ts, integrator=integrator, brownian=path).ys[:, 0]
+    carried, by_w, by_h = paths.values()
+    a = carried[1:] / carried[:-1]
+    b, c = (ys[1:] - a * ys[:-1] for ys in (by_w, by_h))
+    for step in torch.stack([a**2, (b**2 + c**2 / 12) * ts.diff()], 1).tolist():
+        variance = step[0] * variance + step[1]
+    return variance
 
 
 def assert_close(actual: Tensor, expected: Tensor, bound: float) -> None:
@@ -220,14 +254,17 @@ def random_drift(kind: str, seed: int, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 def random_diffusion(noise: str, seed: int, shape: tuple[int, ...], dtype: torch.dtype, motions: int = 2) -> Callable:
-    """``g(t, y)`` with Lipschitz constant 0.3 in y and values up to 0.6."""
+    """``g(t, y)`` with Lipschitz constant 0.3 in y and values up to 0.6; of additive noise sometimes columns."""
     gen = generator(seed)
     frequency, phase = torch.rand(2, motions, generator=gen, dtype=torch.float64).to(dtype)
 
     def g(t, y, pace=None):
         if noise == "additive":
-            return 0.3 * torch.cos(t) + 0.3 + torch.zeros_like(y)
+            alike = 0.3 * torch.cos(t) + 0.3 + torch.zeros_like(y)
+            return alike if seed % 2 else alike[..., None] * phase / motions
         columns = 0.3 * torch.sin(y[..., None] * frequency + phase + t[..., None]) + 0.3
+        if noise == "commutative":  # multiples of each other
+            return columns[..., :1] * phase / motions
         return columns / motions if noise == "general" else columns[..., 0]
 
     return g
@@ -281,21 +318,26 @@ def logistic_cases(draw) -> Case:
 
 
 @st.composite
-def sde_cases(draw, noises=NOISES, dtypes=SINGLE_OR_DOUBLE, batches=(0, 0, 1, 2, 4)) -> Case:
+def sde_cases(draw, noises=NOISES, dtypes=SINGLE_OR_DOUBLE, batches=(0, 0, 1, 2, 4), integrators=SDE_METHODS) -> Case:
     dtype, (shape, full, batch_dims), seed = draw(st.sampled_from(dtypes)), draw(layouts(batches)), draw(seeds)
     ts, kind, noise = (
         draw(grids(max_span=1.0, increasing=True, max_steps=10)),
         draw(drift_kinds),
         draw(st.sampled_from(noises)),
     )
+    integrator = draw(st.sampled_from([method for method in integrators if noise in method.strong_order]))
+    other = isinstance(integrator, ps.Milstein | ps.StochasticHeun | ps.StochasticMidpoint) or noise == "additive"
+    interpretation = draw(st.sampled_from(["ito", "stratonovich"])) if other else "ito"
+    drift, diffusion = random_drift(kind, seed, shape, dtype), random_diffusion(noise, seed, shape, dtype)
+    # prod(1 + 1.5 h + 0.3 |dW|) with sum |dW| <= sqrt(steps * sum dW^2), and 2 sqrt(span) for a large |W|
+    growth = math.exp(1.5 + 0.3 * 2 * math.sqrt(len(ts) - 1))
     return Case(
-        name=f"SDE {kind} {noise} {dtype} y0 {full} seed {seed} steps {len(ts) - 1}",
-        term=ps.SDE(random_drift(kind, seed, shape, dtype), random_diffusion(noise, seed, shape, dtype), noise),
+        name=f"SDE {integrator} {interpretation} {kind} {noise} {dtype} y0 {full} seed {seed} steps {len(ts) - 1}",
+        term=ps.SDE(drift, diffusion, noise, interpretation),
         y0=randn(generator(seed + 1), *full, dtype=dtype),
         ts=ts,
-        integrator=ps.EulerMaruyama(),
-        # prod(1 + 1.5 h + 0.3 |dW|) with sum |dW| <= sqrt(steps * sum dW^2), and 2 sqrt(span) for a large |W|
-        growth=math.exp(1.5 + 0.3 * 2 * math.sqrt(len(ts) - 1)),
+        integrator=integrator,
+        growth=growth if isinstance(integrator, ps.EulerMaruyama) else 10 * growth,  # stages; derivatives; an allowance
         weight=1 + 2 * math.sqrt(len(ts) - 1),
         seed=draw(seeds),
         batch_dims=batch_dims,

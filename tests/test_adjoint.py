@@ -249,14 +249,3 @@ def test_second_derivatives_are_refused():
     (once,) = torch.autograd.grad(ys.sum(), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.autograd.grad((once + y0**2).sum(), y0)
-
-
-@pytest.mark.parametrize("which", ["y0", "ts", "args"])
-def test_fixed_steps_refuse_gradients_when_they_are_asked_for(which):
-    given = {"y0": leaf(2).detach(), "ts": times(0.0, 1.0).detach(), "args": leaf(2).detach()}
-    given[which].requires_grad_()
-    solution = solve(
-        lambda t, y, a: -y * a, given["y0"], given["ts"], given["args"], integrator=ps.RK4(), rtol=1e-6, atol=1e-6
-    )
-    with pytest.raises(RuntimeError, match=r"pass integrator=picardsolve.Collocation\(\)"):
-        solution.ys.sum().backward()

@@ -156,8 +156,8 @@ BAD_ARGUMENTS = {
     "FrozenSample for an SDE": (
         lambda f: sde(f, guess=ps.FrozenSample()), TypeError, "guess", r"pass FrozenOutput\(\) or Copy\(\)"
     ),
-    "Heun for an SDE": (lambda f: sde(f, integrator=ps.Heun()), TypeError, "integrator", r"pass Euler\(\) for an SDE"),
-    "RK4 for an SDE": (lambda f: sde(f, integrator=ps.RK4()), TypeError, "integrator", r"pass Euler\(\) for an SDE"),
+    "Heun for an SDE": (lambda f: sde(f, integrator=ps.Heun()), TypeError, "integrator", "StochasticHeun.. for an SDE"),
+    "RK4 for an SDE": (lambda f: sde(f, integrator=ps.RK4()), TypeError, "integrator", "StochasticHeun.. for an SDE"),
     "DDIM for an SDE": (lambda f: sde(f, integrator=ps.DDIM()), TypeError, "integrator", r"Euler\(\) for an SDE"),
     "DDPM for an SDE": (lambda f: sde(f, integrator=ps.DDPM()), TypeError, "integrator", r"Euler\(\) for an SDE"),
     "Euler for a Stratonovich SDE": (

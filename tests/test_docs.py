@@ -31,3 +31,13 @@ def test_the_code_about_odes_runs():
     expected = solve_ivp(shown["lotka_volterra"], (0, 20), [1.0, 1.0], "DOP853", rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(shown["result"].y[:, -1], expected.y[:, -1], rtol=1e-7)
     assert shown["result"].nfev < expected.nfev / 20
+
+
+def test_the_code_about_sdes_runs():
+    shown = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "sdes.md").read_text(), re.DOTALL):
+        exec(block, shown)
+    torch.testing.assert_close(shown["sol"].ys, shown["ref"].ys, rtol=0.0, atol=1e-5)
+    assert float((shown["ito"].ys[-1] - shown["sol"].ys[-1]).abs().max()) < 0.02
+    assert abs(float(shown["samples"].std()) - 0.5) < 0.3
+    assert shown["ys"].shape == (5, 16, 3)

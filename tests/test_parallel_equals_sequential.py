@@ -35,7 +35,7 @@ import picardsolve as ps
 FAMILIES = {
     "ode": ode_cases(),
     "additive or diagonal": sde_cases(noises=("additive", "diagonal")),
-    "scalar or general": sde_cases(noises=("scalar", "general")),
+    "scalar, commutative or general": sde_cases(noises=("scalar", "commutative", "general")),
     "denoiser": denoiser_cases(),
     "half ode": ode_cases(dtypes=HALF),
     "half denoiser": denoiser_cases(dtypes=HALF),
@@ -150,7 +150,10 @@ def test_tolerance_bounds_the_distance_on_an_ode(data):
 
 @given(st.data())
 def test_tolerance_bounds_the_distance_with_noise(data):
-    """As above, with the noise of the step as the scale: at most 0.6 sqrt(h) for these diffusions."""
+    """As above, with the noise of the step as the scale: at most 0.6 sqrt(h) for these diffusions.
+
+    Milstein's steps have no other Lipschitz constant than the growth allows for, and stages' are multiples of it.
+    """
     case = data.draw(sde_cases(dtypes=(torch.float64,)))
     how, tol = data.draw(numerics(case.term)), data.draw(st.sampled_from([1e-2, 1e-4, 1e-7]))
     sol, ref = case.solve(tol=tol, **how | {"stop": "increment"}), case.sequential()
@@ -346,7 +349,7 @@ def test_counts_and_what_the_drift_is_given(data):
     else:
         term = ps.ODE(recorded(case.term.drift, seen))
     state = case.y0.shape[case.batch_dims :]
-    nodes = case.ts[:-1, None] + case.ts.diff()[:, None] * torch.tensor([0, 1 / 3, 1 / 2, 2 / 3, 1])
+    nodes = case.ts[:-1, None] + case.ts.diff()[:, None] * torch.tensor([0, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1])
     nodes = (case.ts[:-1] if case.stages == 1 else nodes.flatten()).to(case.y0.dtype)
 
     def check(stats: ps.Stats, most: int | None) -> None:
@@ -359,7 +362,7 @@ def test_counts_and_what_the_drift_is_given(data):
             assert most is None or len(y) <= most
             assert t.shape == ((len(y),) if denoiser else (len(y), *[1] * len(state)))
             assert ((t.flatten()[:, None] - nodes).abs().amin(1) <= 1e-6).all()
-        if beside:
+        if beside and isinstance(case.integrator, ps.EulerMaruyama):
             # drift and diffusion share their inputs but for the one row that asks whether rows mix
             assert sum(len(y) for _, y in beside) == sum(len(y) for _, y in seen)
 

@@ -11,11 +11,11 @@ from picardsolve.collocation.estimate import Estimate
 from picardsolve.collocation.events import Event, Reading
 from picardsolve.collocation.march import Stuck
 from picardsolve.collocation.method import Collocation
-from picardsolve.collocation.parameters import leaves
 from picardsolve.collocation.refinement import Unreachable
 from picardsolve.collocation.samples import Choice, Posed, Sample, Stiff, run
 from picardsolve.collocation.trajectory import Trajectory
 from picardsolve.drift import RowFunction
+from picardsolve.parameters import leaves
 from picardsolve.progress import Progress
 from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.state import Layout

@@ -5,9 +5,11 @@ from picardsolve.integrators.base import Chain, DriftChain, Integrator, Problem,
 from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
 from picardsolve.integrators.etd import ETD1, ETDRK2, ETDRK4
+from picardsolve.integrators.euler_maruyama import EulerMaruyama
+from picardsolve.integrators.milstein import Milstein
+from picardsolve.integrators.roessler import SRA1, SRID2
 from picardsolve.integrators.runge_kutta import RK4, Euler, Heun
-
-EulerMaruyama = Euler  # the name that SDE users look for: Euler on an SDE
+from picardsolve.integrators.stratonovich import StochasticHeun, StochasticMidpoint
 
 __all__ = [
     "DDIM",
@@ -16,6 +18,8 @@ __all__ = [
     "ETDRK2",
     "ETDRK4",
     "RK4",
+    "SRA1",
+    "SRID2",
     "BackwardEuler",
     "Chain",
     "DPMSolver",
@@ -24,7 +28,10 @@ __all__ = [
     "EulerMaruyama",
     "Heun",
     "Integrator",
+    "Milstein",
     "Problem",
     "Rows",
     "Steps",
+    "StochasticHeun",
+    "StochasticMidpoint",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.brownian import BrownianPath
+from picardsolve.path import Path
 from picardsolve.state import Layout
 from picardsolve.terms import Term
 
@@ -18,14 +18,20 @@ Index: TypeAlias = np.ndarray  # of int64: steps, samples and positions are host
 
 @dataclass(frozen=True)
 class Problem:
-    """One solve, validated: everything a chain is made of."""
+    """One solve, validated: everything a chain is made of.
+
+    Attributes:
+        parameters: where tensors that require gradients are noted, which functions close over; None where gradients
+            are not recorded.
+    """
 
     term: Term
     layout: Layout
     ts: Tensor
     args: Any
-    brownian: BrownianPath
+    brownian: Path
     max_batch: int | None = None
+    parameters: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Rows:
         state: ``(R, D)``.
         tangents: ``(P, R, D)``: directions that the outputs are to be differentiated along; None where there are none.
         after: ``(R, D)``: of an implicit chain, the states that the steps are thought to lead to. None: not known.
+        noise: ``(R, noise_size)`` increments of the steps, for a chain whose outputs depend on them. None: not drawn.
     """
 
     step: Index
@@ -45,6 +52,7 @@ class Rows:
     state: Tensor
     tangents: Tensor | None = None
     after: Tensor | None = None
+    noise: Tensor | None = None
 
     @property
     def dual(self) -> Tensor:
@@ -117,6 +125,7 @@ class Chain(ABC):
         noise_size: numbers of Brownian motion per sample and step (0 for ODEs).
         implicit: a step is an equation for the state that it leads to. What is evaluated is then a Newton step from
             `Rows.after`, whose image is the chain's once it does not move; without them, the step itself.
+        reads_noise: outputs depend on the noise of their steps, which `Rows.noise` then brings if it has been drawn.
     """
 
     length: int
@@ -124,6 +133,7 @@ class Chain(ABC):
     memory: int = 0
     noise_size: int = 0
     implicit: bool = False
+    reads_noise: bool = False
 
     @abstractmethod
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:

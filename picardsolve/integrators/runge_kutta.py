@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods: Euler (on an SDE: Euler-Maruyama), Heun, RK4. A stage is a round."""
+"""Explicit Runge-Kutta methods: Euler, Heun, RK4. A stage is a round."""
 
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -21,7 +21,7 @@ from picardsolve.integrators.base import (
     per_step,
     refuse,
 )
-from picardsolve.recurrence import recurrence
+from picardsolve.integrators.euler_maruyama import EulerMaruyama
 from picardsolve.terms import ODE, SDE, SemilinearODE
 from picardsolve.theory.bounds import step_lipschitz
 
@@ -34,7 +34,7 @@ _EULER = ((), (1.0,))
 
 @dataclass(frozen=True)
 class Euler(Integrator):
-    """Explicit Euler on an `ODE`; Euler-Maruyama on an Ito `SDE` (strong order 1/2, 1 for additive noise)."""
+    """Explicit Euler on an `ODE`; on an Ito `SDE` the same as `EulerMaruyama`."""
 
     order = 1
 
@@ -44,12 +44,7 @@ class Euler(Integrator):
             return RungeKuttaChain(problem, _EULER)
         if not isinstance(problem.term, SDE):
             raise refuse(self, problem.term, "an ODE or an SDE", "DDIM(), DDPM() or DPMSolver() for a Denoiser")
-        if problem.term.interpretation != "ito":
-            raise TypeError(
-                "integrator: Euler converges to the Ito solution, got a stratonovich SDE; add the correction "
-                "to the drift and pass interpretation='ito'."
-            )
-        return EulerMaruyamaChain(problem)
+        return EulerMaruyama().chain(problem)
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,11 @@ class RK4(Integrator):
 
 def _runge_kutta(integrator: Integrator, problem: Problem, tableau: tuple) -> DriftChain:
     if not isinstance(problem.term, ODE | SemilinearODE):
-        instead = "Euler() for an SDE" if isinstance(problem.term, SDE) else "DDIM() or DPMSolver() for a Denoiser"
+        instead = (
+            "EulerMaruyama() or StochasticHeun() for an SDE"
+            if isinstance(problem.term, SDE)
+            else "DDIM() or DPMSolver() for a Denoiser"
+        )
         raise refuse(integrator, problem.term, "an ODE", instead)
     return RungeKuttaChain(problem, tableau)
 
@@ -100,7 +99,9 @@ class RungeKuttaChain(DriftChain):
         self._a, self._b = tableau
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
         self._drift = RowFunction(
-            "drift", term.drift, problem.layout, problem.args, term.vectorized, max_batch=problem.max_batch
+            *("drift", term.drift, problem.layout, problem.args, term.vectorized),
+            max_batch=problem.max_batch,
+            parameters=problem.parameters,
         )
 
     def evaluate(self, rows: Rows) -> Tensor:
@@ -147,80 +148,4 @@ class RungeKuttaChain(DriftChain):
 
     def counts(self) -> tuple[int, int]:
         """Drift calls and evaluations so far."""
-        return self._drift.calls, self._drift.evaluations
-
-
-class EulerMaruyamaChain(DriftChain):
-    """``Phi_n(x) = x + h f + g dW`` (Kloeden & Platen 1992, eq. 10.2.4); the output of a step is f and g."""
-
-    def __init__(self, problem: Problem):
-        term = cast(SDE, problem.term)
-        self.length = len(problem.ts) - 1
-        self._noise, self._brownian, self._ts = term.noise, problem.brownian, problem.ts
-        self._t, self._h = problem.ts[:-1], problem.ts.diff()
-        self._layout, self._size, general = problem.layout, problem.layout.size, term.noise == "general"
-        functions = (("drift", term.drift, 0), ("diffusion", term.diffusion, int(general)))
-        self._drift, self._diffusion = (
-            RowFunction(name, f, problem.layout, problem.args, term.vectorized, False, trailing, problem.max_batch)
-            for name, f, trailing in functions
-        )
-        if bool((self._h < 0).any()):
-            raise ValueError("ts: expected increasing times for an SDE; write the reverse-time equation forward.")
-        self._brownian.check(self._t, problem.ts[1:], problem.layout.batch)
-
-    @property
-    def noise_size(self) -> int:
-        """Brownian motions of a sample; for general noise known once the diffusion has been called."""
-        return {"additive": self._size, "diagonal": self._size, "scalar": 1}.get(self._noise, self._motions)
-
-    _motions: int = 0
-
-    def evaluate(self, rows: Rows) -> Tensor:
-        """``f`` and ``g`` side by side, ``(R, D + D m)``, and their derivatives."""
-        t, sample = per_step(self._t, rows.step, rows.state)[:, 0], torch.from_numpy(rows.sample)
-        states = rows.dual
-        f, g = (function(t, states, sample) for function in (self._drift, self._diffusion))
-        self._motions = g.shape[-1] // self._size
-        return torch.cat([f, g], -1)
-
-    @property
-    def deviation(self) -> Tensor | None:
-        """Of additive noise, the smallest of any element and sample; one call of the diffusion."""
-        if self._noise != "additive":
-            return None
-        n, sample = np.divmod(np.arange(self.length * self._layout.batch), self._layout.batch)
-        nowhere = torch.zeros(len(n), self._size, dtype=self._layout.compute_dtype, device=self._layout.device)
-        g = self._diffusion(per_step(self._t, n, nowhere)[:, 0], nowhere, torch.from_numpy(sample)).double().cpu()
-        return g.abs().reshape(self.length, -1).amin(1) * self._h.sqrt()
-
-    def _noise_term(self, outputs: Tensor, noise: Tensor) -> Tensor:
-        g = outputs[..., self._size :]
-        if self._noise != "general":
-            return g * noise
-        return (g.reshape(*g.shape[:-1], self._size, -1) @ noise[..., None])[..., 0]
-
-    def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
-        """The steps of a window."""
-        assert noise is not None
-        h = per_step(self._h, n, x)
-        noisy = self._noise_term(outputs, noise)
-        images = torch.addcmul(x, outputs[..., : self._size], h) + noisy
-        power = torch.linalg.vector_norm(outputs[..., self._size :], dim=-1) * self._size**-0.5
-        return Additive(
-            images, power * h[..., 0].sqrt(), noisy=noisy if self._noise in ("diagonal", "scalar") else None
-        )
-
-    def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
-        """Steps with fixed drift and diffusion, and their own known noise."""
-        assert noise is not None
-        drift = per_step(self._h, n, start) * source.output[..., : self._size]
-        held = source.output.expand(len(n), *source.output.shape)
-        return recurrence(None, drift + self._noise_term(held, noise), start)
-
-    def increments(self, n: Index, sample: Index) -> Tensor:
-        """``W(ts[n + 1]) - W(ts[n])``."""
-        return self._brownian.increments(self._ts[n], self._ts[n + 1], torch.from_numpy(sample), self.noise_size)
-
-    def counts(self) -> tuple[int, int]:
-        """Calls of drift and diffusion together count once: they share a round and a state."""
         return self._drift.calls, self._drift.evaluations

@@ -1,0 +1,178 @@
+"""torchsde's call."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picardsolve import grids
+from picardsolve.brownian import BrownianPath
+from picardsolve.checks import check_callable, check_choice
+from picardsolve.integrators import SRID2, EulerMaruyama, Integrator, Milstein, StochasticHeun, StochasticMidpoint
+from picardsolve.path import Path
+from picardsolve.solve import solve
+from picardsolve.terms import SDE, Interpretation
+
+# torchsde's names, and in which interpretation each of its methods solves
+_METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {
+    "euler": (EulerMaruyama(), ("ito",)),
+    "milstein": (Milstein(), ("ito", "stratonovich")),
+    "srk": (SRID2(), ("ito",)),
+    "heun": (StochasticHeun(), ("stratonovich",)),
+    "midpoint": (StochasticMidpoint(), ("stratonovich",)),
+}
+_NOISES = ("additive", "diagonal", "scalar", "general")
+_SOLVES = {"window", "iteration", "guess", "stop", "max_batch", "max_rounds", "progress"}
+
+
+def sdeint(
+    sde: Any,
+    y0: Tensor,
+    ts: Tensor | Sequence[float],
+    bm: Path | None = None,
+    method: str | None = None,
+    dt: float = 1e-3,
+    *,
+    adaptive: bool = False,
+    rtol: float | Tensor | None = None,
+    atol: float | Tensor | None = None,
+    options: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Any:
+    """Solve an SDE with torchsde's argument order; returns the states at ``ts``, ``(T, batch, d)``.
+
+    The same method on the same steps as torchsde's: of length ``dt`` from ``ts[0]``, the last one shorter, and linear
+    between them where a time of ``ts`` is no step's. Gradients are recorded by y0 and the parameters of the SDE, given
+    the path, as in `solve`: where torchsde has ``sdeint_adjoint``, this is the call, too.
+
+    Args:
+        sde: with methods ``f(t, y)`` and ``g(t, y)`` of a batch ``(batch, d)`` and a 0-d time, and with attributes
+            ``noise_type`` ("additive", "diagonal", "scalar" or "general") and ``sde_type`` ("ito" or "stratonovich").
+            They are called for one sample at one time, ``(1, d)``, and lifted to many by ``torch.func.vmap``; with
+            ``options={"vectorized": True}`` once for many samples and times, t being ``(rows, 1)``. Neither knows which
+            sample it is called for.
+        y0: ``(batch, d)``.
+        ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``.
+        bm: the noise, ``BrownianPath(seed=0)`` by default. torchsde's own are taken by `integrations.torchsde.sdeint`.
+        method: "euler", "milstein", "srk" (additive noise: `SRA1`, diagonal and scalar: `SRID2`), and for equations of
+            Stratonovich "heun", "midpoint", "milstein". By default, as in torchsde, "srk", for general noise "euler",
+            for equations of Stratonovich "midpoint".
+        dt: step length.
+        adaptive: only False.
+        rtol: of the iteration against the sequential solver, as in `solve`; torchsde's is about adaptive steps.
+        atol: likewise.
+        options: ``vectorized``; ``window``, ``iteration``, ``guess``, ``stop``, ``max_batch``, ``max_rounds``,
+            ``progress`` of `solve`; ``full_output``: True returns ``(states, solution)``.
+        names: other names of the methods, ``{"drift": ..., "diffusion": ...}``.
+
+    Raises:
+        TypeError: an argument has the wrong type, or the method does not take the noise.
+        ValueError: an unknown method or option, or what `solve` raises.
+        SolveError: what `solve` raises.
+    """
+    if adaptive is not False:
+        raise ValueError(f"adaptive: expected False, got {adaptive!r}; steps in parallel are fixed, pass a smaller dt.")
+    if not isinstance(y0, Tensor) or y0.dim() != 2:
+        got = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
+        raise TypeError(f"y0: expected a tensor (batch, d), got {got}; for other states use solve().")
+    if not isinstance(options, Mapping | None) or not isinstance(names, Mapping | None):
+        raise TypeError("options, names: expected dicts; pass options={'window': 64}, names={'drift': 'h'}.")
+    if not isinstance(dt, int | float) or not dt > 0:
+        raise ValueError(f"dt: expected a positive number, got {dt!r}; pass the length of a step.")
+    given = dict(options or {})
+    full_output = given.pop("full_output", False)
+    term = term_of(sde, names or {}, given.pop("vectorized", False))
+    unknown = sorted(set(given) - _SOLVES)
+    if unknown:
+        raise ValueError(f"options: got unknown {', '.join(map(repr, unknown))}; see sdeint's docstring.")
+    integrator = _integrator(method, term)
+    times = ts.detach() if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=y0.dtype)
+    if not bool((grids.given(times).diff() > 0).all()):
+        raise ValueError("ts: expected increasing times for an SDE; write the reverse-time equation forward.")
+    grid = _grid(times, dt, keep_all=not isinstance(bm, BrownianPath | None))
+    solution = solve(term, y0, grid, integrator=integrator, brownian=bm, batch_dims=1, rtol=rtol, atol=atol, **given)
+    ys = _between(solution.ys, grid, times.to("cpu", torch.float64))
+    return (ys, solution) if full_output else ys
+
+
+def term_of(sde: Any, names: Mapping[str, str], vectorized: bool) -> SDE:
+    """The `SDE` of an object of torchsde's kind.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it has another noise or interpretation.
+    """
+    for attribute in ("noise_type", "sde_type"):
+        if not hasattr(sde, attribute):
+            raise TypeError(
+                f"sde: expected an object with f, g, noise_type and sde_type, got {type(sde).__name__} without "
+                f"{attribute}; use solve() for a picardsolve.SDE."
+            )
+    check_choice("sde.noise_type", sde.noise_type, _NOISES)
+    check_choice("sde.sde_type", sde.sde_type, get_args(Interpretation))
+    drift, diffusion = (
+        getattr(sde, names.get(role, name), None) for role, name in (("drift", "f"), ("diffusion", "g"))
+    )
+    check_callable("sde.f", drift)
+    check_callable("sde.g", diffusion)
+    return SDE(
+        _Function(drift, vectorized, False),
+        _Function(diffusion, vectorized, sde.noise_type == "scalar"),
+        sde.noise_type,
+        sde.sde_type,
+        vectorized,
+    )
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A method of torchsde's objects as a function of rows, or of one state; of scalar noise without its column."""
+
+    method: Any
+    vectorized: bool
+    squeezed: bool
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        out = self.method(t, y) if self.vectorized else self.method(t, y[None])[0]
+        return out[..., 0] if self.squeezed else out
+
+
+def _integrator(method: str | None, term: SDE) -> Integrator:
+    if method is None:
+        usual = "euler" if term.noise == "general" else "srk"
+        method = usual if term.interpretation == "ito" else "midpoint"
+    check_choice("method", method, tuple(_METHODS))
+    integrator, solves = _METHODS[method]
+    if term.interpretation not in solves:
+        others = ", ".join(repr(name) for name, (_, kinds) in _METHODS.items() if term.interpretation in kinds)
+        raise ValueError(f"method: {method!r} does not solve {term.interpretation} SDEs; pass one of {others}.")
+    return integrator
+
+
+def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
+    """Steps of ``dt`` added up one by one in the precision of ``ts``, as torchsde adds them: the same times.
+
+    What rounding leaves over at the end is a step of torchsde's, kept where its noise is integrated, and no other.
+    """
+    times = ts.to("cpu").numpy() if ts.is_floating_point() else ts.to("cpu", torch.float64).numpy()
+    count = int(np.ceil((times[-1] - times[0]) / dt)) + 2
+    steps = np.full(count + 1 + count // 1000, dt, dtype=times.dtype)
+    steps[0] = times[0]
+    grid = np.add.accumulate(steps, dtype=times.dtype)
+    grid = np.append(grid[grid < times[-1]], times[-1]).astype(np.float64)
+    rounding = 0.0 if keep_all else len(grid) * np.finfo(times.dtype).eps * np.abs(grid).max()
+    if len(grid) > 2 and grid[-1] - grid[-2] <= rounding:
+        grid = np.delete(grid, -2)
+    return torch.from_numpy(grid)
+
+
+def _between(ys: Tensor, grid: Tensor, ts: Tensor) -> Tensor:
+    """States at times, linear between those of the grid."""
+    after = torch.searchsorted(grid, ts).clamp(1, len(grid) - 1)
+    t0, t1 = grid[after - 1], grid[after]
+    share = ((ts - t0) / (t1 - t0)).to(ys)[:, None, None]
+    after = after.to(ys.device)
+    return (1 - share) * ys[after - 1] + share * ys[after]
