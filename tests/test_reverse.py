@@ -73,9 +73,9 @@ def test_gaussian_data_have_their_law(name, integrator, allowed):
     assert abs(end_deviation(schedule, start, end, integrator)) < allowed
 
 
-@pytest.mark.parametrize("name", ["VE", "EDM"])
-def test_equal_steps_of_time_do_not_reach_it(name):
-    schedule, start, end, *_ = SCHEDULES[name]
+def test_equal_steps_of_time_do_not_reach_it():
+    """Of VE they are equal steps of log-SNR."""
+    schedule, start, end, *_ = SCHEDULES["EDM"]
     assert abs(end_deviation(schedule, start, end, ps.EulerMaruyama(), ps.grids.uniform(-start, -end, 200))) > 0.3
 
 
