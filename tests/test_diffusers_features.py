@@ -351,7 +351,7 @@ CHANGES = [
 def test_a_callback_that_changes_the_rest_of_the_run(change):
     pipe, names = attentive(), ["latents", "prompt_embeds"]
     before = untouched(pipe, **PROMPT, **STEPS)
-    for step, tolerance in [(6, 0.0), (3, TOLERANCE), (6, TOLERANCE)]:
+    for step, tolerance in [(6, 0.0), (3, TOLERANCE)]:
         inputs = with_callback(partial(change, step=step), callback_on_step_end_tensor_inputs=names)
         expected = untouched(pipe, **inputs)
         actual, report = parallel(pipe, tolerance=tolerance, **inputs)
@@ -388,7 +388,7 @@ def test_a_callback_that_interrupts(step, output_type, tolerance):
 
 @pytest.mark.parametrize(
     ("images", "limit", "tolerance"),
-    [(1, 1, 0.0), (1, 4, TOLERANCE), (1, 7, TOLERANCE), (2, 3, TOLERANCE), (2, 9, 0.0), (2, 100, TOLERANCE)],
+    [(1, 1, 0.0), (1, 7, TOLERANCE), (2, 3, TOLERANCE), (2, 9, 0.0), (2, 100, TOLERANCE)],
 )
 def test_no_call_has_more_rows_than_max_batch(images, limit, tolerance):
     pipe, inputs = stable_diffusion(), {**PROMPT, **STEPS, "num_images_per_prompt": images}
