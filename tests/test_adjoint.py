@@ -118,7 +118,7 @@ def assert_same(ours, theirs, tolerance):
         torch.testing.assert_close(here, there, rtol=0, atol=tolerance * max(float(there.abs().max()), 0.1 * largest))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=seeds,
     kind=drift_kinds,

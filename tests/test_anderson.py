@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def test_the_states_of_the_first_rounds_are_those_of_the_definition(steps, memor
         )
         window.tell(chain.evaluate(window.ask()))
         assert int(window.begin[0]) == round_ + 1
+        if not window.done and len(window.ask().state) < steps - round_ - 1:
+            return  # it diverged: the window is halved, and its states are forgotten
         assert_close(window.x[:, 0], x[round_ + 1 :], 1e-6 * float(x.abs().max()))
 
 
@@ -143,10 +146,16 @@ def test_it_takes_fewer_rounds_than_its_base(integrator):
         assert median[ps.Anderson] < median[type(plain)]
 
 
+@cache
+def last_of_the_mixture(integrator, steps) -> torch.Tensor:
+    y0 = randn(generator(100), SAMPLES, mixture.DIM)
+    return ps.sequential(mixture.denoiser(), y0, mixture.grid(steps), integrator=integrator, save="last").ys[0]
+
+
 def rounds_on_the_mixture(integrator, iteration, steps=100, within=1e-2) -> list[int]:
     term, ts = mixture.denoiser(), mixture.grid(steps)
     y0 = randn(generator(100), SAMPLES, mixture.DIM)
-    ref = ps.sequential(term, y0, ts, integrator=integrator, save="last").ys[0]
+    ref = last_of_the_mixture(integrator, steps)
     chain, window = opened(term, y0, ts, integrator, iteration)
     far = []
     while not window.done and len(far) < 40:

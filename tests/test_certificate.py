@@ -67,7 +67,7 @@ def distance(sol: ps.Solution, ref: ps.Solution, batch_dims: int) -> torch.Tenso
 # ---- verify
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_verify_measures_the_distance_to_the_sequential_solution(data):
     case, save = data.draw(any_case()), data.draw(st.sampled_from(["all", "last"]))
@@ -81,7 +81,6 @@ def test_verify_measures_the_distance_to_the_sequential_solution(data):
     torch.testing.assert_close(found.error, expected, rtol=1e-6, atol=0)
 
 
-@settings(max_examples=20)
 @given(st.data())
 def test_verify_takes_every_part_of_a_structured_state(data):
     """A tuple or dict of parts is off by what one tensor of all their elements is."""
@@ -169,7 +168,7 @@ def test_residuals_of_a_certified_bound(data):
     torch.testing.assert_close(certified.residuals, expected, rtol=1e-6, atol=case.rounding(sol.ys))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_certified_bound_of_an_ode_holds(data):
     """Drifts of known Lipschitz constant, any integrator, direction of time, window, iteration and tolerance."""
@@ -282,7 +281,6 @@ DETERMINISTIC_OR_NOT = (
 )
 
 
-@settings(max_examples=40)
 @given(st.data())
 def test_a_certified_bound_of_a_denoiser_holds(data):
     seed, steps, norm = data.draw(seeds), data.draw(st.integers(1, 12)), data.draw(st.sampled_from([0.3, 1.0, 3.0]))
@@ -343,7 +341,7 @@ def mean_after(case: Case, n: int, states: torch.Tensor) -> torch.Tensor:
     return v / u * x + (b - a * v / u) * clean
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_residuals_of_a_denoiser(data):
     """The noise of a step is what the sequential states have beyond its mean."""
@@ -539,7 +537,6 @@ def test_no_total_variation_without_noise_in_every_step(data):
     assert case.solve(tol=1e-2).certificate.total_variation is None
 
 
-@settings(max_examples=20)
 @given(st.data())
 def test_the_precision_floor_is_rounding_times_growth(data):
     case = data.draw(any_case())
@@ -554,7 +551,6 @@ def test_the_precision_floor_is_rounding_times_growth(data):
     assert (certificate.growth >= 1).all()
 
 
-@settings(max_examples=20)
 @given(st.data())
 def test_tolerance_zero_claims_no_error(data):
     case = data.draw(any_case())

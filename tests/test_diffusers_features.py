@@ -32,6 +32,7 @@ from diffusers import (
 from diffusers.hooks import MagCacheConfig, apply_first_block_cache
 from peft import LoraConfig
 from pipelines import CASES, SD_BETAS, SIZE, assert_same, counting, flux, generator, sd3, sdxl, stable_diffusion
+from pipelines.parts import unet
 from torch import Tensor, nn
 
 from integrations.diffusers import denoise, sample, sampler
@@ -351,7 +352,7 @@ CHANGES = [
 def test_a_callback_that_changes_the_rest_of_the_run(change):
     pipe, names = attentive(), ["latents", "prompt_embeds"]
     before = untouched(pipe, **PROMPT, **STEPS)
-    for step, tolerance in [(6, 0.0), (3, TOLERANCE), (6, TOLERANCE)]:
+    for step, tolerance in [(6, 0.0), (3, TOLERANCE)]:
         inputs = with_callback(partial(change, step=step), callback_on_step_end_tensor_inputs=names)
         expected = untouched(pipe, **inputs)
         actual, report = parallel(pipe, tolerance=tolerance, **inputs)
@@ -388,7 +389,7 @@ def test_a_callback_that_interrupts(step, output_type, tolerance):
 
 @pytest.mark.parametrize(
     ("images", "limit", "tolerance"),
-    [(1, 1, 0.0), (1, 4, TOLERANCE), (1, 7, TOLERANCE), (2, 3, TOLERANCE), (2, 9, 0.0), (2, 100, TOLERANCE)],
+    [(1, 1, 0.0), (1, 7, TOLERANCE), (2, 3, TOLERANCE), (2, 9, 0.0), (2, 100, TOLERANCE)],
 )
 def test_no_call_has_more_rows_than_max_batch(images, limit, tolerance):
     pipe, inputs = stable_diffusion(), {**PROMPT, **STEPS, "num_images_per_prompt": images}
@@ -662,7 +663,10 @@ def test_compilations_do_not_grow_with_the_rounds(how):
 
 def test_a_compiled_unet():
     with dynamo():
-        pipe, inputs = stable_diffusion_of_copies(), {**PROMPT, "num_inference_steps": 9}
+        # of one level, for tracing takes a second for each
+        blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+        pipe, inputs = stable_diffusion(), {**PROMPT, "num_inference_steps": 9}
+        pipe.unet = unet(1.0, cross_attention_dim=32, attention_head_dim=4, block_out_channels=(8,), **blocks)
         expected = untouched(pipe, **inputs)
         backend = compiled(pipe, "unet", "wrapped")
         before = state_of_compilation(pipe.unet)
@@ -1309,8 +1313,12 @@ LOOP_SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("scheduler", LOOP_SCHEDULERS)
-@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize(
+    ("loop", "scheduler"),
+    # every loop with two of the three
+    [(loop, name) for k, loop in enumerate(LOOPS) for i, name in enumerate(LOOP_SCHEDULERS) if (i + k) % 3],
+    ids=lambda part: getattr(part, "__name__", part),
+)
 def test_loops(loop, scheduler):
     def run(call: Callable[..., Any], **numerics: Any) -> tuple[Any, list[Tensor]]:
         pipe, g = Loop(Net(), LOOP_SCHEDULERS[scheduler](), loop), generator(5)

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 # each example runs a pipeline twice; to shrink a failure would take minutes
-few = settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
+few = settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 PROMPT = {"prompt": "a cat", "height": SIZE, "width": SIZE, "output_type": "latent"}
 
 # ---- random schedulers
@@ -269,18 +269,21 @@ def check_close_to_untouched(pipe: Any, randomness: Randomness, numerics: dict[s
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_tolerance_saves_half_the_rounds(name, images):
     make, steps = TRAINED[name]
-    for seed in range(3):
-        inputs = {"batch_size": images, "num_inference_steps": steps}
-        report = check_close_to_untouched(
-            digits(make(), torch.float32), Randomness("one", images, seed), {"window": 32}, **inputs
-        )
-        assert report.rounds < steps / 2
+    inputs = {"batch_size": images, "num_inference_steps": steps}
+    report = check_close_to_untouched(
+        digits(make(), torch.float32), Randomness("one", images), {"window": 32}, **inputs
+    )
+    assert report.rounds < steps / 2
 
 
-@pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("name", TRAINED)
 @few
-@given(numerics=numerics, kind=st.sampled_from(["one", "list", "global"]), steps=st.integers(10, 20))
+@given(
+    images=st.integers(1, 2),
+    numerics=numerics,
+    kind=st.sampled_from(["one", "list", "global"]),
+    steps=st.integers(10, 20),
+)
 def test_any_numerics_at_a_tolerance(name, images, numerics, kind, steps):
     pipe = digits(TRAINED[name][0](), torch.float32)
     report = check_close_to_untouched(

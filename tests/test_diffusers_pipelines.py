@@ -50,6 +50,14 @@ NO_GAIN = {  # the loop changes the states between steps, or gives steps more th
     "CogVideoX, dynamic guidance",
     "consistency model",
 }
+SLOW = {  # gain little in the first dozen steps
+    "DeepFloyd IF",
+    "SD3, skip-layer guidance",
+    "HiDream",
+    "Wan 2.2, two experts",
+    "HunyuanVideo 1.5, guidance with momentum",
+    "Stable Audio",
+}
 REFUSED = {"LTX 2": "makes a deep copy of its scheduler"}
 FEATURES = [case for case in CASES if case.name not in REFUSED]
 
@@ -104,7 +112,8 @@ def test_every_pipeline_at_tolerance_zero(case):
 
 @pytest.mark.parametrize("case", FEATURES, ids=str)
 def test_every_pipeline_at_a_tolerance(case):
-    expected, actual, report = both(case, steps=20, window=8, tolerance=TOLERANCE)
+    steps = 20 if case.name in SLOW else 12
+    expected, actual, report = both(case, steps=steps, window=8, tolerance=TOLERANCE)
     check_close(actual, expected, report)
     if case.name in ONE_BY_ONE or case.name in NO_GAIN:
         assert report.evaluations <= 5 * report.steps * report.samples  # what was tried in vain
@@ -190,13 +199,14 @@ FLOW = {
 
 
 def rows() -> list[tuple[Case, str, dict[str, Any]]]:
-    """Every configuration of every scheduler in every fourth pipeline, another four for each."""
+    """Every configuration of every scheduler in three of its pipelines, others for each."""
     made = []
     for kind, schedulers in (("betas", BETAS), ("flow", FLOW)):
         cases = [case for case in CASES if case.schedulers == kind]
         configs = [(name, config) for name, listed in schedulers.items() for config in listed]
         for i, (name, config) in enumerate(configs):
-            made += [(case, name, config) for case in cases[i % 4 :: 4] if not unfit(case, name)]
+            apart = -(-len(cases) // 3)
+            made += [(case, name, config) for case in cases[i % apart :: apart] if not unfit(case, name)]
     return made
 
 
@@ -223,7 +233,7 @@ def test_every_scheduler_in_many_pipelines(case, name, config):
 
 # ---- any of it
 
-few = settings(max_examples=24, phases=[Phase.explicit, Phase.generate])
+few = settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
 spacing = st.sampled_from(["leading", "trailing", "linspace"])
 prediction = st.sampled_from(["epsilon", "v_prediction"])
 

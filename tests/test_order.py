@@ -195,11 +195,11 @@ def test_strong_order_one_half_of_multiplicative_noise():
 
 def test_the_limit_is_the_ito_solution():
     """Finer steps come nearer to Ito's solution and stay where they are from Stratonovich's, a known distance away."""
-    ito = strong_errors(GEOMETRIC, 1.0, geometric, [1024])[0]
-    other = strong_errors(GEOMETRIC, 1.0, lambda w: geometric(w) * math.exp(VOLATILITY**2 / 2), [1024])[0]
+    ito = strong_errors(GEOMETRIC, 1.0, geometric, [512])[0]
+    other = strong_errors(GEOMETRIC, 1.0, lambda w: geometric(w) * math.exp(VOLATILITY**2 / 2), [512])[0]
     apart = (math.exp(VOLATILITY**2 / 2) - 1) * math.exp(DRIFT)  # the mean of their difference
     # leading error of Euler-Maruyama: 1/2 b b' (dW^2 - h) in each step, of variance (V^4 y^2 h^2 / 2), summed
-    scale = VOLATILITY**2 * math.sqrt(1 / 2 / 1024) * math.exp(DRIFT + VOLATILITY**2 / 2)
+    scale = VOLATILITY**2 * math.sqrt(1 / 2 / 512) * math.exp(DRIFT + VOLATILITY**2 / 2)
     assert ito < scale
     assert abs(other - apart) < 0.1 * apart
 

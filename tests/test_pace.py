@@ -230,7 +230,6 @@ def test_auto_counts_its_rounds_and_stops_where_they_end(clock, data):
 
 
 @pytest.mark.parametrize("stop", ["error", "increment"])
-@settings(max_examples=40)
 @given(data=st.data())
 def test_auto_with_a_sample_that_fails(clock, stop, data):
     """At any step: in the first round, in a window, or when steps are taken one at a time."""

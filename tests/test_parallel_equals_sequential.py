@@ -222,6 +222,7 @@ def with_limit(case: Case, limit: torch.Tensor) -> Case:
     return replace(case, given={"args": (*case.given["args"], limit)})
 
 
+@settings(max_examples=40)  # of fewer, none fails where another is about to end
 @given(st.data())
 def test_a_sample_that_fails_disturbs_no_other(data):
     case, singles = data.draw(company())

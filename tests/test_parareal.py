@@ -240,6 +240,7 @@ HELD = {  # the output does not depend on the state, so a jump is what the steps
 
 
 @pytest.mark.parametrize("kind", HELD)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_jumps_of_a_constant_output_are_exact(kind, data):
     """Every core is on the path of the one before; so the rounds are those until the last has been handed the lead."""

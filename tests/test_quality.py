@@ -18,15 +18,14 @@ pytestmark = [
 SEEDS = range(48)  # `python tests/benchmarks/quality.py` takes 256, and DDPM-1000
 
 
-@pytest.mark.parametrize("name", ["DDIM-100", "DPM-Solver++-50"])
-@pytest.mark.parametrize("kind", ["digits", "digits by class, guidance 2"])
+@pytest.mark.parametrize(("kind", "name"), [("digits", "DPM-Solver++-50"), ("digits by class, guidance 2", "DDIM-100")])
 def test_parallel_samples_are_as_good_as_sequential_ones(kind, name):
     frechet = quality.Frechet(quality.features(quality.real_digits()[0].flatten(1).numpy()))
     _, pipe, inputs = next(found for found in quality.pipelines() if found[0] == kind)
     _, scheduler, steps, window, tolerance = next(sampler for sampler in quality.demo.SAMPLERS if sampler[0] == name)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    before = quality.draw(pipe, steps, SEEDS, inputs)
-    after = quality.draw(pipe, steps, SEEDS, inputs, window=window, tolerance=tolerance)
+    before = quality.draw(pipe, steps, SEEDS[::2], inputs)
+    after = quality.draw(pipe, steps, SEEDS[::2], inputs, window=window, tolerance=tolerance)
     found = quality.Comparison(name, before, after, frechet)
     assert len(found.changed) == 0
     assert abs(found.distances[1] - found.distances[0]) < 0.1 * found.errors[0]

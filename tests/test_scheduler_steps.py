@@ -201,7 +201,7 @@ def stepped(scheduler: Any, x: torch.Tensor, outputs: torch.Tensor, g: torch.Gen
 
 @pytest.mark.parametrize("name", SIGMAS)
 @given(steps=st.integers(5, 14), seed=st.integers(0, 5), first=st.integers(0, 4))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_a_probed_table_is_the_schedulers_own_step(name, steps, seed, first):
     scheduler = SCHEDULERS[name]()
     scheduler.set_timesteps(steps)
@@ -239,7 +239,7 @@ def test_a_path_is_one_image_after_the_other(name):
 
 @pytest.mark.parametrize("name", SIGMAS)
 @given(first=st.integers(0, 5), known=st.integers(0, 4))
-@settings(max_examples=10)
+@settings(max_examples=4)
 def test_a_path_with_one_output_held_is_a_product(name, first, known):
     scheduler = SCHEDULERS[name]()
     scheduler.set_timesteps(8)

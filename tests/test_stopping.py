@@ -257,7 +257,7 @@ def distances(problems: Iterator[dict[str, Any]], iterations, stop: str) -> list
     return found
 
 
-@pytest.mark.parametrize(("problems", "count"), [(seeded_odes, 15), (seeded_denoisers, 12)])
+@pytest.mark.parametrize(("problems", "count"), [(seeded_odes, 10), (seeded_denoisers, 8)])
 def test_the_true_error_is_near_the_tolerance(problems, count):
     """At most three times it in 95 of 100 solves, and not far below: half the solves use a tenth of it.
 
