@@ -320,6 +320,13 @@ def test_solvers_that_remember_predicted_noise_are_refused():
         PlanSteps.of(scheduler, 0.1)
 
 
+def test_a_scheduler_that_was_used_before_is_read_from_its_start():
+    scheduler = ready(DPMSolverMultistepScheduler(**COSINE))
+    expected = PlanSteps.of(scheduler, 0.1).table
+    sequential(Expert(scheduler), scheduler, seen(0), torch.Generator())
+    assert torch.equal(PlanSteps.of(scheduler, 0.1).table, expected)
+
+
 def test_steps_are_read_of_a_scheduler_that_is_left_as_it_was():
     scheduler = DPMSolverMultistepScheduler(**COSINE)
     scheduler.set_timesteps(7)

@@ -13,6 +13,7 @@ from torch import Tensor
 from integrations.diffusers.closed_form import closed_form
 from integrations.diffusers.probe import Probe
 from integrations.diffusers.step_table import StepTable
+from integrations.diffusers.walk import copy_of
 from picardsolve.integrators.base import Index
 
 _ROUNDING = 1e-4  # of coefficients, relative to what cancels in them
@@ -103,7 +104,10 @@ def _linear_steps(scheduler: Any, timesteps: Tensor) -> StepTable | None:
     extra: dict[str, Any] = {"generator": None}
     if type(scheduler) is not DPMSolverMultistepScheduler:
         return closed_form(scheduler, timesteps, extra)
-    probe = Probe(scheduler, timesteps, scheduler.timesteps, extra)
+    fresh = copy_of(scheduler, scheduler.timesteps)  # it may have been stepped before
+    fresh._step_index, fresh.lower_order_nums = None, 0
+    fresh.model_outputs = [None] * scheduler.config["solver_order"]
+    probe = Probe(fresh, timesteps, scheduler.timesteps, extra)
     return probe.table if probe.reach(len(timesteps)) else None
 
 
