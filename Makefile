@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned so that figures can be compared; the package itself supports torch >= 2.4 (make TORCH=torch==2.4.1 ...).
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench quality trust docs clean
+.PHONY: demo test check bench bench-robot quality trust docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,11 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/stiff_chains.py
 	$(BIN)/python tests/benchmarks/brownian.py
 	$(BIN)/python tests/benchmarks/sdes.py
+
+# three tasks, three samplers, fifty episodes each, in the simulator: half an hour on one core
+bench-robot: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[robot]"
+	$(BIN)/python -W ignore tests/benchmarks/robot.py
 
 # a third of an hour on one core
 quality: $(VENV)/installed

@@ -41,6 +41,7 @@ class Evidence:
         chain: makes the chain anew.
         finer: solves again, from a solution and to a fraction of the tolerance.
         sequential: solves step by step.
+        held: whether states were left by steps with their round's outputs held fixed, as a pipeline's scheduler does.
     """
 
     history: Sequence[Round]
@@ -51,6 +52,7 @@ class Evidence:
     chain: Callable[[], DriftChain] | None = None
     finer: "Callable[[Solution, float], Solution] | None" = None
     sequential: "Callable[[], Solution] | None" = None
+    held: bool = False
 
     @property
     def batched(self) -> bool:
@@ -118,7 +120,7 @@ class Certificate:
         size, history = (evidence.steps, evidence.path.shape[1]), evidence.history
         exact = not history or (evidence.tolerance.nothing and history[0].step is None)
         implicit = evidence.implicit
-        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, evidence.problem is None, implicit)
+        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, evidence.held, implicit)
         missing = evidence.path.isnan().any(-1).cpu()
         rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
         allowed, growth = evidence.tolerance.size(evidence.path).double().cpu(), known.growth()

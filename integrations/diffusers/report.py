@@ -69,7 +69,8 @@ class Report:
         if self.state is None:
             raise ValueError("certificate: the loop has not run yet; read it after the pipeline was called.")
         path = self.state.flatten(1).float()[None] if self.state.dim() > 1 else self.state.float()[None, :, None]
-        return Certificate.of(Evidence(self.history, path, None, self.steps, Tolerance(state=self.tolerance)))
+        tolerance = Tolerance(state=self.tolerance)
+        return Certificate.of(Evidence(self.history, path, None, self.steps, tolerance, held=True))
 
     @property
     def evaluations(self) -> int:

@@ -1,0 +1,33 @@
+"""What a plan starts from: the one before."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from picardsolve.guesses import Entering, Guess
+from picardsolve.integrators.base import Evaluated
+
+
+@dataclass(frozen=True)
+class Towards(Guess):
+    """All states lie on the way from the first one to a plan that is expected, with the noise that is known.
+
+    Attributes:
+        plan: ``(B, D)``.
+    """
+
+    plan: Tensor
+
+    def first(self, entering: Entering) -> Tensor:
+        """The way to the plan."""
+        return self._way(entering, self.plan)
+
+    def ahead(self, entering: Entering) -> Tensor:
+        """The way to the last predicted sample."""
+        assert entering.source is not None
+        return self._way(entering, entering.source.output)
+
+    @staticmethod
+    def _way(entering: Entering, plan: Tensor) -> Tensor:
+        source = Evaluated(entering.n[:1], entering.start, plan)
+        return entering.chain.extend(entering.n, "sample", entering.start, source, entering.noise)

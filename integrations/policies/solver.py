@@ -1,0 +1,118 @@
+"""Solving the diffusion steps of a batch of plans: once, more sharply, or one after the other."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from integrations.policies.chain import PlanChain
+from integrations.policies.guess import Towards
+from picardsolve.certificate import Certificate, Evidence
+from picardsolve.guesses import Guess
+from picardsolve.iterations import Iteration
+from picardsolve.progress import Progress
+from picardsolve.sequential import run
+from picardsolve.solution import Result, Solution, SolveError, Stats
+from picardsolve.stopping import ErrorEstimate, Increment
+from picardsolve.tolerances import Tolerance
+from picardsolve.window import Settings, Window
+
+
+@dataclass(frozen=True)
+class Solver:
+    """What is solved, and by which iteration.
+
+    Attributes:
+        chain: of all steps.
+        x: ``(B, D)`` the first states.
+        shape: of a plan.
+        ts: ``(N + 1,)`` the timesteps, and what stands behind the last one.
+        iteration: of the window, which holds all steps.
+    """
+
+    chain: PlanChain
+    x: Tensor
+    shape: tuple[int, ...]
+    ts: Tensor
+    iteration: Iteration
+
+    @torch.no_grad()
+    def solve(self, guess: Guess, tol: float, max_rounds: int | None) -> tuple[Tensor, Solution]:
+        """Run rounds until the plans have converged, or the budget is spent.
+
+        Returns:
+            The plans ``(B, *shape)``, and how they came about. Where the budget was spent, states of which the last
+            round says nothing are NaN in the latter.
+
+        Raises:
+            SolveError: a step of the sequential sampler is not finite.
+        """
+        length, tiny = self.chain.length, torch.finfo(self.x.dtype).eps
+        estimate = ErrorEstimate(Tolerance(atol=tol or tiny), length)
+        exact = None if tol else Increment(Tolerance())
+        settings = Settings(length, self.iteration, guess, exact or estimate, meter=exact and estimate)
+        path = self.x.new_full((length + 1, *self.x.shape), torch.nan)
+        window, before = Window(self.chain, self.x, settings, path), self.chain.counts()
+        while not window.done and (max_rounds is None or len(window.history) < max_rounds):
+            window.tell(self.chain.evaluate(window.ask()))
+        result = Result.converged if window.done else Result.max_rounds
+        ends = np.minimum(length - window.begin, len(window.x) - 1)
+        plans = window.x[torch.from_numpy(ends), torch.arange(len(ends))]
+        if not window.done:
+            _accept_all(window)
+        solution = self._solution(path, result, window.history, before, estimate.tolerance)
+        if window.failed.any():
+            sample = int(window.failed.argmax())
+            step = int(window.begin[sample])
+            time = float(self.ts[step])
+            message = (
+                f"Step {step} of plan {sample}, at timestep {time:g}, is not finite: check the model's output there."
+            )
+            raise SolveError(message, replace(solution, result=Result.nonfinite), step, time)
+        return plans.reshape(-1, *self.shape), solution
+
+    def _solution(
+        self, path: Tensor, result: Result, history: list, before: tuple[int, int], tolerance: Tolerance
+    ) -> Solution:
+        calls, evaluations = (now - then for now, then in zip(self.chain.counts(), before, strict=True))
+        width = max((int(record.width.max()) for record in history), default=1)
+        stats = Stats(self.chain.length, calls, evaluations, calls, width)
+        evidence = Evidence(
+            history,
+            path,
+            None,
+            self.chain.length,
+            tolerance,
+            chain=lambda: self.chain,
+            finer=lambda solution, factor: self.solve(
+                Towards(solution.ys[-1].flatten(1)), factor * float(tolerance.atol), None
+            )[1],
+            sequential=self.sequential,
+        )
+        certified = partial(Certificate.of, evidence) if history else None
+        return Solution(self.ts, self._states(path), result, stats, history, _certified=certified)
+
+    @torch.no_grad()
+    def sequential(self) -> Solution:
+        """One step after the other: the reference."""
+        path, before = self.x.new_full((self.chain.length + 1, *self.x.shape), torch.nan), self.chain.counts()
+        with Progress(self.chain.length, False) as bar:
+            run(self.chain, self.x, path, bar)
+        return self._solution(path, Result.converged, [], before, Tolerance())
+
+    def _states(self, path: Tensor) -> Tensor:
+        return path.reshape(*path.shape[:2], *self.shape)
+
+
+def _accept_all(window: Window) -> None:
+    """Take what the last round made of its states for the answer, and note it so in the history."""
+    assert window.path is not None
+    last = window.history[-1]
+    window.history[-1] = replace(last, stride=last.width)
+    end = (last.begin + last.width).numpy()
+    row, sample = np.nonzero(np.arange(len(window.x) - 1)[:, None] < end - window.begin)
+    step = torch.from_numpy(window.begin[sample] + 1 + row)
+    row, sample = torch.from_numpy(row), torch.from_numpy(sample)
+    window.path[step, sample] = window.x[row + 1, sample]

@@ -1,0 +1,126 @@
+"""A diffusers scheduler's steps, written with the predicted samples."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from integrations.diffusers.closed_form import closed_form
+from integrations.diffusers.probe import Probe
+from integrations.diffusers.step_table import StepTable
+from integrations.diffusers.walk import copy_of
+from picardsolve.integrators.base import Index
+
+_ROUNDING = 1e-4  # of coefficients, relative to what cancels in them
+
+
+@dataclass(frozen=True)
+class PlanSteps:
+    """``x' = p x + q_0 D_n + q_1 D_{n-1} + ... + r clip(D_n) + s z``, with ``D_n = c x + d output``.
+
+    Attributes:
+        timesteps: ``(N,)`` what the model is given, as the scheduler has them.
+        noisy: ``(N,)`` whether a step draws noise.
+        noise_dtype: what it is drawn in; None for the type of the output.
+        limit: of the clip, on either side; infinite where nothing is clipped.
+        order: how many predicted samples a step reads.
+        table: ``(N, 6 + order)`` float64: c, d, p, r, s, the slope that steps are expected to have, and the q.
+    """
+
+    timesteps: Tensor
+    noisy: np.ndarray
+    noise_dtype: torch.dtype | None
+    limit: float
+    order: int
+    table: Tensor
+
+    @staticmethod
+    def of(scheduler: Any, spread: float) -> "PlanSteps":
+        """Read a scheduler whose timesteps are set.
+
+        Args:
+            scheduler: of diffusers.
+            spread: standard deviation that predicted samples are expected to have, given what was observed. It makes
+                the expected slopes: it changes how many rounds are needed, never the answer.
+
+        Raises:
+            TypeError: the scheduler is none of those that policies use.
+            ValueError: its timesteps are not set, or its steps are not of this form.
+        """
+        kinds = DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler
+        if type(scheduler) not in kinds:
+            raise TypeError(
+                "scheduler: expected a DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler of diffusers, got "
+                f"{type(scheduler).__name__}; pass one of these, or use integrations.diffusers.denoise."
+            )
+        if scheduler.num_inference_steps is None:
+            raise ValueError("scheduler: expected one whose timesteps are set; call its set_timesteps(...) before.")
+        timesteps = scheduler.timesteps.cpu()
+        steps, alpha, sigma = _linear_steps(scheduler, timesteps), *_levels(scheduler, timesteps)
+        maps = {
+            "epsilon": (1 / alpha, -sigma / alpha),
+            "sample": (torch.zeros_like(alpha), torch.ones_like(alpha)),
+            "v_prediction": (alpha, -sigma),
+        }
+        kind = scheduler.config["prediction_type"]
+        if steps is None or kind not in maps:
+            raise ValueError(
+                "scheduler: expected steps that are linear but for a clipped sample, got the configuration "
+                f"{dict(scheduler.config)}; leave out thresholding, learned variances and the like."
+            )
+        c, d = maps[kind]
+        x, o, clip = torch.from_numpy(steps.x), torch.from_numpy(steps.o), steps.clip
+        q = [o[:, k] / _earlier(d, k) for k in range(steps.lags + 1)]
+        for k in range(1, len(q)):
+            if not torch.allclose(x[:, k], q[k] * _earlier(c, k), _ROUNDING, _ROUNDING):
+                raise ValueError(
+                    "scheduler: expected steps that remember predicted samples, got the algorithm "
+                    f"{scheduler.config['algorithm_type']!r}; pass algorithm_type='dpmsolver++' or 'sde-dpmsolver++'."
+                )
+        r = torch.zeros_like(c) if clip is None else torch.from_numpy(clip.q)
+        p, gain = x[:, 0] - q[0] * c, alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
+        expected = p + (r + sum(q)) * gain
+        table = torch.stack([c, d, p, r, torch.from_numpy(steps.s), expected, *q], 1)
+        limit = torch.inf if clip is None else clip.limit
+        return PlanSteps(timesteps, steps.noisy, steps.noise_dtype, limit, len(q), table)
+
+    def to(self, like: Tensor) -> "PlanSteps":
+        """The same for states of a type, where they are."""
+        return replace(self, timesteps=self.timesteps.to(like.device), table=self.table.to(like))
+
+    def at(self, n: Index) -> tuple[Tensor, ...]:
+        """Columns of the table at steps ``n``, each of shape ``(*n.shape, 1)``."""
+        rows = self.table.index_select(0, torch.from_numpy(n.ravel()).to(self.table.device))
+        return rows.reshape(*n.shape, 1, -1).unbind(-1)
+
+
+def _linear_steps(scheduler: Any, timesteps: Tensor) -> StepTable | None:
+    """The steps as sums over states and outputs."""
+    extra: dict[str, Any] = {"generator": None}
+    if type(scheduler) is not DPMSolverMultistepScheduler:
+        return closed_form(scheduler, timesteps, extra)
+    fresh = copy_of(scheduler, scheduler.timesteps)  # it may have been stepped before
+    fresh._step_index, fresh.lower_order_nums = None, 0
+    fresh.model_outputs = [None] * scheduler.config["solver_order"]
+    probe = Probe(fresh, timesteps, scheduler.timesteps, extra)
+    return probe.table if probe.reach(len(timesteps)) else None
+
+
+def _levels(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Signal and noise of the state that each step starts from, ``(N,)`` float64."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        ratio = scheduler.sigmas[: len(timesteps)].double().cpu()
+        alpha = (1 + ratio**2).rsqrt()
+        return alpha, ratio * alpha
+    alpha_bar = scheduler.alphas_cumprod.double().cpu()[timesteps]
+    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def _earlier(values: Tensor, steps: int) -> Tensor:
+    """Of every step the value of so many steps before, 1 where there is none."""
+    return torch.cat([values.new_ones(steps), values])[: len(values)]
