@@ -5,11 +5,12 @@ import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from cases import assert_close, denoiser_cases, generator, randn, random_drift, seeds
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import picardsolve as ps
@@ -58,6 +59,7 @@ def by_definition(residuals, images, memory, triangular):
 
 
 @given(st.integers(3, 10), st.integers(1, 3), st.booleans(), st.sampled_from([None, 1, 2, 4]), seeds)
+@example(3, 1, False, 1, 3)  # its second round diverges
 def test_the_states_of_the_first_rounds_are_those_of_the_definition(steps, memory, triangular, order, seed):
     term, ts = ps.ODE(random_drift("mlp", seed, (4,), torch.float64)), ps.grids.uniform(0, 2, steps)
     y0 = randn(generator(seed), 4)
@@ -78,10 +80,9 @@ def test_the_states_of_the_first_rounds_are_those_of_the_definition(steps, memor
                 by_definition([r[round_:] for r in residuals], [g[round_:] for g in images], memory, triangular),
             ]
         )
-        window.tell(chain.evaluate(window.ask()))
+        with patch("picardsolve.window._BLOW_UP", 1e300):  # else it forgets states that diverge
+            window.tell(chain.evaluate(window.ask()))
         assert int(window.begin[0]) == round_ + 1
-        if not window.done and len(window.ask().state) < steps - round_ - 1:
-            return  # it diverged: the window is halved, and its states are forgotten
         assert_close(window.x[:, 0], x[round_ + 1 :], 1e-6 * float(x.abs().max()))
 
 
