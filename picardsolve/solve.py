@@ -136,11 +136,15 @@ def solve(
     kept = {"max_batch": max_batch, "save": save}
     how = iteration, guess, window, stop, max_rounds, progress, throw
     noted = [] if torch.is_grad_enabled() and isinstance(problem.term, ODE | SDE) else None
-    fixed = pytree.tree_map(lambda arg: arg.detach() if isinstance(arg, Tensor) else arg, problem.args)
+    fixed = pytree.tree_map(_detached, problem.args)
     problem = replace(problem, args=fixed, parameters=noted)
     solution = _on_grid(problem, y, (term, y0, ts), (tol, rtol, atol), *how, given=given, kept=kept)
     wanted = args if cond is None else cond
     return recorded(solution, problem, integrator, y0, ts, wanted) if torch.is_grad_enabled() else solution
+
+
+def _detached(arg: Any) -> Any:
+    return arg.detach() if isinstance(arg, Tensor) and arg.requires_grad else arg
 
 
 @torch.no_grad()
@@ -231,7 +235,7 @@ def _collocated(
         )
     choice = None if iteration is None else choices[type(iteration)]
     tolerance = tolerance_of(problem.term, problem.layout, *tolerances, "error")
-    args = pytree.tree_map(lambda arg: arg.detach() if isinstance(arg, Tensor) else arg, problem.args)
+    args = pytree.tree_map(_detached, problem.args)
     posed = problem.term, problem.layout, y, problem.ts, args, method, choice, tolerance
     return collocate(*posed, Event.of(events), problem.max_batch, *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
 

@@ -199,7 +199,8 @@ BAD_ARGUMENTS = {
         lambda f: denoise(f, integrator=ps.DDPM(), brownian=ps.BrownianPath([1])), ValueError, "seed", "pass one for"
     ),
     "steps below the resolution": (
-        lambda f: sde(f, ts=[0.0, 1e-6, 1.0]), ValueError, "resolution", r"pass BrownianPath\(seed, resolution="
+        lambda f: sde(f, ts=[0.0, 1e-6, 1.0], brownian=ps.BrownianPath(0)),
+        ValueError, "resolution", r"pass BrownianPath\(seed, resolution="
     ),
     # terms
     "drift not callable": (lambda f: ps.ODE(1.0), TypeError, "drift", "expected a function"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -57,12 +58,13 @@ def additive(noise: str, interpretation: str):
     return term, start, lambda w: (start + b * (1 + a * w)) / math.sqrt(2)
 
 
+@lru_cache
 def double_well(noise: str, interpretation: str):
     """``dY = (Y - Y^3) dt + 0.6 dW``: the end is no function of W's; it is taken from SRA1 on finer steps."""
     term = ps.SDE(lambda t, y: y - y**3, lambda t, y: 0.6 * torch.ones_like(y), noise, interpretation)
     y0 = torch.full((PATHS, 1), 0.4, dtype=torch.float64)
     how = {"integrator": ps.SRA1(), "brownian": ps.BrownianPath(11), "save": "last", "batch_dims": 1}
-    end = ps.sequential(term, y0, ps.grids.uniform(0, 1, 512), **how).ys[-1]
+    end = ps.sequential(term, y0, ps.grids.uniform(0, 1, 256), **how).ys[-1]
     return term, 0.4, lambda w: end
 
 

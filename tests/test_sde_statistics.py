@@ -96,7 +96,7 @@ def kubo() -> Case:
         return torch.stack([-y[:, 1], y[:, 0]], 1)
 
     term = sde(lambda t, y: 2 * turned(y) - 0.125 * y, lambda t, y: 0.5 * turned(y), "scalar")
-    y0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(4000, 1)
+    y0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(2000, 1)
     phase = lambda y: torch.atan2(y[:, 1], y[:, 0])  # noqa: E731
     return Case(term, y0, 0.25, 64, normal_law(0.5, 0.25), phase, 1)
 
