@@ -168,7 +168,6 @@ def test_residuals_of_a_certified_bound(data):
     torch.testing.assert_close(certified.residuals, expected, rtol=1e-6, atol=case.rounding(sol.ys))
 
 
-@settings(max_examples=30)
 @given(st.data())
 def test_a_certified_bound_of_an_ode_holds(data):
     """Drifts of known Lipschitz constant, any integrator, direction of time, window, iteration and tolerance."""
@@ -736,7 +735,7 @@ def test_a_recheck_sees_chaos():
 
     The estimate does not: along one direction of change after another nothing seems to grow (docs/certificates.md).
     """
-    sol = solved(lorenz, [1.0, 1.0, 20.0], 20, 2000, integrator=ps.RK4())
+    sol = solved(lorenz, [1.0, 1.0, 20.0], 20, 1000, integrator=ps.RK4())
     assert sol.certificate.verify().error[-1] > 1
     assert sol.certificate.recheck().error[-1] > 1
 

@@ -199,13 +199,13 @@ FLOW = {
 
 
 def rows() -> list[tuple[Case, str, dict[str, Any]]]:
-    """Every configuration of every scheduler in three of its pipelines, others for each."""
+    """Every configuration of every scheduler in two of its pipelines, others for each."""
     made = []
     for kind, schedulers in (("betas", BETAS), ("flow", FLOW)):
         cases = [case for case in CASES if case.schedulers == kind]
         configs = [(name, config) for name, listed in schedulers.items() for config in listed]
         for i, (name, config) in enumerate(configs):
-            apart = -(-len(cases) // 3)
+            apart = -(-len(cases) // 2)
             made += [(case, name, config) for case in cases[i % apart :: apart] if not unfit(case, name)]
     return made
 

@@ -24,7 +24,7 @@ from cases import (
     wild,
     windows,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
@@ -48,6 +48,7 @@ def fewest(steps: int, window: int) -> int:
 
 
 @pytest.mark.parametrize("dtypes", [DOUBLE, (torch.float32,), HALF])
+@settings(max_examples=10)
 @given(data=st.data())
 def test_from_any_trajectory_to_the_sequential_answer(dtypes, data):
     case = data.draw(any_case(dtypes) if dtypes != HALF else st.one_of(ode_cases(HALF), denoiser_cases(dtypes=HALF)))
@@ -72,6 +73,7 @@ def test_polynomials_on_samplers(data):
     assert sol.stats.rounds <= case.steps
 
 
+@settings(max_examples=10)
 @given(st.data())
 def test_the_trajectory_of_one_sample_is_nothing_to_another(data):
     case, singles = data.draw(company())

@@ -295,6 +295,7 @@ def test_decreasing_times_are_reversed_time(data):
     assert torch.equal(mirrored.solve(tol=1e-3, **how).ys, case.solve(tol=1e-3, **how).ys)
 
 
+@settings(max_examples=8)
 @given(st.data())
 def test_a_lifted_drift_equals_a_vectorized_one(data):
     case = data.draw(st.one_of(ode_cases(), sde_cases()))
