@@ -265,7 +265,7 @@ def check_close_to_untouched(pipe: Any, randomness: Randomness, numerics: dict[s
     return out.report
 
 
-@pytest.mark.parametrize(("name", "images"), zip(TRAINED, (1, 3, 1, 3), strict=True))
+@pytest.mark.parametrize(("name", "images"), list(zip(TRAINED, (1, 3, 1, 3), strict=True)))
 def test_a_tolerance_saves_half_the_rounds(name, images):
     make, steps = TRAINED[name]
     inputs = {"batch_size": images, "num_inference_steps": steps}
