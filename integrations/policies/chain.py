@@ -1,14 +1,14 @@
 """The diffusion steps of plans as a chain for the window."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from integrations.policies.steps import PlanSteps
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Rows, Steps
-from picardsolve.recurrence import linear_sweep, recurrence
+from picardsolve.integrators.scaling import Scaling
+from picardsolve.recurrence import recurrence
 
 
 class PlanChain(DriftChain):
@@ -48,7 +48,7 @@ class PlanChain(DriftChain):
             slope = slope + c * r * (clipped == sample)
         if noise is not None:
             images.addcmul_(s, noise)
-        return _WindowSteps(images, slope, expected)
+        return Scaling(images, slope, expected)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Go on towards the predicted sample, clipped: plans differ from their predictions by little."""
@@ -71,25 +71,3 @@ class PlanChain(DriftChain):
     def counts(self) -> tuple[int, int]:
         """Model calls and evaluations so far."""
         return self._calls, self._evaluations
-
-
-@dataclass(frozen=True)
-class _WindowSteps(Steps):
-    image: Tensor
-    slope: Tensor
-    expected: Tensor
-
-    def images(self) -> Tensor:
-        return self.image
-
-    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return linear_sweep(self.image, self.slope, x, scratch)
-
-    def expected_slope(self) -> Tensor | None:
-        return self.expected
-
-    def passed(self, change: Tensor) -> Tensor:
-        return self.slope * change
-
-    def noise_scale(self) -> Tensor | None:
-        return None

@@ -19,7 +19,8 @@ from picardsolve.integrators.base import (
     per_step,
     refuse,
 )
-from picardsolve.recurrence import linear_sweep, recurrence
+from picardsolve.integrators.scaling import Scaling
+from picardsolve.recurrence import recurrence
 from picardsolve.terms import Denoiser
 
 
@@ -147,7 +148,7 @@ class DiffusionChain(DriftChain):
         if noise is not None:
             images.addcmul_(per_step(self._table.s, n, x), noise)
         linear = per_step(self._table.p + self._table.q[0] * self._from_state, n, x)
-        return _DiffusionSteps(images, linear, per_step(self._expected, n, x), per_step(self._leaving, n, x)[..., 0])
+        return Scaling(images, linear, per_step(self._expected, n, x), per_step(self._leaving, n, x)[..., 0])
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed predicted noise ("output") or towards a fixed predicted sample ("sample")."""
@@ -195,26 +196,3 @@ class DiffusionChain(DriftChain):
     def counts(self) -> tuple[int, int]:
         """Model calls and evaluations so far."""
         return self._model.calls, self._model.evaluations
-
-
-@dataclass(frozen=True)
-class _DiffusionSteps(Steps):
-    image: Tensor
-    factor: Tensor
-    expected: Tensor
-    noise: Tensor
-
-    def images(self) -> Tensor:
-        return self.image
-
-    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return linear_sweep(self.image, self.factor, x, scratch)
-
-    def expected_slope(self) -> Tensor | None:
-        return self.expected
-
-    def passed(self, change: Tensor) -> Tensor:
-        return self.factor * change
-
-    def noise_scale(self) -> Tensor | None:
-        return self.noise
