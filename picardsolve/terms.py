@@ -199,14 +199,19 @@ class Denoiser:
 
     def sample_map(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients ``(c, d)`` with ``x_0 = c x + d output`` at noise level ``(alpha, sigma)``."""
-        if self.prediction == "epsilon":
-            return 1 / alpha, -sigma / alpha
-        if self.prediction == "sample":
-            return alpha * 0, alpha * 0 + 1
-        if self.prediction == "v_prediction":
-            norm = alpha**2 + sigma**2
-            return alpha / norm, -sigma / norm
-        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+        return sample_map(self.prediction, alpha, sigma)
+
+
+def sample_map(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients ``(c, d)`` with ``x_0 = c x + d output``, of what a model predicts at level ``(alpha, sigma)``."""
+    if prediction == "epsilon":
+        return 1 / alpha, -sigma / alpha
+    if prediction == "sample":
+        return alpha * 0, alpha * 0 + 1
+    if prediction == "v_prediction":
+        norm = alpha**2 + sigma**2
+        return alpha / norm, -sigma / norm
+    return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
 
 Term: TypeAlias = ODE | SecondOrderODE | SemilinearODE | SDE | Denoiser

@@ -8,6 +8,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from integrations.diffusers.step_table import Clip, StepTable
+from picardsolve.terms import sample_map
+
+PREDICTIONS = "epsilon", "sample", "v_prediction"
 
 
 def closed_form(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> StepTable | None:
@@ -86,10 +89,6 @@ def _table(config: Any, now: Tensor, x: Tensor, o: Tensor, q: Tensor, s: Tensor,
 
 
 def _sample_map(prediction: str, alpha_bar: Tensor) -> tuple[Tensor, Tensor] | None:
-    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    maps = {
-        "epsilon": (1 / alpha, -sigma / alpha),
-        "sample": (torch.zeros_like(alpha), torch.ones_like(alpha)),
-        "v_prediction": (alpha, -sigma),
-    }
-    return maps.get(prediction)
+    if prediction not in PREDICTIONS:
+        return None
+    return sample_map(prediction, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())

@@ -10,11 +10,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from integrations.diffusers.closed_form import closed_form
+from integrations.diffusers.closed_form import PREDICTIONS, closed_form
 from integrations.diffusers.probe import Probe
 from integrations.diffusers.step_table import StepTable
 from integrations.diffusers.walk import copy_of
 from picardsolve.integrators.base import Index
+from picardsolve.terms import sample_map
 
 _ROUNDING = 1e-4  # of coefficients, relative to what cancels in them
 
@@ -62,18 +63,13 @@ class PlanSteps:
             raise ValueError("scheduler: expected one whose timesteps are set; call its set_timesteps(...) before.")
         timesteps = scheduler.timesteps.cpu()
         steps, alpha, sigma = _linear_steps(scheduler, timesteps), *_levels(scheduler, timesteps)
-        maps = {
-            "epsilon": (1 / alpha, -sigma / alpha),
-            "sample": (torch.zeros_like(alpha), torch.ones_like(alpha)),
-            "v_prediction": (alpha, -sigma),
-        }
         kind = scheduler.config["prediction_type"]
-        if steps is None or kind not in maps:
+        if steps is None or kind not in PREDICTIONS:
             raise ValueError(
                 "scheduler: expected steps that are linear but for a clipped sample, got the configuration "
                 f"{dict(scheduler.config)}; leave out thresholding, learned variances and the like."
             )
-        c, d = maps[kind]
+        c, d = sample_map(kind, alpha, sigma)
         x, o, clip = torch.from_numpy(steps.x), torch.from_numpy(steps.o), steps.clip
         q = [o[:, k] / _earlier(d, k) for k in range(steps.lags + 1)]
         for k in range(1, len(q)):
