@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.integrators import BackwardEuler, DriftChain, Integrator, Problem, Rows
+from picardsolve.integrators import BackwardEuler, DriftChain, Integrator, Problem
 from picardsolve.refused import Refused
+from picardsolve.sequential import evaluated
 from picardsolve.solution import Result, Solution
 
 _SETTLED = 8.0  # units of rounding of the largest cotangent, which a sweep may still move
@@ -70,9 +71,8 @@ def _refusal(solution: Solution, problem: Problem, integrator: Integrator, ts: A
 
 def _images(chain: DriftChain, step: np.ndarray, sample: np.ndarray, x: Tensor) -> Tensor:
     """``Phi_n(x_n)`` of rows, ``(R, D)``, recorded."""
-    out = chain.evaluate(Rows(step, sample, x))
-    noise = chain.increments(step, sample).to(x)[None] if chain.noise_size else None
-    return chain.steps(step[None], x[None], out[None], noise).images()[0]
+    out, noise = evaluated(chain, step, sample, x)
+    return chain.steps(step[None], x[None], out[None], None if noise is None else noise[None]).images()[0]
 
 
 class _Path(torch.autograd.Function):

@@ -38,13 +38,12 @@ def run(
         path[begin] = y0
     for n in range(begin, end):
         step = np.full_like(sample, n)
-        noise = _drawn(chain, step, sample, y)
-        out = chain.evaluate(Rows(step, sample, y, noise=noise))[None]
+        out, noise = evaluated(chain, step, sample, y)
+        out = out[None]
         if chain.memory:
             past = out.new_zeros(chain.memory, *out.shape[1:]) if past is None else past
             out = torch.cat([past, out])
             past = out[1:]
-        noise = _drawn(chain, step, sample, y) if noise is None else noise  # how much, the first output may tell
         y = chain.steps(step[None], y[None], out, None if noise is None else noise[None]).images()[0]
         if path is not None:
             path[n + 1] = y
@@ -54,6 +53,13 @@ def run(
         if not (finite_steps > n).any():
             break
     return y, finite_steps
+
+
+def evaluated(chain: DriftChain, step: np.ndarray, sample: np.ndarray, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The outputs at rows, ``(R, K)``, and the noise of their steps, ``(R, noise_size)``, drawn once."""
+    noise = _drawn(chain, step, sample, x)
+    out = chain.evaluate(Rows(step, sample, x, noise=noise))
+    return out, _drawn(chain, step, sample, x) if noise is None else noise  # how much, the first output may tell
 
 
 def _drawn(chain: DriftChain, step: np.ndarray, sample: np.ndarray, like: Tensor) -> Tensor | None:
