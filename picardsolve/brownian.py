@@ -125,7 +125,7 @@ class BrownianPath:
         if shortest < self.resolution:
             raise ValueError(
                 f"resolution: the path is known to {self.resolution:g}, an interval of {shortest:g} was asked for; "
-                f"pass BrownianPath(seed, resolution={2.0 ** math.floor(math.log2(max(shortest, 2**-40)))!r})."
+                f"pass BrownianPath(seed, resolution={resolution_for(shortest)!r})."
             )
         if not isinstance(self.seed, int) and len(self.seed) < samples:
             raise ValueError(f"seed: got {len(self.seed)} seeds for {samples} samples; pass one for each.")
@@ -147,6 +147,11 @@ class BrownianPath:
         if (np.floor(start / 2**TOP) != np.floor(end / 2**TOP)).any():
             total += levels.crossings(key, start, end).sums(size)
         return total
+
+
+def resolution_for(shortest: float) -> float:
+    """The coarsest resolution that an interval may be asked of, or the finest that there is."""
+    return 2.0 ** math.floor(math.log2(max(shortest, 2**-40)))
 
 
 def _blocks(rows: int, size: int) -> Iterator[slice]:

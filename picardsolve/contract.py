@@ -1,6 +1,5 @@
 """What a solve is asked, checked before any work and made into the parts that it runs with."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve import grids
-from picardsolve.brownian import BrownianPath
+from picardsolve.brownian import BrownianPath, resolution_for
 from picardsolve.checks import check_optional_positive_integer, check_type
 from picardsolve.collocation import Collocation
 from picardsolve.integrators import Integrator, Problem
@@ -40,8 +39,7 @@ def validated(
         raise TypeError(
             f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
         )
-    asked = ("increments", "areas", "check")
-    if isinstance(brownian, type) or not (brownian is None or all(hasattr(brownian, name) for name in asked)):
+    if isinstance(brownian, type) or not isinstance(brownian, Path | None):
         check_type("brownian", brownian, BrownianPath, "picardsolve.BrownianPath(seed=0)")
     check_optional_positive_integer("max_batch", max_batch)
     if isinstance(args, Tensor) or not isinstance(args, Sequence):
@@ -83,11 +81,7 @@ def validated(
 def _usual_path(ts: Tensor) -> BrownianPath:
     """As fine as the shortest step of ``(N + 1,)`` or ``(N + 1, B)`` times needs, if it can be."""
     usual, shortest = BrownianPath(seed=0), float(ts.diff(dim=0).abs().min())
-    return (
-        usual
-        if shortest >= usual.resolution
-        else BrownianPath(0, max(2.0 ** math.floor(math.log2(shortest)), 2.0**-40))
-    )
+    return usual if shortest >= usual.resolution else BrownianPath(0, resolution_for(shortest))
 
 
 def tolerance_of(

@@ -1,10 +1,11 @@
 """What a solve asks of the noise."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class Path(Protocol):
     """A Brownian motion of samples: `picardsolve.BrownianPath`, or another library's. Times are float64, on the CPU."""
 

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torchsde
 from torch import Tensor
 
 import picardsolve as ps
-from integrations.torchsde.path import TorchsdePath
+from integrations.torchsde.path import THEIRS, TorchsdePath
 from picardsolve.path import Path
-
-_THEIRS = (torchsde.BrownianInterval, torchsde.BrownianPath, torchsde.BrownianTree)
 
 
 def sdeint(
@@ -35,5 +32,5 @@ def sdeint(
         dt: as there.
         **more: as there.
     """
-    path: Path | None = TorchsdePath(bm) if isinstance(bm, _THEIRS) else bm
+    path: Path | None = TorchsdePath(bm) if isinstance(bm, THEIRS) else bm
     return ps.sdeint(sde, y0, ts, path, method, dt, **more)

@@ -7,6 +7,7 @@ import torch
 import torchsde
 from torch import Tensor
 
+THEIRS = torchsde.BrownianInterval, torchsde.BrownianPath, torchsde.BrownianTree
 _WITH_AREAS = ("space-time", "davie", "foster")
 
 
@@ -25,7 +26,7 @@ class TorchsdePath:
     bm: torchsde.BrownianInterval | torchsde.BrownianPath | torchsde.BrownianTree
 
     def __post_init__(self):
-        if not isinstance(self.bm, torchsde.BrownianInterval | torchsde.BrownianPath | torchsde.BrownianTree):
+        if not isinstance(self.bm, THEIRS):
             raise TypeError(
                 f"bm: expected a BrownianInterval, BrownianPath or BrownianTree of torchsde, got "
                 f"{type(self.bm).__name__}; pass one of these."

@@ -1,6 +1,6 @@
 """Milstein's method, where the noise commutes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import cast
 
@@ -9,13 +9,9 @@ from torch import Tensor
 
 from picardsolve.integrators.base import DriftChain, Integrator, Problem
 from picardsolve.integrators.euler_maruyama import EULER_MARUYAMA
-from picardsolve.integrators.sde_chain import Fields, Scheme, SDEChain
+from picardsolve.integrators.sde_chain import SDEChain
 from picardsolve.integrators.takes import check_takes
 from picardsolve.terms import SDE
-
-
-def _evaluate(at: Fields) -> tuple[Tensor, Tensor]:
-    return at.drift(0.0, at.x), at.diffusion(0.0, at.x)
 
 
 def _products(motion: Tensor, less: Tensor | None) -> Tensor:
@@ -26,8 +22,8 @@ def _products(motion: Tensor, less: Tensor | None) -> Tensor:
     return torch.cat([motion, 0.5 * products.flatten(-2)], -1)
 
 
-_ITO = Scheme(1, _evaluate, lambda motions, h: _products(motions[0], h), derivative=True, elementwise=True)
-_STRATONOVICH = Scheme(1, _evaluate, lambda motions, h: _products(motions[0], None), derivative=True, elementwise=True)
+_ITO = replace(EULER_MARUYAMA, weights=lambda motions, h: _products(motions[0], h), derivative=True, elementwise=True)
+_STRATONOVICH = replace(_ITO, weights=lambda motions, h: _products(motions[0], None))
 
 
 @dataclass(frozen=True)
