@@ -185,9 +185,7 @@ class Newton(Sweep):
             return None
         times, states = flight.times[self._stale], flight.states[self._stale]
         if self.panels:
-            values = states
-            if self.nodes.c[0] != 0:
-                values = np.concatenate([flight.starts[self._stale, None], states], 1)
+            values = np.array([flight.segments[i].values(self.nodes) for i in self._stale])
             states = to_seen(self.nodes) @ values
             times = times[:, -1:] + flight.h[self._stale, None] * (SEEN - 1)
         self._at = states

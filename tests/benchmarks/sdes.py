@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -61,11 +62,9 @@ class Drawn(ps.BrownianPath):
         return increments(self.seed, size)[(t0 * (STEPS / END)).round().long()]
 
 
-def increments(seed, size: int, known: dict = {}) -> Tensor:  # noqa: B006
-    if (seed, size) not in known:
-        all_steps = torch.zeros(STEPS, dtype=torch.int64)
-        known[seed, size] = ps.BrownianPath(seed).increments(TS[:-1], TS[1:], all_steps, size)
-    return known[seed, size]
+@cache
+def increments(seed: int, size: int) -> Tensor:
+    return ps.BrownianPath(seed).increments(TS[:-1], TS[1:], torch.zeros(STEPS, dtype=torch.int64), size)
 
 
 def solve(term: ps.SDE, y0: Tensor, seed: int, **how) -> ps.Solution:
