@@ -19,7 +19,8 @@ def scheduler_of(name: str) -> Any:
     kinds = {
         "ddpm": lambda: DDPMScheduler(**common, clip_sample=True),
         "ddim": lambda: DDIMScheduler(**common, clip_sample=True),
-        "dpm-solver++": lambda: DPMSolverMultistepScheduler(**common),  # has no clip
+        # has no clip; the bound of the log-SNR is what diffusers asks for with cosine noise
+        "dpm-solver++": lambda: DPMSolverMultistepScheduler(**common, lambda_min_clipped=-5.1),
     }
     scheduler = kinds[kind]()
     scheduler.set_timesteps(int(steps))

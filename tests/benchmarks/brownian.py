@@ -6,10 +6,10 @@ Memory is the peak of the process beyond what it had, each in a process of its o
 """
 
 import multiprocessing
-import resource
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,9 +95,16 @@ def _peak(run: Callable[[], None], before: Callable[[], None]) -> float:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     before()
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # else the peak is that of the process it was forked from
+    start = _highest()
     run()
-    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+    return _highest() - start
+
+
+def _highest() -> float:
+    """The largest resident set since the last reset, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def memory() -> None:
