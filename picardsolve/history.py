@@ -21,9 +21,11 @@ class Estimates:
     ratios: Tensor
     slopes: Tensor
 
-    def cpu(self) -> "Estimates":
-        """The same on the CPU, in one transfer."""
-        return Estimates(*torch.stack([self.excess, self.ratios, self.slopes]).cpu())
+    @staticmethod
+    def of(excess: np.ndarray, ratios: np.ndarray, slopes: np.ndarray | None) -> "Estimates":
+        """From arrays; slopes may be unknown."""
+        known = np.full_like(excess, np.nan) if slopes is None else slopes
+        return Estimates(*map(torch.from_numpy, (excess, ratios, known)))
 
 
 @dataclass(frozen=True)
@@ -62,4 +64,4 @@ class Round:
         at = None if step is None else torch.from_numpy(step.copy())
         begin_, stride_, width_ = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
         norms = increments.cpu(), None if residuals is None else residuals.cpu()
-        return Round(begin_, stride_, width_, *norms, at, None if estimates is None else estimates.cpu())
+        return Round(begin_, stride_, width_, *norms, at, estimates)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 WIDE = 4096  # elements above which a row takes longer to move than an operation takes to start
+SHORT = 24  # rows up to which one operation each is less than what doubling takes
 
 
 def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tensor:
@@ -25,7 +26,7 @@ def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tens
         c[0] += start if a is None else a[0] * start
     if len(c) == 1:
         return c
-    if c[0].numel() >= WIDE:
+    if c[0].numel() >= WIDE or (len(c) <= SHORT and a is not None):
         return _by_rows(a, c)
     return c.cumsum(0) if a is None else _by_doubling(a, c)
 
@@ -123,6 +124,8 @@ def _by_doubling(a: Tensor, c: Tensor) -> Tensor:
     shift, largest = 1, torch.finfo(a.dtype).max
     while shift < len(c):
         c = torch.cat([c[:shift], torch.addcmul(c[shift:], a[shift:], c[:-shift])])
+        if 2 * shift >= len(c):
+            return c
         product = a[shift:] * a[:-shift]  # an infinite one would turn exact zeros into NaN
         if product.is_complex():
             product = torch.where(product.isfinite(), product, 0)

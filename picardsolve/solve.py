@@ -250,12 +250,12 @@ def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_r
     rule, length, done = loop.settings.stopping, chain.length, len(loop.history)
     if not isinstance(rule, ErrorEstimate) or rule.worst is None or not loop.done or loop.failed.any():
         return 0
-    excess = rule.worst.where(rule.worst > _DOUBTED, 1)
-    again = (excess > 1).cpu().numpy()
+    excess = np.where(rule.worst > _DOUBTED, rule.worst, 1)
+    again = excess > 1
     most = (length if max_rounds is None else min(length, max_rounds // chain.rounds)) - done
     if not again.any() or most < done:
         return 0
-    finer = ErrorEstimate(rule.tolerance.scaled(excess**-2), length, rule.forgets)
+    finer = ErrorEstimate(rule.tolerance.scaled(torch.from_numpy(excess**-2.0).to(y)), length, rule.forgets)
     guess = loop.settings.guess
     if loop.path is not None:
         guess = guess_for(FromTrajectory(problem.layout.unpack_path(loop.path)), problem, chain)

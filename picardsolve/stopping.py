@@ -1,16 +1,20 @@
-"""Which states of a window may be left behind."""
+"""Which states of a window may be left behind.
+
+Norms are taken where the states are; what is made of them is small, and done in numpy on the host, where an operation
+starts sooner: a round waits for its device once.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from picardsolve.history import Estimates
-from picardsolve.integrators.base import Chain
+from picardsolve.integrators.base import Chain, Index
 from picardsolve.iterations.base import Swept
-from picardsolve.recurrence import arriving, recurrence
 from picardsolve.tolerances import Tolerance
 
 Stop = Literal["error", "residual", "increment"]
@@ -33,7 +37,7 @@ class Stopping(ABC):
     estimates: Estimates | None = None
 
     @abstractmethod
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         """Judge the states that a sweep made.
 
         Args:
@@ -45,7 +49,7 @@ class Stopping(ABC):
             root mean square of each change, ``(W, B)``.
         """
 
-    def slide(self, stride: Tensor, last: Tensor) -> None:  # noqa: B027
+    def slide(self, stride: Index, last: Index) -> None:  # noqa: B027
         """Learn that ``stride[s]`` steps of sample s were left, and that the states up to ``last[s]`` are kept."""
 
     def restart(self) -> None:  # noqa: B027
@@ -65,9 +69,9 @@ class Increment(Stopping):
 
     tolerance: Tolerance
 
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes with the tolerance."""
-        scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
+        scaled, size = _on_host(*self.tolerance.measure(swept.change, swept.y, noise))
         return scaled <= 1, size
 
 
@@ -81,13 +85,16 @@ class Residuals(Stopping):
 
     tolerance: Tolerance
 
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    @np.errstate(all="ignore")
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes and sums of residuals with the tolerance."""
-        scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
-        if swept.residual is not None and not self.tolerance.nothing:
-            total = torch.where(size > 0, swept.residual * (scaled / size), 0).cumsum(0)
-            scaled = torch.maximum(scaled, total)
-        return scaled <= 1, size
+        measured = self.tolerance.measure(swept.change, swept.y, noise)
+        if swept.residual is None or self.tolerance.nothing:
+            scaled, size = _on_host(*measured)
+            return scaled <= 1, size
+        scaled, size, residual = _on_host(*measured, swept.residual)
+        total = np.where(size > 0, residual * (scaled / size), 0).cumsum(0)
+        return np.maximum(scaled, total) <= 1, size
 
 
 @dataclass
@@ -128,90 +135,102 @@ class ErrorEstimate(Stopping):
     held: bool = False
     implicit: bool = False
     _account: "_Account | None" = field(init=False, default=None)
-    _rounding: Tensor | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
-    _before: Tensor | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
-    _round: tuple[Tensor, Tensor, Tensor] | None = field(init=False, default=None)
+    _rounding: np.ndarray | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
+    _before: np.ndarray | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
+    _round: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
     estimates: Estimates | None = field(init=False, default=None)
-    worst: Tensor | None = field(init=False, default=None)
+    worst: np.ndarray | None = field(init=False, default=None)
 
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    @np.errstate(all="ignore")
+    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         """Estimate errors, and compare them with what may be spent."""
-        scaled, size = self.tolerance.measure(swept.change, swept.y, noise)
-        if self._rounding is None:
-            rounding = torch.finfo(swept.y.dtype).eps * swept.y
-            self._rounding = self.tolerance.measure(rounding, swept.y, noise)[0].amax(0)
-        change = torch.maximum(arriving(scaled), scaled) if self.implicit else arriving(scaled)
-        residual = None if swept.residual is None else swept.residual * (scaled / size)
-        account = self._account = self._measured(residual, change, self._rounding)
-        ratio = torch.where(account.measured, account.ratios, torch.inf if swept.tangent else account.ratio)
+        scaled, size, residual, signed = self._norms(swept, noise)
+        assert self._rounding is not None
+        change = np.maximum(_arriving(scaled), scaled) if self.implicit else _arriving(scaled)
+        account = self._account = self._measured(None if residual is None else residual * (scaled / size), change)
+        ratio = np.where(account.measured, account.ratios, np.inf if swept.tangent else account.ratio)
         tiny = change <= _ROUNDING * self._rounding
-        ratio = torch.where(tiny, ratio.clamp(max=1), ratio)
-        if self.held and swept.slope is not None:
-            ratio = ratio + (swept.slope - 1).abs()
-        expected = torch.where(change == 0, 0, _SAFETY * ratio * change)
-        slope = None if swept.slope is None else swept.slope.abs()
-        slope = slope if slope is None or self.forgets else slope.clamp(min=1)
-        share = torch.full_like(size, 1 / self.length) if slope is None else self._share(slope, account.measured)
-        new, left = torch.stack([expected, share], -1), torch.stack([account.error, account.allowed], -1)
-        error, allowed = self._carried(slope, new, left).unbind(-1)
-        self._round = error, allowed, change.masked_fill(tiny, torch.nan)
-        slope = swept.slope if swept.slope is not None else torch.full_like(size, torch.nan)
-        self.estimates = Estimates(error / allowed, account.ratios, slope)
+        ratio = np.where(tiny, np.minimum(ratio, 1), ratio)
+        if self.held and signed is not None:
+            ratio = ratio + abs(signed - 1)
+        expected = np.where(change == 0, 0, _SAFETY * ratio * change)
+        slope = None if signed is None else abs(signed)
+        slope = slope if slope is None or self.forgets else np.maximum(slope, 1)
+        share = np.full_like(size, 1 / self.length) if slope is None else self._share(slope, account.measured)
+        error, allowed = self._carried(slope, np.stack([expected, share]), account)
+        self._round = error, allowed, np.where(tiny, np.nan, change)
+        self.estimates = Estimates.of(error / allowed, account.ratios, signed)
         fits = error <= allowed
         if self.implicit:
             return fits, size
         fits[-1] &= account.blind < 2
-        return torch.cat([fits[1:], torch.zeros_like(fits[:1])]), size
+        return np.concatenate([fits[1:], np.zeros_like(fits[:1])]), size
 
-    def _carried(self, slope: Tensor | None, new: Tensor, left: Tensor) -> Tensor:
-        """What is new in each step, ``(W, B, 2)``, and what was left before, carried on: ``(W, B, 2)``."""
-        if slope is None or self.forgets:
-            return recurrence(None if slope is None else slope[..., None], new, left)
-        growth = slope.double().cumprod(0).clamp(max=_HUGE)[..., None]  # at least 1: nothing is lost in dividing by it
-        return ((left + (new / growth).cumsum(0)) * growth).to(new.dtype)
+    def _norms(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+        """On the host: changes in units of the tolerance and as they are, residuals and slopes where there are any."""
+        if self._rounding is None:
+            rounding = torch.finfo(swept.y.dtype).eps * swept.y
+            self._rounding = _on_host(self.tolerance.measure(rounding, swept.y, noise)[0].amax(0))[0]
+        measured = self.tolerance.measure(swept.change, swept.y, noise)
+        given = [value for value in (swept.residual, swept.slope) if value is not None]
+        scaled, size, *rest = _on_host(*measured, *given)
+        residual = None if swept.residual is None else rest[0]
+        return scaled, size, residual, None if swept.slope is None else rest[-1]
 
-    def _share(self, slope: Tensor, measured: Tensor) -> Tensor:
+    def _carried(self, slope: np.ndarray | None, new: np.ndarray, account: "_Account") -> np.ndarray:
+        """What is new in each step, ``(2, W, B)``, carried on from what was left before."""
+        left = np.stack([account.error, account.allowed])[:, None]
+        if slope is None:
+            return left + new.cumsum(1)
+        if not self.forgets:
+            growth = np.minimum(slope.cumprod(0), _HUGE)  # at least 1: nothing is lost in dividing by it
+            return (left + (new / growth).cumsum(1)) * growth
+        new[:, 0] += slope[0] * left[:, 0]
+        return _scan(slope, new)
+
+    def _share(self, slope: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """What each step may spend of the tolerance, ``(W, B)``."""
-        growth = torch.where(measured, slope, 1).clamp(min=_TINY).log().cumsum(0)
-        ahead = (growth.flip(0).cummax(0).values.flip(0) - growth).exp()
-        return ((1 - slope).clamp(min=0) / 2 + 1 / self.length) / ahead
+        growth = np.log(np.maximum(np.where(measured, slope, 1), _TINY)).cumsum(0)
+        ahead = np.exp(np.maximum.accumulate(growth[::-1])[::-1] - growth)
+        return (np.maximum(1 - slope, 0) / 2 + 1 / self.length) / ahead
 
-    def _measured(self, residual: Tensor | None, change: Tensor, rounding: Tensor) -> "_Account":
+    def _measured(self, residual: np.ndarray | None, change: np.ndarray) -> "_Account":
         """The account with this round's ratios; of residuals that may be rounding, at most that much."""
-        account = self._account or _Account.opened(change)
-        ratios, telling = torch.full_like(change, torch.nan), torch.zeros_like(change, dtype=torch.bool)
+        account, rounding = self._account or _Account.opened(change), self._rounding
+        assert rounding is not None
+        ratios, telling = np.full_like(change, np.nan), np.zeros_like(change, dtype=bool)
         if self._before is not None and residual is not None:
             known = min(len(change), len(self._before))
             ratios[:known] = (residual[:known] + rounding) / self._before[:known]
             telling[:known] = residual[:known] > _ROUNDING * rounding
-        measured = ratios.isfinite()
+        measured = np.isfinite(ratios)
         telling &= measured
-        known, largest = telling.any(0), torch.where(telling, ratios, 0).amax(0)
+        known, largest = telling.any(0), np.where(telling, ratios, 0).max(0)
         return replace(
             account,
             ratios=ratios,
             measured=measured,
-            ratio=torch.where(known, largest, account.ratio),
-            blind=torch.where(known, 0, account.blind + 1),
+            ratio=np.where(known, largest, account.ratio),
+            blind=np.where(known, 0, account.blind + 1),
         )
 
-    def slide(self, stride: Tensor, last: Tensor) -> None:
+    def slide(self, stride: Index, last: Index) -> None:
         """Move to the window's new first state."""
         assert self._round is not None
         assert self._account is not None
         error, allowed, change = self._round
-        position = torch.arange(len(change), device=change.device)[:, None]
-        left = torch.where(position < stride, error, 0).amax(0) / _SAFETY
-        self.worst = left if self.worst is None else torch.maximum(self.worst, left)
-        at = (stride - 1).clamp(min=0)[None]
+        position, sample = np.arange(len(change))[:, None], np.arange(len(stride))
+        left = np.where(position < stride, error, 0).max(0) / _SAFETY
+        self.worst = left if self.worst is None else np.maximum(self.worst, left)
+        moved, at = stride > 0, np.maximum(stride - 1, 0)
         self._account = replace(
             self._account,
-            error=torch.where(stride > 0, error.gather(0, at)[0], self._account.error),
-            allowed=torch.where(stride > 0, allowed.gather(0, at)[0], self._account.allowed),
+            error=np.where(moved, error[at, sample], self._account.error),
+            allowed=np.where(moved, allowed[at, sample], self._account.allowed),
         )
         position = position + stride
-        moved = change.gather(0, position.clamp(max=len(change) - 1))
-        self._before = moved.masked_fill(position >= last, torch.nan)
+        ahead = change[np.minimum(position, len(change) - 1), sample]
+        self._before = np.where(position >= last, np.nan, ahead)
 
     def restart(self) -> None:
         """Nothing is known of the states ahead."""
@@ -225,11 +244,13 @@ class ErrorEstimate(Stopping):
         """
         if self._account is None or self._rounding is None:
             return width
-        known = self._account.ratio.isfinite() & self._rounding.isfinite()  # not of one that failed, or is exact
-        if not bool(known.any()):
+        known = np.isfinite(self._account.ratio) & np.isfinite(self._rounding)  # not of one that failed, or is exact
+        if not known.any():
             return width
-        room = -torch.log(self._rounding[known].max())
-        return int(torch.clamp(room / self._account.ratio[known].max(), 1, width))
+        rounding, ratio = self._rounding[known].max(), self._account.ratio[known].max()
+        if rounding == 0 or ratio == 0:
+            return width
+        return int(np.clip(-np.log(rounding) / ratio, 1, width))
 
 
 @dataclass(frozen=True)
@@ -245,18 +266,38 @@ class _Account:
         measured: whether they could be measured in this round, ``(W, B)``.
     """
 
-    error: Tensor
-    allowed: Tensor
-    ratio: Tensor
-    blind: Tensor
-    ratios: Tensor
-    measured: Tensor
+    error: np.ndarray
+    allowed: np.ndarray
+    ratio: np.ndarray
+    blind: np.ndarray
+    ratios: np.ndarray
+    measured: np.ndarray
 
     @staticmethod
-    def opened(change: Tensor) -> "_Account":
+    def opened(change: np.ndarray) -> "_Account":
         """Nothing is spent, nothing is known."""
-        zero = torch.zeros_like(change[0])
-        return _Account(zero, zero, torch.full_like(zero, torch.inf), zero, change, change.isnan())
+        zero = np.zeros_like(change[0])
+        return _Account(zero, zero, np.full_like(zero, np.inf), zero, change, np.isnan(change))
+
+
+def _on_host(*values: Tensor) -> np.ndarray:
+    """Tensors of one shape in float64, brought over together."""
+    return torch.stack(torch.broadcast_tensors(*(value.to(values[0]) for value in values))).cpu().double().numpy()
+
+
+def _arriving(change: np.ndarray) -> np.ndarray:
+    """The changes of the states that steps start from, of those that they lead to: ``(W, B)`` both."""
+    return np.concatenate([np.zeros_like(change[:1]), change[:-1]])
+
+
+def _scan(a: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Solve ``y[j + 1] = a[j + 1] y[j] + c[j + 1]``, ``y[0] = c[0]``, by doubling; a is ``(W, B)``, c ``(2, W, B)``."""
+    shift = 1
+    while shift < len(a):
+        c[:, shift:] += a[shift:] * c[:, :-shift]
+        a = np.concatenate([a[:shift], np.minimum(a[shift:] * a[:-shift], _HUGE)])
+        shift *= 2
+    return c
 
 
 def stopping_of(stop: Stop, tolerance: Tolerance, chain: Chain, forgets: bool) -> Stopping:

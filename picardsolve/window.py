@@ -136,17 +136,17 @@ class Window:
             steps = Differentiated.of(steps, self.chain, self._n, self._directions, derivatives, noise)
         swept = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
         learning, scale = self.settings.learning, steps.noise_scale()
-        verdicts = [rule.judge(swept, scale) for rule in learning]
+        verdicts = [rule.judge(swept, scale) for rule in learning]  # waits for the device
         within, size = verdicts[0]
         proper = steps.proper()
-        within = within if proper is None else within & proper
-        stride, last = self._judge(within.cpu().numpy(), size.cpu().numpy(), swept.y)  # the round's one device wait
-        estimates = learning[-1].estimates
-        self.history.append(Round.of(self.begin, stride, self._span, size, swept.residual, estimates=estimates))
+        within = within if proper is None else within & proper.cpu().numpy()
+        stride, last = self._judge(within, size, swept.y)
+        told = torch.from_numpy(size), swept.residual
+        self.history.append(Round.of(self.begin, stride, self._span, *told, estimates=learning[-1].estimates))
         self._accept(swept.y, stride)
         self._remember(swept.memory, stride, last)
         for rule in learning:
-            rule.slide(self._on_device(stride), self._on_device(last))
+            rule.slide(stride, last)
         self._slide(x, swept.y, out, stride, last)
 
     def narrow(self, width: int) -> None:

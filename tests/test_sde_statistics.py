@@ -123,6 +123,22 @@ def square_root() -> Case:
     return Case(term, start(1.0), end, 64, law)
 
 
+def boundary(root: Callable[[Tensor], Tensor] = lambda y: y.clamp(min=0).sqrt()) -> Case:
+    """The same where zero is reached (4 rate level < 2 volatility^2): the truncated chain's law, by quadrature."""
+    rate, level, volatility, h, steps = 1.0, 0.25, 1.0, 1 / 16, 32
+    edges = np.linspace(-1.0, 6.0, 2801)
+    width, x = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
+    spread = np.hypot(volatility * np.sqrt(np.maximum(x, 0) * h), width / 2)  # half a cell where no noise is left
+    kernel = np.diff(stats.norm.cdf(edges, (x + h * rate * (level - x))[:, None], spread[:, None]), axis=1)
+    mass = np.diff(stats.norm.cdf(edges, 0.25, volatility * math.sqrt(0.25 * h)))
+    for _ in range(steps - 1):
+        mass = mass @ kernel
+    below = np.concatenate([[0.0], mass.cumsum()])
+    assert mass[x < 0].sum() > 0.1
+    term = sde(lambda t, y: rate * (level - y), lambda t, y: volatility * root(y))
+    return Case(term, start(0.25), h * steps, steps, lambda y: np.interp(y, edges, below))
+
+
 def mixture() -> Case:
     """Langevin dynamics, started in its stationary law, a mixture of two normals."""
     gen = torch.Generator().manual_seed(1)
@@ -139,7 +155,7 @@ def mixture() -> Case:
 
 CASES = (
     *(ornstein_uhlenbeck, stationary, geometric, tangent, decaying, kubo, double_well, square_root),
-    mixture,
+    *(boundary, mixture),
 )
 
 
@@ -188,6 +204,12 @@ def test_variance_off_by_six_per_cent_is_seen(make):
     case = make()
     off = 1.06 if make is mixture else 1.03
     assert doubt(sampled(scaled(case, 1.0, off)), case.law) < ALPHA
+
+
+@pytest.mark.parametrize("root", [lambda y: y.abs().sqrt(), lambda y: (y + 0.05).clamp(min=0).sqrt()])
+def test_another_boundary_is_seen(root):
+    """Noise that goes on below zero, and noise that ends a little lower."""
+    assert doubt(sampled(boundary(root)), boundary().law) < ALPHA
 
 
 @pytest.mark.parametrize("make", [ornstein_uhlenbeck, decaying])

@@ -38,7 +38,6 @@ class Solver:
     ts: Tensor
     iteration: Iteration
 
-    @torch.no_grad()
     def solve(self, guess: Guess, tol: float, max_rounds: int | None) -> tuple[Tensor, Solution]:
         """Run rounds until the plans have converged, or the budget is spent.
 
@@ -53,15 +52,10 @@ class Solver:
         estimate = ErrorEstimate(Tolerance(atol=tol or tiny), length)
         exact = None if tol else Increment(Tolerance())
         settings = Settings(length, self.iteration, guess, exact or estimate, meter=exact and estimate)
-        path = self.x.new_full((length + 1, *self.x.shape), torch.nan)
-        window, before = Window(self.chain, self.x, settings, path), self.chain.counts()
-        while not window.done and (max_rounds is None or len(window.history) < max_rounds):
-            window.tell(self.chain.evaluate(window.ask()))
+        path, before = self.x.new_full((length + 1, *self.x.shape), torch.nan), self.chain.counts()
+        with torch.inference_mode():
+            window, plans = self._run(settings, path, max_rounds)
         result = Result.converged if window.done else Result.max_rounds
-        ends = np.minimum(length - window.begin, len(window.x) - 1)
-        plans = window.x[torch.from_numpy(ends), torch.arange(len(ends))]
-        if not window.done:
-            _accept_all(window)
         solution = self._solution(path, result, window.history, before, estimate.tolerance)
         if window.failed.any():
             sample = int(window.failed.argmax())
@@ -71,7 +65,18 @@ class Solver:
                 f"Step {step} of plan {sample}, at timestep {time:g}, is not finite: check the model's output there."
             )
             raise SolveError(message, replace(solution, result=Result.nonfinite), step, time)
-        return plans.reshape(-1, *self.shape), solution
+        return plans.clone().reshape(-1, *self.shape), solution  # a copy may be differentiated, unlike what is inferred
+
+    def _run(self, settings: Settings, path: Tensor, max_rounds: int | None) -> tuple[Window, Tensor]:
+        """The window after its rounds, and the plans ``(B, D)``."""
+        window = Window(self.chain, self.x, settings, path)
+        while not window.done and (max_rounds is None or len(window.history) < max_rounds):
+            window.tell(self.chain.evaluate(window.ask()))
+        ends = np.minimum(self.chain.length - window.begin, len(window.x) - 1)
+        plans = window.x[torch.from_numpy(ends), torch.arange(len(ends))]
+        if not window.done:
+            _accept_all(window)
+        return window, plans
 
     def _solution(
         self, path: Tensor, result: Result, history: list, before: tuple[int, int], tolerance: Tolerance
