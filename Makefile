@@ -40,7 +40,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/brownian.py
 	$(BIN)/python tests/benchmarks/sdes.py
 
-# three tasks, three samplers, fifty episodes each, in the simulator: half an hour on one core
+# three tasks, three samplers, fifty episodes each, in the simulator: five to ten minutes
 bench-robot: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[robot]"
 	$(BIN)/python -W ignore tests/benchmarks/robot.py

@@ -1,10 +1,14 @@
 """What the rounds of a solve did."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_FEWEST = 4096  # numbers that room is made for
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,6 @@ class Estimates:
     excess: Tensor
     ratios: Tensor
     slopes: Tensor
-
-    @staticmethod
-    def of(excess: np.ndarray, ratios: np.ndarray, slopes: np.ndarray | None) -> "Estimates":
-        """From arrays; slopes may be unknown."""
-        known = np.full_like(excess, np.nan) if slopes is None else slopes
-        return Estimates(*map(torch.from_numpy, (excess, ratios, known)))
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,85 @@ class Round:
     step: Tensor | None = None
     estimates: Estimates | None = None
 
-    @staticmethod
-    def of(
-        begin: np.ndarray,
-        stride: np.ndarray,
-        width: np.ndarray,
-        increments: Tensor,
-        residuals: Tensor | None,
+
+class History(Sequence[Round]):
+    """The rounds of a solve, kept in two arrays that grow.
+
+    Small tensors of their own, made in every round between large ones that come and go, would split the memory that
+    the next round's large ones need: the process grew by windows with every round.
+    """
+
+    def __init__(self):
+        self._norms, self._counts = np.empty(0), np.empty(0, dtype=np.int64)
+        self._used: tuple[int, int] = (0, 0)
+        self._rounds: list[tuple[int, int, int, int, str]] = []  # where each begins in both, W, B, and what it has
+
+    def append(
+        self,
+        counts: Sequence[np.ndarray],
+        increments: np.ndarray,
+        residuals: np.ndarray | None = None,
+        estimates: Sequence[np.ndarray] | None = None,
         step: np.ndarray | None = None,
-        estimates: Estimates | None = None,
-    ) -> "Round":
-        """From the window's numbers on the host and its norms on the device."""
-        at = None if step is None else torch.from_numpy(step.copy())
-        begin_, stride_, width_ = (torch.from_numpy(value.copy()) for value in (begin, stride, width))
-        norms = increments.cpu(), None if residuals is None else residuals.cpu()
-        return Round(begin_, stride_, width_, *norms, at, estimates)
+    ) -> None:
+        """Note a `Round`: counts are its begin, stride and width, estimates its excess, ratios and slopes."""
+        kinds = "r" * (residuals is not None) + "e" * (estimates is not None) + "s" * (step is not None)
+        norms, whole = [increments], [*counts] if step is None else [*counts, step]
+        norms += [] if residuals is None else [residuals]
+        norms += [] if estimates is None else estimates
+        self._rounds.append((*self._used, *increments.shape, kinds))
+        self._norms, most = _extended(self._norms, self._used[0], norms)
+        self._counts, last = _extended(self._counts, self._used[1], whole)
+        self._used = most, last
+
+    def extend(self, other: "History") -> None:
+        """Note the rounds of another solve behind these."""
+        norms, counts = self._used
+        self._rounds += [(a + norms, b + counts, w, s, has) for a, b, w, s, has in other._rounds]
+        self._norms, norms = _extended(self._norms, norms, [other._norms[: other._used[0]]])
+        self._counts, counts = _extended(self._counts, counts, [other._counts[: other._used[1]]])
+        self._used = norms, counts
+
+    def accept_last(self) -> None:
+        """Note that the last round accepted all the steps that it held."""
+        _, at, _, samples, _ = self._rounds[-1]
+        stride, width = self._counts[at + samples : at + 3 * samples].reshape(2, samples)
+        stride[:] = width
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    @overload
+    def __getitem__(self, index: int) -> Round: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Round]: ...
+    def __getitem__(self, index: int | slice) -> Round | list[Round]:
+        if isinstance(index, slice):
+            return [self._round(*place) for place in self._rounds[index]]
+        return self._round(*self._rounds[index])
+
+    def _round(self, norms: int, counts: int, width: int, samples: int, kinds: str) -> Round:
+        """Views of what was noted."""
+        many = 1 + ("r" in kinds) + 3 * ("e" in kinds)
+        table = torch.from_numpy(self._norms[norms : norms + many * width * samples].reshape(many, width, samples))
+        begin, stride, held = torch.from_numpy(self._counts[counts : counts + 3 * samples].reshape(3, samples))
+        at = torch.from_numpy(self._counts[counts + 3 * samples :][: width * samples]) if "s" in kinds else None
+        return Round(
+            *(begin, stride, held, table[0]),
+            residuals=table[1] if "r" in kinds else None,
+            step=None if at is None else at.reshape(width, samples),
+            estimates=Estimates(*table[-3:]) if "e" in kinds else None,
+        )
+
+
+def _extended(buffer: np.ndarray, used: int, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
+    """A buffer with parts behind what was used of it, and how much is used then."""
+    end = used + sum(part.size for part in parts)
+    if end > len(buffer):
+        grown = np.empty(max(2 * len(buffer), end, _FEWEST), dtype=buffer.dtype)
+        grown[:used] = buffer[:used]
+        buffer = grown
+    for part in parts:
+        buffer[used : used + part.size] = part.ravel()
+        used += part.size
+    return buffer, used

@@ -12,12 +12,12 @@ from torch import Tensor
 from picardsolve.guesses import FrozenSample, guess_for
 from picardsolve.integrators import RK4, DriftChain, Euler, Heun, Integrator, Problem
 from picardsolve.integrators.base import Evaluated, Hold, Rows
-from picardsolve.iterations import MultiSecant
+from picardsolve.iterations import MultiSecant, Secant
 from picardsolve.progress import Progress
 from picardsolve.sequential import run
 from picardsolve.sightings import Sightings, images_of
 from picardsolve.stopping import ErrorEstimate
-from picardsolve.terms import Denoiser
+from picardsolve.terms import SDE, Denoiser
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
 
@@ -39,7 +39,7 @@ class Seconds:
         step: one step of all samples, with all that the sequential solver does for it.
         call: one evaluation of a window, whatever its rows; ``row``: more for each of them.
         draw: noise for a round; ``drawn``: more for each of its steps.
-        sweep: what `MultiSecant` takes for each step of the window.
+        sweep: what the pilot's iteration takes for each step of the window.
     """
 
     step: float
@@ -60,7 +60,7 @@ class Pilot:
         one_sided: ``(K, M, B)`` ``<dX, dF - dX> / <dX, dX>``.
         gain: ``(K, M, B)`` ``|dF| / |dX|``.
         exponent: ``(B,)`` logarithm of what became of a random change on its way through the steps that were reached.
-        unforeseen: ``(K, M, B)`` of a change, what `MultiSecant` did not foresee, by how often it had seen the step.
+        unforeseen: ``(K, M, B)`` of a change, what secants did not foresee, by how often it had seen the step.
         guess: ``(M, M + 1, B)`` error of the guess from the evaluation of step m at the state i further on, in units of
             the tolerance.
         first: ``(M + 1, B)`` error of what was foreseen before any evaluation, likewise; None where nothing was.
@@ -98,11 +98,11 @@ def fly(problem: Problem, y0: Tensor, integrator: Integrator, tolerance: Toleran
     single = Euler() if isinstance(integrator, Heun | RK4) else integrator
     at, spare = _grid(problem, y0, single)
     chain = single.chain(replace(problem, ts=problem.ts[at]))
-    denoiser = isinstance(problem.term, Denoiser)
+    denoiser, secants = isinstance(problem.term, Denoiser), Secant() if isinstance(problem.term, SDE) else MultiSecant()
     allowed = tolerance if denoiser else Tolerance(atol=_LOOSE, rtol=_LOOSE)
     guess, stopping = guess_for(None, problem, chain), ErrorEstimate(allowed, chain.length, denoiser)
     path = y0.new_full((chain.length + 1, *y0.shape), torch.nan)
-    window = Window(chain, y0, Settings(_width(problem, y0), MultiSecant(), guess, stopping), path)
+    window = Window(chain, y0, Settings(_width(problem, y0), secants, guess, stopping), path)
     foreseen = window.x.clone() if len(window.x) > 1 else None
     seen, spent = Sightings.none(chain, y0, _ROUNDS), []
     while not window.done and len(spent) < _ROUNDS:

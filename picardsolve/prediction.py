@@ -24,7 +24,7 @@ def rounds_expected(history: Sequence[Round], steps: int) -> tuple[float, ...]:
         steps: of the grid, N.
     """
     found: list[float] = []
-    excess = None
+    excess, history = None, list(history)
     for k, record in enumerate(history, 1):
         left = steps - record.begin - record.stride
         recent = history[min(max(k - _RECENT, 0), k // 2) : k]

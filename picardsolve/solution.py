@@ -94,7 +94,7 @@ class Solution:
     ys: Any
     result: Result
     stats: Stats
-    history: list[Round] = field(default_factory=list, repr=False)
+    history: Sequence[Round] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     events: tuple[Any, ...] = ()
     dense: "Callable[[Tensor], Any] | None" = field(default=None, repr=False, compare=False)

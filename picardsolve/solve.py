@@ -25,6 +25,7 @@ from picardsolve.collocation import Choice, Collocation, Event, Trajectory, coll
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.guesses import FromTrajectory, Guess, guess_for
+from picardsolve.history import Round
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
@@ -416,7 +417,7 @@ def _finish(
     path: Tensor,
     result: Result,
     stats: Stats,
-    history: list,
+    history: Sequence[Round],
     done: np.ndarray,
     failed: np.ndarray,
     throw: bool,

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.history import Estimates
 from picardsolve.integrators.base import Chain, Index
 from picardsolve.iterations.base import Swept
 from picardsolve.tolerances import Tolerance
@@ -30,11 +29,11 @@ class Stopping(ABC):
 
     Attributes:
         tolerance: what it is about.
-        estimates: what it let the last round estimate; None for a rule that does not.
+        estimates: what it let the last round estimate, as `Estimates` has it; None for a rule that does not.
     """
 
     tolerance: Tolerance
-    estimates: Estimates | None = None
+    estimates: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @abstractmethod
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +137,7 @@ class ErrorEstimate(Stopping):
     _rounding: np.ndarray | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: np.ndarray | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
     _round: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
-    estimates: Estimates | None = field(init=False, default=None)
+    estimates: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
     worst: np.ndarray | None = field(init=False, default=None)
 
     @np.errstate(all="ignore")
@@ -159,7 +158,8 @@ class ErrorEstimate(Stopping):
         share = np.full_like(size, 1 / self.length) if slope is None else self._share(slope, account.measured)
         error, allowed = self._carried(slope, np.stack([expected, share]), account)
         self._round = error, allowed, np.where(tiny, np.nan, change)
-        self.estimates = Estimates.of(error / allowed, account.ratios, signed)
+        unknown = np.full_like(size, np.nan)
+        self.estimates = error / allowed, account.ratios, unknown if signed is None else signed
         fits = error <= allowed
         if self.implicit:
             return fits, size

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.history import Round
+from picardsolve.history import History
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.iterations.parareal import Parareal
 from picardsolve.tolerances import Tolerance
@@ -59,7 +59,7 @@ class Wavefront:
     begin: Index = field(init=False)
     failed: np.ndarray = field(init=False)
     stopped: np.ndarray = field(init=False)
-    history: list[Round] = field(init=False, default_factory=list)
+    history: History = field(init=False, default_factory=History)
 
     def __post_init__(self):
         samples, length = len(self.y0), self.chain.length
@@ -283,8 +283,7 @@ class Wavefront:
         sizes = np.full((self._width.max(), len(begin)), np.nan)
         steps = np.zeros(sizes.shape, dtype=np.int64)
         sizes[place], steps[place] = rows[order], step[order]
-        stride = self.begin - begin
-        self.history.append(Round.of(begin, stride, self._width, torch.from_numpy(sizes), None, steps))
+        self.history.append((begin, self.begin - begin, self._width), sizes, step=steps)
 
 
 def _is_finite(states: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.guesses import Entering, Guess, Trail
-from picardsolve.history import Round
+from picardsolve.history import History
 from picardsolve.integrators.backward_euler import PATIENCE
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.integrators.differentiated import Differentiated
@@ -71,7 +71,7 @@ class Window:
     width: int = field(init=False)
     begin: Index = field(init=False)
     failed: np.ndarray = field(init=False)
-    history: list[Round] = field(init=False, default_factory=list)
+    history: History = field(init=False, default_factory=History)
     past: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self):
@@ -141,8 +141,8 @@ class Window:
         proper = steps.proper()
         within = within if proper is None else within & proper.cpu().numpy()
         stride, last = self._judge(within, size, swept.y)
-        told = torch.from_numpy(size), swept.residual
-        self.history.append(Round.of(self.begin, stride, self._span, *told, estimates=learning[-1].estimates))
+        residual = None if swept.residual is None else swept.residual.cpu().numpy()
+        self.history.append((self.begin, stride, self._span), size, residual, learning[-1].estimates)
         self._accept(swept.y, stride)
         self._remember(swept.memory, stride, last)
         for rule in learning:

@@ -128,7 +128,7 @@ def test_a_step_is_accepted_when_its_change_is_within_tolerance():
 
 def test_a_sequential_solution_has_no_rounds():
     solution = reference()
-    assert solution.history == []
+    assert not solution.history
     assert solution.stats == ps.Stats(steps=16, rounds=16, evaluations=16, calls=16, max_width=1)
     assert solution.result is ps.Result.converged
 

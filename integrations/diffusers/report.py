@@ -1,5 +1,6 @@
 """What a parallel run of a pipeline cost."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class Report:
     predicted_gain: float | None = None
     sequential: str | None = None
     notes: list[str] = field(default_factory=list)
-    history: list[Round] = field(default_factory=list, repr=False)
+    history: Sequence[Round] = field(default=(), repr=False)
     state: Tensor | None = field(default=None, repr=False)
 
     @property

@@ -1,5 +1,6 @@
 """Solving the diffusion steps of a batch of plans: once, more sharply, or one after the other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from integrations.policies.chain import PlanChain
 from integrations.policies.guess import Towards
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.guesses import Guess
+from picardsolve.history import Round
 from picardsolve.iterations import Iteration
 from picardsolve.progress import Progress
 from picardsolve.sequential import run
@@ -79,7 +81,7 @@ class Solver:
         return window, plans
 
     def _solution(
-        self, path: Tensor, result: Result, history: list, before: tuple[int, int], tolerance: Tolerance
+        self, path: Tensor, result: Result, history: Sequence[Round], before: tuple[int, int], tolerance: Tolerance
     ) -> Solution:
         calls, evaluations = (now - then for now, then in zip(self.chain.counts(), before, strict=True))
         width = max((int(record.width.max()) for record in history), default=1)
@@ -115,7 +117,7 @@ def _accept_all(window: Window) -> None:
     """Take what the last round made of its states for the answer, and note it so in the history."""
     assert window.path is not None
     last = window.history[-1]
-    window.history[-1] = replace(last, stride=last.width)
+    window.history.accept_last()
     end = (last.begin + last.width).numpy()
     row, sample = np.nonzero(np.arange(len(window.x) - 1)[:, None] < end - window.begin)
     step = torch.from_numpy(window.begin[sample] + 1 + row)

@@ -15,6 +15,8 @@ from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Pro
 from picardsolve.recurrence import recurrence
 from picardsolve.terms import SDE
 
+_ROWS = 1_000_000  # numbers of states that are put to a diffusion together where it is asked at all steps
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -136,7 +138,7 @@ class SDEChain(DriftChain):
         g = outputs[..., self._size :].unflatten(-1, (self._size, -1))[..., : 1 if self._own else self.noise_size]
         power = torch.linalg.vector_norm(g, dim=(-2, -1)) * self._size**-0.5
         noisy = added if self._noise in ("diagonal", "scalar") else None
-        return Additive(torch.addcmul(x, f, h) + added, power * h[..., 0].sqrt(), noisy=noisy)
+        return Additive(torch.addcmul(x, f, h).add_(added), power * h[..., 0].sqrt(), noisy=noisy)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps with fixed drift and diffusion, and their own known noise."""
@@ -147,13 +149,19 @@ class SDEChain(DriftChain):
 
     @property
     def deviation(self) -> Tensor | None:
-        """Of Euler-Maruyama on additive noise, the smallest of any element and sample; one call of the diffusion."""
+        """Of Euler-Maruyama on additive noise, the smallest of any element and sample."""
         if self._noise != "additive" or self._scheme.stages > 1:
             return None
-        n, sample = np.divmod(np.arange(self.length * self._layout.batch), self._layout.batch)
+        steps = max(_ROWS // (self._size * self._layout.batch), 1)
+        least = [self._least(np.arange(n, min(n + steps, self.length))) for n in range(0, self.length, steps)]
+        return torch.cat(least) * self._h.sqrt() if self._own else None
+
+    def _least(self, steps: Index) -> Tensor:
+        """The smallest element of an additive diffusion at each of some steps."""
+        n, sample = (index.ravel() for index in np.meshgrid(steps, np.arange(self._layout.batch), indexing="ij"))
         nowhere = torch.zeros(len(n), self._size, dtype=self._layout.compute_dtype, device=self._layout.device)
-        g = self._diffusion(per_step(self._t, n, nowhere)[:, 0], nowhere, torch.from_numpy(sample)).double().cpu()
-        return g.abs().reshape(self.length, -1).amin(1) * self._h.sqrt() if self._own else None
+        g = self._diffusion(per_step(self._t, n, nowhere)[:, 0], nowhere, torch.from_numpy(sample))
+        return g.double().cpu().abs().reshape(len(steps), -1).amin(1)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
         """``W(ts[n + 1]) - W(ts[n])``; with areas, H behind it."""

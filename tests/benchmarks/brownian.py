@@ -2,13 +2,15 @@
 
 Processor time of one thread, best of the repeats, both in one run. torchsde once as it is by default, once told the
 step (``dt``), as its `sdeint` does; the ratios are to the second.
-Memory is the peak of the process beyond what it had, each in a process of its own.
+Memory is the peak of the process beyond what it had, each in a process of its own; ``python brownian.py 100000`` takes
+that of all steps of the grid alone.
 """
 
 import multiprocessing
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,41 @@ def peak_of_torchsde(steps: int) -> float:
     return _peak(lambda: torchsde_sweep(ts, STATE, steps), lambda: torchsde_sweep(ts, 1, 3))
 
 
+def peak_of_our_solve(steps: int) -> float:
+    """Of a whole solve of an Ornstein-Uhlenbeck process, the last state kept."""
+    ts = torch.linspace(0, 100, STEPS + 1, dtype=torch.float64)
+    term = ps.SDE(lambda t, y: -y, lambda t, y: torch.full_like(y, 0.5), "additive")
+
+    def solve(steps: int, size: int) -> None:
+        y0 = torch.ones(size, dtype=torch.float64)
+        ps.solve(term, y0, ts[: steps + 1], integrator=ps.EulerMaruyama(), window=WINDOW, tol=1e-3, save="last")
+
+    return _peak(lambda: solve(steps, STATE), lambda: solve(WINDOW, 1))
+
+
+class Theirs(torch.nn.Module):
+    """The same equation as torchsde calls it."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def f(self, t, y):
+        return -y
+
+    def g(self, t, y):
+        return torch.full_like(y, 0.5)
+
+
+def peak_of_their_solve(steps: int) -> float:
+    """The same by torchsde's Euler, which holds one step."""
+    dt = 100 / STEPS
+
+    def solve(steps: int, size: int) -> None:
+        y0 = torch.ones(1, size, dtype=torch.float64)
+        torchsde.sdeint(Theirs(), y0, torch.tensor([0.0, steps * dt]), method="euler", dt=dt)
+
+    return _peak(lambda: solve(steps, STATE), lambda: solve(3, 1))
+
+
 def _peak(run: Callable[[], None], before: Callable[[], None]) -> float:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -107,21 +144,32 @@ def _highest() -> float:
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def memory() -> None:
-    """Peaks over the storage of a window, by how many steps of the grid are swept."""
+def memory(counts: Sequence[int]) -> None:
+    """Peaks over the storage of a window, by how many steps of the grid are swept, and solved."""
     storage = WINDOW * STATE * 8
     print(
         f"\npeak memory over a window's {storage / 1e6:.0f} MB, grid of {STEPS} steps, state {STATE}, window {WINDOW}"
     )
-    for steps in (200, 400):
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            ours = pool.apply(peak_of_ours, (steps,)) / storage
-            theirs = pool.apply(peak_of_torchsde, (steps,)) / storage
-        print(f"{steps:6d} steps: picardsolve {ours:.2f}, torchsde {theirs:.2f}", flush=True)
+    kinds = {"noise alone": (peak_of_ours, peak_of_torchsde), "solve": (peak_of_our_solve, peak_of_their_solve)}
+    for name, functions in kinds.items():
+        for steps in counts:
+            print(f"{name}, {steps:6d} steps: picardsolve", _alone(functions[0], steps, storage), end=", torchsde ")
+            print(_alone(functions[1], steps, storage), flush=True)
+
+
+def _alone(peak: Callable[[int], float], steps: int, storage: int) -> str:
+    """In a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        try:
+            return f"{pool.apply(peak, (steps,)) / storage:.2f}"
+        except RecursionError:  # of torchsde's tree, which is as deep as it was asked for
+            return "RecursionError"
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    sweeps()
-    memory()
+    steps = [int(argument) for argument in sys.argv[1:]]
+    if not steps:
+        sweeps()
+    memory(steps or (200, 1000))
