@@ -138,6 +138,7 @@ def main() -> None:
         theirs, ours = peer.reached(least), fits[0].reached(least)
         print(f"{least:.6f}: {peer.name} {theirs:.1f} s, picardsolve {ours:.1f} s: {theirs / ours:.1f} times")
     if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
         picture(fits, windows, t, mean, deviation).savefig(given.out / "co2.png", dpi=110)
 
 
