@@ -851,3 +851,13 @@ class TestReport:
                 getattr(run.report.certificate, ask)()
         with pytest.raises(TypeError, match=r"^certified: "):
             run.report.certificate.certified(1.0)
+
+
+def test_an_estimated_bound_is_four_times_an_error_that_is_never_forgotten():
+    """Where errors grow in every step nothing is: the bound is four times the error itself."""
+    term, ts = ps.ODE(lambda t, y: y + 0.1 * y.sin()), ps.grids.uniform(0, 1, 40)
+    sol = ps.solve(term, 1 + randn(generator(1), 4).abs(), ts, integrator=ps.Euler(), iteration=ps.Picard(), tol=1e-3)
+    certificate = sol.certificate
+    assert certificate.kind == "estimated"
+    assert certificate.error[-1].max() > 0
+    torch.testing.assert_close(certificate.bound, 4 * certificate.error)

@@ -10,6 +10,8 @@ import torch
 from cases import assert_close, generator, linear_variance, randn, random_diffusion, random_drift
 
 import picardsolve as ps
+from picardsolve.contract import validated
+from picardsolve.integrators.base import Rows
 
 PATHS = 300
 STEPS = [16, 32, 64]
@@ -294,3 +296,28 @@ def test_second_derivatives_are_refused():
     (once,) = torch.autograd.grad(ys.sum(), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         once.sum().backward()
+
+
+@pytest.mark.parametrize("noise", ["additive", "diagonal", "scalar", "general"])
+def test_the_noise_of_a_step_is_as_large_as_said(noise):
+    """What `stop="increment"` measures changes by: the root mean square of ``g`` over elements, times the root of h."""
+    kinds = {
+        "additive": lambda t, y: torch.full_like(y, 0.7),
+        "diagonal": lambda t, y: 0.3 + y.sin(),
+        "scalar": lambda t, y: 0.3 + y.sin(),
+        "general": lambda t, y: torch.stack([y.cos(), 0.2 * y], -1),
+    }
+    term = ps.SDE(lambda t, y: -y, kinds[noise], noise)
+    y0, ts = randn(generator(1), 3, 4), torch.tensor([0.0, 0.3, 0.35, 1.0], dtype=torch.float64)
+    problem, y = validated(term, y0, ts, ps.EulerMaruyama(), None, (), None, 1, None)
+    chain = ps.EulerMaruyama().chain(problem)
+    n, samples = np.array([[0], [1], [2]]), np.arange(3)
+    step, sample = (index.ravel() for index in np.broadcast_arrays(n, samples))
+    states = y.expand(3, 3, 4)
+    rows = Rows(step, sample, states.flatten(0, 1), None, None, None)
+    outputs = chain.evaluate(rows).reshape(3, 3, -1)
+    drawn = chain.increments(step, sample).reshape(3, 3, -1)
+    power = term.diffusion(ts[0], y).square()
+    power = (power.sum(-1) if noise == "general" else power).mean(-1)
+    expected = power.sqrt() * ts.diff()[:, None].sqrt()
+    torch.testing.assert_close(chain.steps(n, states, outputs, drawn).noise_scale(), expected)
