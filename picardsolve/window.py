@@ -248,7 +248,7 @@ class Window:
 
         It accepts at least the first one, which is exact, unless it is implicit. It goes on from the window's last
         state; a sample that diverges keeps what did not, in a window half as wide, which then grows by as many steps as
-        are accepted: doubled at once it would diverge again every other round of an unstable stretch.
+        are accepted, or an eighth: doubled at once it would diverge again every other round of an unstable stretch.
         """
         implicit = self.chain.implicit
         mask, span, position = self._mask, self._span, self._position[: len(size)]
@@ -278,7 +278,7 @@ class Window:
         sane = np.logical_and.accumulate(~wild, 0).sum(0)
         last = np.where(diverged, np.clip(sane, np.minimum(1, span) if implicit else stride, span), span)
         last[self._lost] = 0
-        grown = np.minimum(self._cap + np.maximum(stride, 1), self.settings.width)
+        grown = np.minimum(self._cap + np.maximum(stride, np.maximum(self._cap // 8, 1)), self.settings.width)
         self._cap = np.where(diverged, np.maximum(span // 2, 1), grown)
         self._kept = last - stride
         self._peak = np.where((position >= stride) & (position < last), size, 0).max(0)
