@@ -89,7 +89,7 @@ def _found(facts: Facts) -> Iterator[str]:
         return
     stalled = _longest_stall(facts.windows)
     if stalled >= _STALLED:
-        remedy = "shorter steps" if facts.implicit else "another iteration (picardsolve.Secant())"
+        remedy = "shorter steps" if facts.implicit else "another iteration (picardsolve.Secant(), Newton())"
         yield (
             f"stall: {stalled} rounds in a row accepted a single step; pass {remedy}, a narrower window, or solve this "
             "stretch with picardsolve.sequential."
