@@ -23,20 +23,22 @@ def rounds_expected(history: Sequence[Round], steps: int) -> tuple[float, ...]:
         history: the rounds.
         steps: of the grid, N.
     """
-    found: list[float] = []
-    excess, history = None, list(history)
-    for k, record in enumerate(history, 1):
-        left = steps - record.begin - record.stride
-        recent = history[min(max(k - _RECENT, 0), k // 2) : k]
-        to_go = left / torch.stack([r.stride for r in recent]).double().mean(0).clamp(min=1 / _RECENT)
-        before, excess = excess, _excess(record)
-        slowest = int(torch.where(left > 0, excess, 0).argmax())
-        if before is not None and left[slowest] > 0 and record.begin[slowest] + record.width[slowest] == steps:
-            to_go = torch.full_like(
-                to_go, _by_factorial_law(k, float(before[slowest]), float(excess[slowest]))
-            ).minimum(to_go)
-        found.append(k + float(torch.where(left > 0, to_go.clamp(min=1), 0).ceil().max()))
-    return tuple(found)
+    rounds = list(history)
+    return tuple(expected_after(rounds, k, steps) for k in range(1, len(rounds) + 1))
+
+
+def expected_after(history: Sequence[Round], k: int, steps: int) -> float:
+    """The last of `rounds_expected` after the first k rounds, at least 1."""
+    record = history[k - 1]
+    left = steps - record.begin - record.stride
+    recent = history[min(max(k - _RECENT, 0), k // 2) : k]
+    to_go = left / torch.stack([r.stride for r in recent]).double().mean(0).clamp(min=1 / _RECENT)
+    before, excess = None if k == 1 else _excess(history[k - 2]), _excess(record)
+    slowest = int(torch.where(left > 0, excess, 0).argmax())
+    if before is not None and left[slowest] > 0 and record.begin[slowest] + record.width[slowest] == steps:
+        fitted = _by_factorial_law(k, float(before[slowest]), float(excess[slowest]))
+        to_go = torch.full_like(to_go, fitted).minimum(to_go)
+    return k + float(torch.where(left > 0, to_go.clamp(min=1), 0).ceil().max())
 
 
 def _excess(record: Round) -> Tensor:

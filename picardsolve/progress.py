@@ -1,6 +1,8 @@
 """What is shown while a solve runs."""
 
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 
 from tqdm.auto import tqdm
 
@@ -10,16 +12,31 @@ class Progress:
 
     def __init__(self, steps: int, shown: bool, unit: str = "step"):
         self._bar = tqdm(total=steps, unit=unit, disable=not shown)
+        self._last: tuple[int, Callable[[], float] | None] = (0, None)
+        self._drawn = -inf
 
     def update(self, converged: int, rounds: int, expected: Callable[[], float] | None = None) -> None:
-        """Show that ``converged`` steps are done after ``rounds`` rounds, of as many as are ``expected`` in all."""
-        if not self._bar.disable:
-            of = "" if expected is None else f" of about {expected():.0f}"
-            self._bar.set_postfix_str(f"rounds={rounds}{of}", refresh=False)
-            self._bar.update(converged - self._bar.n)
+        """Show that ``converged`` steps are done after ``rounds`` rounds, of as many as are ``expected`` in all.
+
+        That is asked for only when the bar is drawn again: it takes longer than many a round.
+        """
+        if self._bar.disable:
+            return
+        self._last = rounds, expected
+        if monotonic() - self._drawn >= self._bar.mininterval:
+            self._say()
+        self._bar.update(converged - self._bar.n)
+
+    def _say(self) -> None:
+        rounds, expected = self._last
+        of = "" if expected is None else f" of about {expected():.0f}"
+        self._bar.set_postfix_str(f"rounds={rounds}{of}", refresh=False)
+        self._drawn = monotonic()
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._bar.disable and self._last[0]:
+            self._say()
         self._bar.close()

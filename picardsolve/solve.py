@@ -30,7 +30,7 @@ from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
 from picardsolve.path import Path
-from picardsolve.prediction import rounds_expected
+from picardsolve.prediction import expected_after
 from picardsolve.progress import Progress
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Stop, stopping_of
@@ -357,7 +357,7 @@ def _run(chain: DriftChain, loop: Window | Wavefront, pace: Pace | None, max_rou
 
 
 def _expected(chain: DriftChain, loop: Window | Wavefront) -> float:
-    return rounds_expected(loop.history, chain.length)[-1] * chain.rounds
+    return expected_after(loop.history, len(loop.history), chain.length) * chain.rounds
 
 
 def _keep_pace(pace: Pace, window: Window, seconds: float) -> None:
