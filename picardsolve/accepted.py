@@ -56,10 +56,10 @@ class Accepted:
             assert record.estimates is not None
             row, sample = torch.nonzero(torch.arange(int(record.stride.max()))[:, None] < record.stride, as_tuple=True)
             at = record.begin[sample] + row, sample
-            measured, slope = record.estimates.ratios.double(), record.estimates.slopes.double()
+            measured, slope = record.estimates.ratios, record.estimates.slopes
             ratios[at] = torch.where(measured.isfinite(), measured, usual)[row, sample]
             slopes[at] = slope.nan_to_num(1, 1, 1)[row, sample]
-            moved = record.increments.double()
+            moved = record.increments
             moved = torch.maximum(arriving(moved), moved) if implicit else arriving(moved)
             changes[at] = moved[row, sample]
         missed = ratios + (slopes - 1).abs() if held else ratios
@@ -89,7 +89,7 @@ def _usual_ratios(history: Sequence[Round]) -> Tensor:
 
     1 where none was ever measured.
     """
-    found = torch.stack([r.estimates.ratios.double().nan_to_num(-1, -1, -1).amax(0) for r in history if r.estimates])
+    found = torch.stack([r.estimates.ratios.nan_to_num(-1, -1, -1).amax(0) for r in history if r.estimates])
     known, k = found >= 0, torch.arange(len(found))[:, None]
     before = torch.where(known, k, -1).cummax(0).values
     after = torch.where(known, k, len(found)).flip(0).cummin(0).values.flip(0)
@@ -99,5 +99,5 @@ def _usual_ratios(history: Sequence[Round]) -> Tensor:
 
 def picard_number(history: Sequence[Round]) -> float:
     """The largest of a window."""
-    sums = [r.estimates.ratios.double().nan_to_num(0, 0, 0).sum(0).max() for r in history if r.estimates is not None]
+    sums = [r.estimates.ratios.nan_to_num(0, 0, 0).sum(0).max() for r in history if r.estimates is not None]
     return max(map(float, sums), default=0.0)

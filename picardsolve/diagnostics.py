@@ -106,7 +106,7 @@ def _stiffness(record: Round) -> float:
     """``-sum (c_n - 1)`` over the window: |lambda| times its length, where all that changes decays."""
     if record.estimates is None:
         return 0.0
-    decay = (1 - record.estimates.slopes.double().nan_to_num(1, 1, 1)).sum(0)
+    decay = (1 - record.estimates.slopes.nan_to_num(1, 1, 1)).sum(0)
     return float(decay.max()) if len(decay) else 0.0
 
 

@@ -28,7 +28,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did, on the CPU.
+    """What one round did, on the CPU; norms in float64.
 
     Attributes:
         begin: ``(B,)`` the step each sample's window stood at.

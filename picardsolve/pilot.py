@@ -12,12 +12,12 @@ from torch import Tensor
 from picardsolve.guesses import FrozenSample, guess_for
 from picardsolve.integrators import RK4, DriftChain, Euler, Heun, Integrator, Problem
 from picardsolve.integrators.base import Evaluated, Hold, Rows
-from picardsolve.iterations import MultiSecant, Secant
+from picardsolve.iterations import MultiSecant, Secant, iteration_for
 from picardsolve.progress import Progress
 from picardsolve.sequential import run
 from picardsolve.sightings import Sightings, images_of
 from picardsolve.stopping import ErrorEstimate
-from picardsolve.terms import SDE, Denoiser
+from picardsolve.terms import Denoiser
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
 
@@ -98,7 +98,8 @@ def fly(problem: Problem, y0: Tensor, integrator: Integrator, tolerance: Toleran
     single = Euler() if isinstance(integrator, Heun | RK4) else integrator
     at, spare = _grid(problem, y0, single)
     chain = single.chain(replace(problem, ts=problem.ts[at]))
-    denoiser, secants = isinstance(problem.term, Denoiser), Secant() if isinstance(problem.term, SDE) else MultiSecant()
+    denoiser, usual = isinstance(problem.term, Denoiser), iteration_for(None, problem.term, chain)
+    secants = usual if isinstance(usual, Secant) else MultiSecant()  # of Picard iteration nothing is foreseen
     allowed = tolerance if denoiser else Tolerance(atol=_LOOSE, rtol=_LOOSE)
     guess, stopping = guess_for(None, problem, chain), ErrorEstimate(allowed, chain.length, denoiser)
     path = y0.new_full((chain.length + 1, *y0.shape), torch.nan)

@@ -45,7 +45,7 @@ def _excess(record: Round) -> Tensor:
     """The largest error among the steps not accepted, in units of what is allowed, ``(B,)``; infinite if unknown."""
     if record.estimates is None:
         return torch.full(record.begin.shape, torch.inf, dtype=torch.float64)
-    excess = record.estimates.excess.double().nan_to_num(torch.inf)
+    excess = record.estimates.excess.nan_to_num(torch.inf)
     position = torch.arange(len(excess))[:, None]
     ahead = (position >= record.stride) & (position < record.width)
     return torch.where(ahead, excess, 0).amax(0)

@@ -1,7 +1,7 @@
 """Which states of a window may be left behind.
 
 Norms are taken where the states are; what is made of them is small, and done in numpy on the host, where an operation
-starts sooner: a round waits for its device once.
+starts sooner: each rule waits for the device once a round.
 """
 
 from abc import ABC, abstractmethod
@@ -146,7 +146,8 @@ class ErrorEstimate(Stopping):
         scaled, size, residual, signed = self._norms(swept, noise)
         assert self._rounding is not None
         change = np.maximum(_arriving(scaled), scaled) if self.implicit else _arriving(scaled)
-        account = self._account = self._measured(None if residual is None else residual * (scaled / size), change)
+        residual = None if residual is None else residual * (scaled / size)
+        account = self._account = self._measured(residual, change, self._rounding)
         ratio = np.where(account.measured, account.ratios, np.inf if swept.tangent else account.ratio)
         tiny = change <= _ROUNDING * self._rounding
         ratio = np.where(tiny, np.minimum(ratio, 1), ratio)
@@ -194,10 +195,9 @@ class ErrorEstimate(Stopping):
         ahead = np.exp(np.maximum.accumulate(growth[::-1])[::-1] - growth)
         return (np.maximum(1 - slope, 0) / 2 + 1 / self.length) / ahead
 
-    def _measured(self, residual: np.ndarray | None, change: np.ndarray) -> "_Account":
+    def _measured(self, residual: np.ndarray | None, change: np.ndarray, rounding: np.ndarray) -> "_Account":
         """The account with this round's ratios; of residuals that may be rounding, at most that much."""
-        account, rounding = self._account or _Account.opened(change), self._rounding
-        assert rounding is not None
+        account = self._account or _Account.opened(change)
         ratios, telling = np.full_like(change, np.nan), np.zeros_like(change, dtype=bool)
         if self._before is not None and residual is not None:
             known = min(len(change), len(self._before))
@@ -236,6 +236,7 @@ class ErrorEstimate(Stopping):
         """Nothing is known of the states ahead."""
         self._before = None
 
+    @np.errstate(divide="ignore")
     def widest(self, width: int) -> int:
         """As wide as the sum of the ratios stays below ``log(tolerance / rounding)``.
 
@@ -247,10 +248,8 @@ class ErrorEstimate(Stopping):
         known = np.isfinite(self._account.ratio) & np.isfinite(self._rounding)  # not of one that failed, or is exact
         if not known.any():
             return width
-        rounding, ratio = self._rounding[known].max(), self._account.ratio[known].max()
-        if rounding == 0 or ratio == 0:
-            return width
-        return int(np.clip(-np.log(rounding) / ratio, 1, width))
+        room = -np.log(self._rounding[known].max())
+        return int(np.clip(room / self._account.ratio[known].max(), 1, width))
 
 
 @dataclass(frozen=True)
@@ -291,7 +290,7 @@ def _arriving(change: np.ndarray) -> np.ndarray:
 
 
 def _scan(a: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Solve ``y[j + 1] = a[j + 1] y[j] + c[j + 1]``, ``y[0] = c[0]``, by doubling; a is ``(W, B)``, c ``(2, W, B)``."""
+    """`recurrence` on the host, a ``(W, B)`` not negative, c ``(2, W, B)``: torch starts as many operations later."""
     shift = 1
     while shift < len(a):
         c[:, shift:] += a[shift:] * c[:, :-shift]

@@ -861,3 +861,24 @@ def test_an_estimated_bound_is_four_times_an_error_that_is_never_forgotten():
     assert certificate.kind == "estimated"
     assert certificate.error[-1].max() > 0
     torch.testing.assert_close(certificate.bound, 4 * certificate.error)
+
+
+def test_the_noise_of_all_steps_is_looked_at_in_pieces(monkeypatch):
+    """Whatever the pieces, the total variation is the same; a diffusion is never given all steps of a long grid."""
+    rows, y0, ts = [], torch.ones(3, dtype=DOUBLE), ps.grids.uniform(0, 1, 40)
+
+    def diffusion(t, y):
+        rows.append(len(y))
+        return (0.3 + t) * torch.ones_like(y)
+
+    def variation():
+        sol = ps.solve(ps.SDE(lambda t, y: -y, diffusion, "additive"), y0, ts, integrator=ps.EulerMaruyama(), tol=1e-2)
+        rows.clear()
+        return sol.certificate.total_variation
+
+    whole = variation()
+    assert whole > 0
+    assert max(rows) >= 40
+    monkeypatch.setattr("picardsolve.integrators.sde_chain._ROWS", 7 * y0.numel())
+    assert variation() == whole
+    assert max(rows) <= 8  # and one row that shows whether rows are independent

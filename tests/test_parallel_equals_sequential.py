@@ -31,6 +31,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
+from picardsolve.contract import validated
+from picardsolve.stopping import Increment
+from picardsolve.tolerances import Tolerance
+from picardsolve.window import Settings, Window
 
 FAMILIES = {
     "ode": ode_cases(),
@@ -415,6 +419,18 @@ def test_the_stiff_window_does_diverge():
     for _ in range(200):
         x = 1 + torch.cat([x.new_zeros(1), (-0.8 * x[:-1]).cumsum(0)])
     assert not x.isfinite().all()
+
+
+def test_a_narrowed_window_grows_though_it_accepts_one_step_a_round():
+    """By an eighth: at tolerance 0 it would else take as many rounds as it lacks steps."""
+    posed = ps.ODE(lambda t, y: -y), torch.ones(2), torch.linspace(0, 1, 65), ps.Euler()
+    problem, y0 = validated(*posed, None, (), None, None, None)
+    window = Window(ps.Euler().chain(problem), y0, Settings(64, ps.Picard(), ps.Copy(), Increment(Tolerance())))
+    window._cap[:] = 16  # as a divergence leaves it
+    for _ in range(4):
+        window.tell(window.chain.evaluate(window.ask()))
+    assert [int(record.width) for record in window.history] == [16, 18, 20, 22]
+    assert all(int(record.stride) == 1 for record in window.history)
 
 
 @settings(max_examples=15)

@@ -153,8 +153,12 @@ class SDEChain(DriftChain):
         if self._noise != "additive" or self._scheme.stages > 1:
             return None
         steps = max(_ROWS // (self._size * self._layout.batch), 1)
-        least = [self._least(np.arange(n, min(n + steps, self.length))) for n in range(0, self.length, steps)]
-        return torch.cat(least) * self._h.sqrt() if self._own else None
+        least: list[Tensor] = []
+        for n in range(0, self.length, steps):
+            least.append(self._least(np.arange(n, min(n + steps, self.length))))
+            if not self._own:  # known once the diffusion was called
+                return None
+        return torch.cat(least) * self._h.sqrt()
 
     def _least(self, steps: Index) -> Tensor:
         """The smallest element of an additive diffusion at each of some steps."""
