@@ -21,7 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 from train_digits import confidence
 
 import picardsolve as ps
-from integrations import diffusers as parallel
+from picardsolve.integrations import diffusers as parallel
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

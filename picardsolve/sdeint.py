@@ -56,7 +56,8 @@ def sdeint(
             sample it is called for.
         y0: ``(batch, d)``.
         ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``.
-        bm: the noise, ``BrownianPath(seed=0)`` by default. torchsde's own are taken by `integrations.torchsde.sdeint`.
+        bm: the noise, ``BrownianPath(seed=0)`` by default. torchsde's own are taken by
+            `picardsolve.integrations.torchsde.sdeint`.
         method: "euler", "milstein", "srk" (additive noise: `SRA1`, diagonal and scalar: `SRID2`), and for equations of
             Stratonovich "heun", "midpoint", "milstein". By default, as in torchsde, "srk", for general noise "euler",
             for equations of Stratonovich "midpoint".

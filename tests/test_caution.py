@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from integrations.diffusers.caution import Caution
-from integrations.diffusers.numerics import Numerics
-from integrations.diffusers.replay import Replay
-from integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.caution import Caution
+from picardsolve.integrations.diffusers.numerics import Numerics
+from picardsolve.integrations.diffusers.replay import Replay
+from picardsolve.integrations.diffusers.report import Report
 
 
 def rests(caution: Caution) -> int:

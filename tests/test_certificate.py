@@ -34,7 +34,7 @@ from pipelines import digits
 from pipelines import generator as pipeline_generator
 
 import picardsolve as ps
-from integrations import diffusers as parallel
+from picardsolve.integrations import diffusers as parallel
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import mixture

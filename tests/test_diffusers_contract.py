@@ -11,8 +11,8 @@ from pipelines import SIZE, digits, generator, stable_diffusion
 from torch import nn
 
 import picardsolve as ps
-from integrations.diffusers import denoise, sample, sampler
 from picardsolve import Newton, Parareal
+from picardsolve.integrations.diffusers import denoise, sample, sampler
 
 NAN = float("nan")
 INPUTS = {"prompt": "a cat", "height": SIZE, "width": SIZE, "num_inference_steps": 8, "output_type": "latent"}

@@ -35,7 +35,7 @@ from pipelines import CASES, SD_BETAS, SIZE, assert_same, counting, flux, genera
 from pipelines.parts import unet
 from torch import Tensor, nn
 
-from integrations.diffusers import denoise, sample, sampler
+from picardsolve.integrations.diffusers import denoise, sample, sampler
 
 pytestmark = [
     # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
@@ -466,7 +466,7 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     made = Clock()
     for module in ("answers", "loop"):
-        monkeypatch.setattr(f"integrations.diffusers.{module}.perf_counter", made)
+        monkeypatch.setattr(f"picardsolve.integrations.diffusers.{module}.perf_counter", made)
     return made
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pipelines import ROUNDING, SIZE, assert_same, counting, digits, generator, stable_diffusion
 
 import picardsolve as ps
-from integrations.diffusers import sample, sampler
+from picardsolve.integrations.diffusers import sample, sampler
 
 # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
 pytestmark = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipelines import CASES, SD_BETAS, Case, assert_same, generator
 
 import picardsolve as ps
-from integrations.diffusers import Report, denoise, sample, sampler
+from picardsolve.integrations.diffusers import Report, denoise, sample, sampler
 
 pytestmark = [
     # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from integrations.policies import ParallelPolicy
-from integrations.policies.steps import PlanSteps
+from picardsolve.integrations.policies import ParallelPolicy
+from picardsolve.integrations.policies.steps import PlanSteps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "diffusion_policy"))
 from network import checkpoint, load

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
-from integrations.scipy import ParallelCollocation
+from picardsolve.integrations.scipy import ParallelCollocation
 
 SHARP = {"rtol": 1e-11, "atol": 1e-12}
 LESS = {"rtol": 1e-9, "atol": 1e-10}

@@ -6,7 +6,7 @@ import torchsde
 from cases import assert_close, generator, randn
 
 import picardsolve as ps
-from integrations.torchsde import sdeint
+from picardsolve.integrations.torchsde import sdeint
 
 BATCH, SIZE, MOTIONS = 3, 4, 2
 Y0 = randn(generator(0), BATCH, SIZE)

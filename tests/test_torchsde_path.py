@@ -7,7 +7,7 @@ from cases import generator, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integrations.torchsde import TorchsdePath
+from picardsolve.integrations.torchsde import TorchsdePath
 
 KINDS = {
     "interval": lambda: torchsde.BrownianInterval(0.0, 1.0, size=(3, 2), dtype=torch.float64, entropy=1),

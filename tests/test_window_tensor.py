@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipelines import generator
 
-from integrations.diffusers.timesteps import Timesteps
-from integrations.diffusers.window_tensor import LaneMode, Lanes, WindowTensor, find, pick, without_lane_mode
+from picardsolve.integrations.diffusers.timesteps import Timesteps
+from picardsolve.integrations.diffusers.window_tensor import (
+    LaneMode,
+    Lanes,
+    WindowTensor,
+    find,
+    pick,
+    without_lane_mode,
+)
 
 
 def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -18,7 +18,7 @@ from samplers import SAMPLERS, LeanLoop, diffusers_loop, scheduler_of
 from tasks import begin, environment
 from torch import Tensor
 
-from integrations.policies import ParallelPolicy, Plan
+from picardsolve.integrations.policies import ParallelPolicy, Plan
 
 TASKS = "pick-place-v3", "peg-insert-side-v3", "assembly-v3"
 RANGE = 2.0  # of actions, which are in [-1, 1]

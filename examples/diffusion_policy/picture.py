@@ -17,7 +17,7 @@ from samplers import SAMPLERS, LeanLoop, scheduler_of
 from tasks import begin, environment
 from torch import Tensor
 
-from integrations.policies import ParallelPolicy
+from picardsolve.integrations.policies import ParallelPolicy
 
 _PLANS = 8  # at most
 _SHOWN = (0, 3, 4, 6)  # frames, by how many plans came before

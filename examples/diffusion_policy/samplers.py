@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from network import ACTION, DIFFUSION_STEPS, HORIZON, PlanDenoiser
 from torch import Tensor
 
-from integrations.policies.steps import PlanSteps
+from picardsolve.integrations.policies.steps import PlanSteps
 
 SAMPLERS = "ddpm-100", "ddim-15", "dpm-solver++-15"
 

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from pipelines import SD_BETAS, generator, stable_diffusion
 
-from integrations.diffusers import sample
+from picardsolve.integrations.diffusers import sample
 
 WAIT, STEPS, WINDOW, RUNS = 20e-3, 50, 16, 7
 

@@ -28,7 +28,7 @@ from pipelines.parts import unet
 from pipelines.unet_family import DIGITS
 from torch import Tensor
 
-from integrations.diffusers import sample
+from picardsolve.integrations.diffusers import sample
 
 SEEDS = range(8)
 LADDER = [float(f"{digit}e-{power}") for power in range(2, 7) for digit in (5, 2, 1)]  # tolerances of ours

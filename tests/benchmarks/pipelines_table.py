@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging
 from pipelines import CASES, generator
 
-from integrations.diffusers import sample
+from picardsolve.integrations.diffusers import sample
 
 STEPS, WINDOW, TOLERANCE = 20, 8, 1e-3
 

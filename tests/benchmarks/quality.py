@@ -26,7 +26,7 @@ from scipy.linalg import sqrtm
 from train_digits import classifier
 from train_digits import digits as real_digits
 
-from integrations import diffusers as parallel
+from picardsolve.integrations import diffusers as parallel
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

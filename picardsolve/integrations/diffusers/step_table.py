@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from integrations.diffusers.walk import Held
+from picardsolve.integrations.diffusers.walk import Held
 
 Past = Sequence[tuple[Tensor, Tensor]]  # states and outputs of the steps before, the latest last
 

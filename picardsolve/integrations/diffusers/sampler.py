@@ -6,16 +6,16 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from integrations.diffusers.batching import Batch
-from integrations.diffusers.loop import Loop
-from integrations.diffusers.numerics import Numerics
-from integrations.diffusers.patches import Forward, Method
-from integrations.diffusers.refusals import refuse_iteration, refuse_stateful, refuse_tokens, why_sequential
-from integrations.diffusers.report import Report
-from integrations.diffusers.timesteps import Timesteps
-from integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
 from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
 from picardsolve.checks import check_optional_positive_integer
+from picardsolve.integrations.diffusers.batching import Batch
+from picardsolve.integrations.diffusers.loop import Loop
+from picardsolve.integrations.diffusers.numerics import Numerics
+from picardsolve.integrations.diffusers.patches import Forward, Method
+from picardsolve.integrations.diffusers.refusals import refuse_iteration, refuse_stateful, refuse_tokens, why_sequential
+from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.timesteps import Timesteps
+from picardsolve.integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
 
 _LOCK = Lock()
 

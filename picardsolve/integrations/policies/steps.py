@@ -10,10 +10,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from integrations.diffusers.closed_form import PREDICTIONS, closed_form
-from integrations.diffusers.probe import Probe
-from integrations.diffusers.step_table import StepTable
-from integrations.diffusers.walk import copy_of
+from picardsolve.integrations.diffusers.closed_form import PREDICTIONS, closed_form
+from picardsolve.integrations.diffusers.probe import Probe
+from picardsolve.integrations.diffusers.step_table import StepTable
+from picardsolve.integrations.diffusers.walk import copy_of
 from picardsolve.integrators.base import Index
 from picardsolve.terms import sample_map
 
@@ -57,7 +57,7 @@ class PlanSteps:
         if type(scheduler) not in kinds:
             raise TypeError(
                 "scheduler: expected a DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler of diffusers, got "
-                f"{type(scheduler).__name__}; pass one of these, or use integrations.diffusers.denoise."
+                f"{type(scheduler).__name__}; pass one of these, or use picardsolve.integrations.diffusers.denoise."
             )
         if scheduler.num_inference_steps is None:
             raise ValueError("scheduler: expected one whose timesteps are set; call its set_timesteps(...) before.")

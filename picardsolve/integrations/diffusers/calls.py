@@ -6,12 +6,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from integrations.diffusers.noise_tape import NoiseTape
-from integrations.diffusers.numerics import Numerics
-from integrations.diffusers.refusals import refuse_tokens, why_sequential
-from integrations.diffusers.report import Report
-from integrations.diffusers.sampler import attach, sampler
 from picardsolve import Guess, Iteration
+from picardsolve.integrations.diffusers.noise_tape import NoiseTape
+from picardsolve.integrations.diffusers.numerics import Numerics
+from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
+from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.sampler import attach, sampler
 
 # What a loop raises that cannot carry a window of states; it is run again, one step at a time.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
@@ -108,7 +108,9 @@ def denoise(
     refuse_tokens(scheduler)
     reason = why_sequential(scheduler)
     if reason is not None:
-        raise TypeError(f"scheduler: {reason}; write the loop yourself, within integrations.diffusers.sampler.")
+        raise TypeError(
+            f"scheduler: {reason}; write the loop yourself, within picardsolve.integrations.diffusers.sampler."
+        )
     module = model if isinstance(model, nn.Module) else _Function(model)
     accepted = inspect.signature(scheduler.step).parameters
     given = {"generator": generator, "eta": eta}

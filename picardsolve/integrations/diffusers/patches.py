@@ -32,7 +32,7 @@ class Method:
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError(
             f"{type(self._owner).__name__}: the pipeline makes a deep copy of its scheduler, whose steps could not be "
-            "followed; call the pipeline itself, or write its loop with integrations.diffusers.denoise."
+            "followed; call the pipeline itself, or write its loop with picardsolve.integrations.diffusers.denoise."
         )
 
     def put(self) -> None:

@@ -6,6 +6,6 @@ while running:
     run(plan.actions[:, 1:9])                # eight of them; the next plan starts from the rest
 """
 
-from integrations.policies.policy import ParallelPolicy, Plan
+from picardsolve.integrations.policies.policy import ParallelPolicy, Plan
 
 __all__ = ["ParallelPolicy", "Plan"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from integrations.diffusers.same import version
-from integrations.diffusers.window_tensor import Lanes, WindowTensor, find
+from picardsolve.integrations.diffusers.same import version
+from picardsolve.integrations.diffusers.window_tensor import Lanes, WindowTensor, find
 
 _SHARED = ("img_ids", "txt_ids")  # arguments of transformers that have no batch dimension,
 _SHARED_KINDS = ("rotary", "rope")  # and words in the names of more of them

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from integrations.diffusers.noise_tape import NoiseTape
-from integrations.diffusers.report import Report
-from integrations.diffusers.scheduler_chain import SchedulerChain
-from integrations.diffusers.walk import Walk
 from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Secant
+from picardsolve.integrations.diffusers.noise_tape import NoiseTape
+from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
+from picardsolve.integrations.diffusers.walk import Walk
 from picardsolve.stopping import ErrorEstimate, Residuals
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window

@@ -21,18 +21,25 @@ import torch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from integrations.diffusers.answers import Answers
-from integrations.diffusers.batching import Batch
-from integrations.diffusers.caution import Caution
-from integrations.diffusers.noise_tape import NoiseTape, State, same
-from integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
-from integrations.diffusers.probe import scaled_ahead
-from integrations.diffusers.replay import Replay
-from integrations.diffusers.report import Report, single_step
-from integrations.diffusers.same import equal, version
-from integrations.diffusers.scheduler_chain import SchedulerChain
-from integrations.diffusers.walk import copy_of
-from integrations.diffusers.window_tensor import LaneMode, Lanes, WindowTensor, find, pick, without_lane_mode
+from picardsolve.integrations.diffusers.answers import Answers
+from picardsolve.integrations.diffusers.batching import Batch
+from picardsolve.integrations.diffusers.caution import Caution
+from picardsolve.integrations.diffusers.noise_tape import NoiseTape, State, same
+from picardsolve.integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
+from picardsolve.integrations.diffusers.probe import scaled_ahead
+from picardsolve.integrations.diffusers.replay import Replay
+from picardsolve.integrations.diffusers.report import Report, single_step
+from picardsolve.integrations.diffusers.same import equal, version
+from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
+from picardsolve.integrations.diffusers.walk import copy_of
+from picardsolve.integrations.diffusers.window_tensor import (
+    LaneMode,
+    Lanes,
+    WindowTensor,
+    find,
+    pick,
+    without_lane_mode,
+)
 from picardsolve.pace import Pace
 from picardsolve.window import Window
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from integrations.diffusers.batching import Outputs, copied
-from integrations.diffusers.batching import tensors as flat_tensors
-from integrations.diffusers.same import version
-from integrations.diffusers.window_tensor import WindowTensor
+from picardsolve.integrations.diffusers.batching import Outputs, copied
+from picardsolve.integrations.diffusers.batching import tensors as flat_tensors
+from picardsolve.integrations.diffusers.same import version
+from picardsolve.integrations.diffusers.window_tensor import WindowTensor
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from integrations.diffusers.noise_tape import NoiseTape
+from picardsolve.integrations.diffusers.noise_tape import NoiseTape
 
 Held: TypeAlias = Callable[[int, Tensor], Tensor]  # the output to give at a step, in a state
 PATCHED = ("set_timesteps", "step", "scale_model_input", "__deepcopy__")

@@ -7,7 +7,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from integrations.diffusers.step_table import Clip, StepTable
+from picardsolve.integrations.diffusers.step_table import Clip, StepTable
 from picardsolve.terms import sample_map
 
 PREDICTIONS = "epsilon", "sample", "v_prediction"

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from integrations.diffusers.noise_tape import NoiseTape, same
-from integrations.diffusers.step_table import StepTable
-from integrations.diffusers.walk import PATCHED, copy_of
+from picardsolve.integrations.diffusers.noise_tape import NoiseTape, same
+from picardsolve.integrations.diffusers.step_table import StepTable
+from picardsolve.integrations.diffusers.walk import PATCHED, copy_of
 
 LAGS = 16  # steps of memory that are told apart; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
 _SPARE = 2  # columns of zeros, which show the noise

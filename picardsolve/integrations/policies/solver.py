@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from integrations.policies.chain import PlanChain
-from integrations.policies.guess import Towards
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.guesses import Guess
 from picardsolve.history import Round
+from picardsolve.integrations.policies.chain import PlanChain
+from picardsolve.integrations.policies.guess import Towards
 from picardsolve.iterations import Iteration
 from picardsolve.progress import Progress
 from picardsolve.sequential import run

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 import picardsolve as ps
-from integrations.torchsde.path import THEIRS, TorchsdePath
+from picardsolve.integrations.torchsde.path import THEIRS, TorchsdePath
 from picardsolve.path import Path
 
 

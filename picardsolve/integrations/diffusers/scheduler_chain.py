@@ -7,11 +7,11 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from integrations.diffusers.closed_form import closed_form
-from integrations.diffusers.noise_tape import State
-from integrations.diffusers.probe import LAGS, Probe, probe_of
-from integrations.diffusers.step_table import StepTable
-from integrations.diffusers.walk import Held, Walk
+from picardsolve.integrations.diffusers.closed_form import closed_form
+from picardsolve.integrations.diffusers.noise_tape import State
+from picardsolve.integrations.diffusers.probe import LAGS, Probe, probe_of
+from picardsolve.integrations.diffusers.step_table import StepTable
+from picardsolve.integrations.diffusers.walk import Held, Walk
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
 from picardsolve.recurrence import rms
 

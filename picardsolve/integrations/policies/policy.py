@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from integrations.policies.chain import PlanChain
-from integrations.policies.guess import Towards
-from integrations.policies.solver import Solver
-from integrations.policies.steps import PlanSteps
 from picardsolve.certificate import Certificate
 from picardsolve.checks import (
     check_callable,
@@ -24,6 +20,10 @@ from picardsolve.checks import (
     check_type,
 )
 from picardsolve.guesses import FrozenSample
+from picardsolve.integrations.policies.chain import PlanChain
+from picardsolve.integrations.policies.guess import Towards
+from picardsolve.integrations.policies.solver import Solver
+from picardsolve.integrations.policies.steps import PlanSteps
 from picardsolve.integrators.base import Index
 from picardsolve.iterations import Iteration, Newton, Secant
 from picardsolve.solution import Result, Solution

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from integrations.policies.steps import PlanSteps
+from picardsolve.integrations.policies.steps import PlanSteps
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Rows, Steps
 from picardsolve.integrators.scaling import Scaling
 from picardsolve.recurrence import recurrence

@@ -1,0 +1,4 @@
+"""Adapters to other libraries, one module each: `diffusers`, `policies`, `scipy`, `torchsde`.
+
+Import the one that you need: ``from picardsolve.integrations import diffusers``. None is imported before that.
+"""

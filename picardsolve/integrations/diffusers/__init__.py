@@ -1,0 +1,14 @@
+"""Run diffusers pipelines in parallel over their steps, unmodified: same seed, same image."""
+
+try:
+    import diffusers as _diffusers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "picardsolve.integrations.diffusers: needs diffusers; pip install picardsolve[diffusers]"
+    ) from error
+
+from picardsolve.integrations.diffusers.calls import denoise, sample
+from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.sampler import Sampler, sampler
+
+__all__ = ["Report", "Sampler", "denoise", "sample", "sampler"]
