@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from picardsolve.history import Round
 from picardsolve.recurrence import arriving, recurrence
+
+if TYPE_CHECKING:
+    from picardsolve.growth import Growth
 
 
 @dataclass(frozen=True)
@@ -19,25 +23,38 @@ class Accepted:
         most: the same if nothing is ever forgotten.
         expected: ``(N, B)`` sizes of residuals.
         slopes: ``(N, B)``, 1 where unknown.
+        rates: ``(N, B)`` by how much a step changes a change of its state, along the changes that were seen; infinite
+            where that is not known.
     """
 
     errors: Tensor
     most: Tensor
     expected: Tensor
     slopes: Tensor
+    rates: Tensor
 
     @staticmethod
     def exact(steps: int, samples: int) -> "Accepted":
         """Of states that are the sequential ones."""
         nothing = torch.zeros(steps + 1, samples, dtype=torch.float64)
-        return Accepted(nothing, nothing, nothing[1:], nothing[1:] + 1)
+        return Accepted(nothing, nothing, nothing[1:], nothing[1:] + 1, nothing[1:])
 
     @staticmethod
-    def of(history: Sequence[Round], steps: int, samples: int, held: bool, implicit: bool = False) -> "Accepted":
-        """Carry the residuals that are to be expected along the accepted states, as `ErrorEstimate` does.
+    def of(
+        history: Sequence[Round],
+        steps: int,
+        samples: int,
+        held: bool = False,
+        implicit: bool = False,
+        forgets: bool = False,
+        growth: "Growth | None" = None,
+    ) -> "Accepted":
+        """Carry the residuals that are to be expected along the accepted states.
 
-        Without its factor for safety, and knowing the rounds that came after: a step that was accepted before a ratio
-        could be measured takes the largest of the round before or, where there is none, of the one after.
+        As `ErrorEstimate` expects them, without its factor for safety, and knowing the rounds that came after: a step
+        that was accepted before a ratio could be measured takes the largest of the round before or, where there is
+        none, of the one after. A denoiser's are carried by slopes, others by the growth or, where it is not known, by
+        nothing: added up.
 
         Args:
             history: the rounds.
@@ -45,13 +62,15 @@ class Accepted:
             samples: B.
             held: whether steps were taken with the outputs of their round held fixed; see `ErrorEstimate`.
             implicit: whether steps are equations; see there, too.
+            forgets: whether slopes are believed; see there, too.
+            growth: of errors along the solution; None: not known.
         """
         nothing = Accepted.exact(steps, samples)
         if history[0].estimates is None:
             unknown = nothing.errors + torch.nan
-            return Accepted(unknown, unknown, unknown[1:], nothing.slopes)
+            return Accepted(unknown, unknown, unknown[1:], nothing.slopes, unknown[1:])
         zero = nothing.expected
-        ratios, slopes, changes = zero.clone(), zero + 1, zero.clone()
+        ratios, slopes, changes, known = zero.clone(), zero + 1, zero.clone(), zero == 0
         for record, usual in zip(history, _usual_ratios(history), strict=True):
             assert record.estimates is not None
             row, sample = torch.nonzero(torch.arange(int(record.stride.max()))[:, None] < record.stride, as_tuple=True)
@@ -59,20 +78,33 @@ class Accepted:
             measured, slope = record.estimates.ratios, record.estimates.slopes
             ratios[at] = torch.where(measured.isfinite(), measured, usual)[row, sample]
             slopes[at] = slope.nan_to_num(1, 1, 1)[row, sample]
+            known[at] = slope.isfinite()[row, sample]
             moved = record.increments
             moved = torch.maximum(arriving(moved), moved) if implicit else arriving(moved)
             changes[at] = moved[row, sample]
         missed = ratios + (slopes - 1).abs() if held else ratios
         expected = torch.where(changes == 0, 0, missed * changes)
-        carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)
-        paths = recurrence(carried, expected[..., None].expand_as(carried).clone())
-        errors, most = torch.cat([torch.zeros_like(paths[:1]), paths]).unbind(-1)
-        return Accepted(errors, most, expected, slopes)
+        rates = torch.where(known, ratios + (slopes - 1).abs(), torch.inf)
+        added = torch.cat([torch.zeros_like(expected[:1]), expected.cumsum(0)])
+        if forgets:
+            errors, most = _carried(expected, slopes)
+        else:
+            errors = added if growth is None else growth.carried(expected)
+            most = torch.maximum(errors, added)
+        return Accepted(errors, most, expected, slopes, rates)
 
     def growth(self) -> Tensor:
-        """The largest product of successive slopes, ``(B,)``."""
+        """The largest product of successive slopes, ``(B,)``: of a denoiser's."""
         rise = torch.cat([torch.zeros_like(self.slopes[:1]), _believed(self.slopes).clamp(min=1e-6).log().cumsum(0)])
         return (rise - rise.cummin(0).values).amax(0).exp()
+
+
+def _carried(expected: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors by slopes, and if nothing is ever forgotten."""
+    carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)
+    paths = recurrence(carried, expected[..., None].expand_as(carried).clone())
+    errors, most = torch.cat([torch.zeros_like(paths[:1]), paths]).unbind(-1)
+    return errors, most
 
 
 def _believed(slopes: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from picardsolve.accepted import Accepted, picard_number
 from picardsolve.diagnostics import Facts, diagnose
+from picardsolve.growth import Growth
 from picardsolve.history import Round
 from picardsolve.integrators.base import DriftChain, Problem, Rows
 from picardsolve.prediction import rounds_expected
@@ -42,6 +43,7 @@ class Evidence:
         finer: solves again, from a solution and to a fraction of the tolerance.
         sequential: solves step by step.
         held: whether states were left by steps with their round's outputs held fixed, as a pipeline's scheduler does.
+        growth: of errors along the solution, as it was measured; None: not known.
     """
 
     history: Sequence[Round]
@@ -53,6 +55,7 @@ class Evidence:
     finer: "Callable[[Solution, float], Solution] | None" = None
     sequential: "Callable[[], Solution] | None" = None
     held: bool = False
+    growth: Growth | None = None
 
     @property
     def batched(self) -> bool:
@@ -84,17 +87,20 @@ class Certificate:
 
     Attributes:
         error: the estimated distance: residuals of the accepted states as the rounds foretold them, carried on by the
-            slopes of the steps (methods C2), of which the root is taken below 1. NaN where nothing was estimated, as of
-            `Parareal`.
+            growth that was measured along the solution; where it is not known, added up as if errors neither grew nor
+            shrank. A denoiser's are carried on by the slopes of the steps (methods C2), of which the root is taken
+            below 1. NaN where nothing was estimated, as of `Parareal`.
         bound: what the distance is at most. "estimated": four times what the error is if nothing is ever forgotten;
             not proven, see docs/certificates.md for how often it held. "certified": proven, for constants that the user
             gave; see `certified`.
         kind: which of the two.
         residuals: root mean square of ``Phi_n(X[n]) - X[n+1]``, ``(N,)`` or ``(N, B)``: expected, or measured.
         precision_floor: what rounding alone may have left, in this solution and in the sequential one: unit roundoff
-            times the largest state times the growth; ``()`` or ``(B,)``.
+            times the largest state times the largest growth between two times, where it is known; ``()`` or ``(B,)``.
         contraction: largest Picard number of a window, the sum of ``|J_n - c_n|`` along what changed (C5).
-        growth: by how much an error grew along the solution, at most, as far as slopes tell; ``()`` or ``(B,)``.
+        growth: by how much a small change of y0 has grown, at most, by any later time, in the mean over all directions
+            (`picardsolve.growth`; a denoiser's as far as slopes tell); ``()`` or ``(B,)``. NaN: not known, as of noise
+            that depends on the state, states of more than 64 numbers, and tolerance 0.
         rounds: sweeps of the window.
         warnings: what to know, and what to do about it.
         solution: what this is about; None for a pipeline's run.
@@ -119,20 +125,28 @@ class Certificate:
         """Read the rounds of a solve."""
         size, history = (evidence.steps, evidence.path.shape[1]), evidence.history
         exact = not history or (evidence.tolerance.nothing and history[0].step is None)
-        implicit = evidence.implicit
-        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, evidence.held, implicit)
+        implicit, denoises, grown = evidence.implicit, evidence.denoises, evidence.growth
+        known = Accepted.exact(*size)
+        if not exact:
+            known = Accepted.of(history, *size, evidence.held, implicit, denoises, grown)
         missing = evidence.path.isnan().any(-1).cpu()
         rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
-        allowed, growth = evidence.tolerance.size(evidence.path).double().cpu(), known.growth()
-        facts = Facts(history, evidence.steps, evidence.denoises, growth, rounding, allowed, implicit)
-        shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
+        allowed = evidence.tolerance.size(evidence.path).double().cpu()
+        if denoises:
+            growth = largest = known.growth()
+        elif grown is None:
+            growth = largest = torch.full((size[1],), torch.nan, dtype=torch.float64)
+        else:
+            growth, largest = grown.since_start, grown.largest
         kept = slice(None) if evidence.full or evidence.problem is None else slice(evidence.steps, None)
+        facts = Facts(history, evidence.steps, denoises, largest, known.errors[kept], rounding, allowed, implicit)
+        shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         return Certificate(
             error=shown(known.errors[kept].masked_fill(missing, torch.nan)),
             bound=shown(FACTOR * known.most[kept].masked_fill(missing, torch.nan)),
             kind="estimated",
             residuals=shown(known.expected),
-            precision_floor=shown(rounding.amax(0) * growth),
+            precision_floor=shown(rounding.amax(0) * largest.nan_to_num(1, torch.inf)),
             contraction=picard_number(history),
             growth=shown(growth),
             rounds=len(history),
@@ -233,6 +247,8 @@ class Certificate:
             f"estimated distance to the sequential solution at the end: {worst:.1e}, {self.kind} bound "
             f"{float(self.bound[-1].max()):.1e}, rounding {float(self.precision_floor.max()):.0e}"
         )
+        if bool(self.growth.isnan().any()) and float(self.error.nan_to_num(0).max()) > 0:
+            text += "; how errors grow along the solution is not known, recheck() tells"
         if self.total_variation is not None:
             text += f", total variation {self.total_variation:.2g}"
         return "\n".join([text, *self.warnings])

@@ -27,7 +27,8 @@ class Facts:
         history: its rounds.
         steps: of the grid, N.
         denoises: whether the term is a denoiser.
-        growth: ``(B,)`` by how much errors grew along the solution.
+        growth: ``(B,)`` by how much errors grew along the solution, between any two times; NaN where not known.
+        errors: ``(T, B)`` estimated root mean square errors; NaN where not known.
         rounding: ``(T, B)`` unit roundoff times the size of each state.
         allowed: ``(T, B)`` root mean square error that the tolerance allows of each state; 0 where none is.
         implicit: whether the steps are equations, of which the sequential solver solves one in several rounds.
@@ -37,6 +38,7 @@ class Facts:
     steps: int
     denoises: bool
     growth: Tensor
+    errors: Tensor
     rounding: Tensor
     allowed: Tensor
     implicit: bool = False
@@ -45,6 +47,11 @@ class Facts:
     def below_rounding(self) -> Tensor:
         """``(B,)``: how far rounding is above the tolerance, at most; 0 where no tolerance was asked for."""
         return torch.where(self.allowed > 0, self.rounding / self.allowed, 0).nan_to_num(0).amax(0)
+
+    @property
+    def excess(self) -> float:
+        """The largest estimated error, in tolerances; 0 where none was asked for, or nothing is known."""
+        return float(torch.where(self.allowed > 0, self.errors / self.allowed, 0).nan_to_num(0).max())
 
     @property
     def asked(self) -> bool:
@@ -63,16 +70,16 @@ def diagnose(facts: Facts) -> tuple[str, ...]:
 
 
 def _found(facts: Facts) -> Iterator[str]:
-    growth = float(facts.growth.max())
-    if growth > _GROWS and bool((facts.below_rounding * facts.growth > 1).any()):
+    growth = float(facts.growth.nan_to_num(0).max())
+    if growth > _GROWS and bool((facts.below_rounding * facts.growth.nan_to_num(0) > 1).any()):
         yield (
             f"unpredictable: rounding errors grow up to {growth:.1g} times along this solution, beyond the tolerance; "
             "no solver, sequential or parallel, can give these digits: solve a shorter time, or in float64."
         )
-    elif growth > _GROWS:
+    elif growth > _GROWS and facts.excess > 1:
         yield (
-            f"growth: an error made on the way is up to {growth:.2g} times as large later on; see "
-            "solution.certificate.recheck(), or pass a tolerance that much smaller."
+            f"growth: an error made on the way is up to {growth:.2g} times as large later on; the solution may be "
+            f"{facts.excess:.2g} tolerances away: see solution.certificate.recheck(), or pass a smaller tolerance."
         )
     if bool((facts.below_rounding > 1).any()):
         yield (

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve import sequential as reference
+from picardsolve.accepted import Accepted
 from picardsolve.adjoint import differentiable
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.chain_adjoint import recorded
@@ -24,6 +25,7 @@ from picardsolve.checks import (
 from picardsolve.collocation import Choice, Collocation, Event, Trajectory, collocate
 from picardsolve.contract import tolerance_of, validated
 from picardsolve.diagnostics import ConvergenceWarning, half_precision
+from picardsolve.growth import Growth, measurable, measured
 from picardsolve.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.history import Round
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
@@ -32,6 +34,7 @@ from picardsolve.pace import Pace
 from picardsolve.path import Path
 from picardsolve.prediction import expected_after
 from picardsolve.progress import Progress
+from picardsolve.recurrence import rms
 from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Stop, stopping_of
 from picardsolve.terms import ODE, SDE, Denoiser, Term
@@ -40,6 +43,9 @@ from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
 
 _DOUBTED = 2.0  # tolerances: samples whose estimated error anywhere is more are solved again
+_KEPT = 2**22  # numbers of a solution that is kept while it is solved, to measure growth along it
+_TRIES = 2  # of a solve whose errors have grown beyond the tolerance
+_ROUNDING = 4.0  # units of rounding that a sharper tolerance is at least
 _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does not say
 
 Save = Literal["all", "last"]
@@ -173,7 +179,8 @@ def _on_grid(
     _warn(half_precision(problem.layout.dtype, meant.smallest))
     chain = integrator.chain(problem)
     iteration = iteration_for(iteration, term, chain)
-    path = _path(chain, y) if save == "all" else None
+    checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT
+    path = _path(chain, y) if save == "all" or checked else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(iteration, Parareal):
         allowed = tolerance_of(term, problem.layout, *tolerances, "increment")
@@ -187,16 +194,20 @@ def _on_grid(
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         pace = Pace(widest) if window == "auto" and not chain.implicit else None
-        rounds = _run(chain, loop, pace, max_rounds, bar) + len(loop.history)
-    if isinstance(loop, Window) and isinstance(term, Denoiser):
-        rounds += _doubted(problem, chain, loop, y, max_rounds)
+        rounds, growth = _run(chain, loop, pace, max_rounds, bar) + len(loop.history), None
+        if isinstance(loop, Window) and isinstance(term, Denoiser):
+            rounds += _doubted(problem, chain, loop, y, max_rounds)
+        elif isinstance(loop, Window):
+            growth, more = _kept_in_check(problem, chain, loop, y, meant, max_rounds)
+            rounds += more
+        bar.update(int(loop.begin.min()), rounds * chain.rounds)
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
     stats = Stats(chain.length, rounds * chain.rounds + chain.further_rounds, evaluations, calls, width)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
-    path = loop.path
+    path = loop.path if save == "all" else None
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
     evidence = Evidence(
         loop.history,
@@ -209,6 +220,7 @@ def _on_grid(
             _finer, term, y0, ts, meant, given | kept, None if isinstance(iteration, Parareal) else iteration
         ),
         sequential=partial(sequential, term, y0, ts, throw=throw, **given, **kept),
+        growth=growth,
     )
     solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
     _warn(*solution.certificate.warnings)
@@ -248,22 +260,68 @@ def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_r
     divided by the square of what it was exceeded by. In all there are no more rounds than steps: otherwise the samples
     stay as they are. How many rounds it took.
     """
-    rule, length, done = loop.settings.stopping, chain.length, len(loop.history)
+    rule, done = loop.settings.stopping, len(loop.history)
     if not isinstance(rule, ErrorEstimate) or rule.worst is None or not loop.done or loop.failed.any():
         return 0
     excess = np.where(rule.worst > _DOUBTED, rule.worst, 1)
-    again = excess > 1
-    most = (length if max_rounds is None else min(length, max_rounds // chain.rounds)) - done
-    if not again.any() or most < done:
+    most = _rounds_left(chain, loop, max_rounds)
+    if not (excess > 1).any() or most < done:
         return 0
-    finer = ErrorEstimate(rule.tolerance.scaled(torch.from_numpy(excess**-2.0).to(y)), length, rule.forgets)
+    return _sharpened(problem, chain, loop, y, excess**-2.0, most)
+
+
+def _kept_in_check(
+    problem: Problem, chain: DriftChain, loop: Window, y: Tensor, allowed: Tolerance, max_rounds: int | None
+) -> tuple[Growth | None, int]:
+    """Measure how errors grow along the solution, and solve again, more sharply, samples that they take too far.
+
+    Nothing is measured of samples whose errors, grown as fast as steps change states, would still be within tolerance.
+
+    Returns:
+        The growth, None where it is not known; and how many rounds all that took.
+    """
+    path, length, samples = loop.path, chain.length, len(y)
+    if (
+        path is None
+        or not isinstance(loop.settings.stopping, ErrorEstimate)
+        or not measurable(problem, chain, y.shape[-1])
+    ):
+        return None, 0
+    if not loop.done or _rounds_left(chain, loop, max_rounds) < 1:
+        return None, 0
+    known = Accepted.of(loop.history, length, samples)
+    size = allowed.size(path).double().cpu()
+    reached = torch.where(known.errors[1:] > 0, known.errors[1:] * known.rates.cumsum(0).exp(), 0)
+    doubted = ~(reached <= size[1:]).all(0).numpy() & ~loop.failed
+    if not doubted.any():
+        return None, 0
+    growth, rounds = measured(chain, path, _scale(path, allowed), known.rates, doubted)
+    factor = torch.ones(samples, dtype=torch.float64)
+    for _ in range(_TRIES):
+        errors = Accepted.of(loop.history, length, samples, growth=growth).errors
+        beyond = ((errors / size).amax(0) > 1) & growth.since_start.isfinite()
+        spent = growth.carried(factor * size[1:] / length) / size
+        factor = torch.where(beyond, factor / (2 * spent.amax(0)), 1).clamp(min=_ROUNDING * _rounding_of(path, size))
+        left = _rounds_left(chain, loop, max_rounds)
+        if left < 1 or not bool((beyond & (factor < 1)).any()):
+            break
+        rounds += _sharpened(problem, chain, loop, y, factor.where(beyond, 1).numpy(), left)
+    return growth, rounds
+
+
+def _sharpened(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, factor: np.ndarray, most: int) -> int:
+    """Solve samples of a tolerance's ``factor`` (B,) below 1 again to it, from their own path; in how many rounds."""
+    rule, again = loop.settings.stopping, factor < 1
+    assert isinstance(rule, ErrorEstimate)
+    tolerance = rule.tolerance.scaled(torch.from_numpy(factor).to(y))
+    finer = ErrorEstimate(tolerance, chain.length, rule.forgets, thrifty=False)
     guess = loop.settings.guess
     if loop.path is not None:
         guess = guess_for(FromTrajectory(problem.layout.unpack_path(loop.path)), problem, chain)
     settings = replace(loop.settings, width=loop.width, guess=guess, stopping=finer)
     window = Window(chain, y, settings, None if loop.path is None else loop.path.clone())
-    window.begin = np.where(again, 0, length)
-    with Progress(length, False) as silent:
+    window.begin = np.where(again, 0, chain.length)
+    with Progress(chain.length, False) as silent:
         _run(chain, window, None, most * chain.rounds, silent)
     if window.done and not window.failed.any():
         chosen = torch.from_numpy(again).to(y.device)[:, None]
@@ -272,6 +330,26 @@ def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_r
             loop.path = torch.where(chosen, window.path, loop.path)
         loop.history.extend(window.history)
     return len(window.history)
+
+
+def _rounds_left(chain: DriftChain, loop: Window, max_rounds: int | None) -> int:
+    """How many more there may be: in all no more than steps."""
+    most = chain.length if max_rounds is None else min(chain.length, max_rounds // chain.rounds)
+    return most - len(loop.history)
+
+
+def _scale(path: Tensor, tolerance: Tolerance) -> Tensor:
+    """By which changes of each number are measured, ``(B, D)``: its usual size, and that below which it is as none."""
+    usual = path.square().mean(0).sqrt()
+    floor = torch.as_tensor(tolerance.atol) / torch.as_tensor(tolerance.rtol).clamp(min=1e-300)
+    floor = floor.to(usual).expand(len(usual))[:, None].nan_to_num(0, 0)
+    scale = usual + floor
+    return torch.where(scale > 0, scale, 1)
+
+
+def _rounding_of(path: Tensor, allowed: Tensor) -> Tensor:
+    """Rounding of the states in tolerances, the largest of each sample, ``(B,)``."""
+    return (torch.finfo(path.dtype).eps * rms(path).double().cpu() / allowed).amax(0)
 
 
 def _finer(

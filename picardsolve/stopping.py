@@ -20,6 +20,7 @@ Stop = Literal["error", "residual", "increment"]
 
 _HUGE = 1e200  # growth beyond it is as bad
 _TINY = 1e-6  # slopes are taken for no smaller in a product
+_THRIFT = 1e4  # that what a step may spend is divided by at most
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of those above
 _SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
@@ -102,14 +103,19 @@ class ErrorEstimate(Stopping):
 
     The new states have residuals ``Phi_n(Y[n]) - Y[n+1]`` that the next round would show. They are predicted from what
     this round showed of the last sweep: ``q_n = |F[n] - X[n+1]| / |change of X[n] in the last round|`` is how much of a
-    change the iteration failed to foresee, so that ``q_n |Y[n] - X[n]|`` is to be expected now. Slopes c carry the
-    errors on, ``E[n+1] = |c_n| E[n] + 2 q_n |Y[n] - X[n]|``, from the error that the window's first state was left
-    with; the 2 is for safety.
+    change the iteration failed to foresee, so that ``q_n |Y[n] - X[n]|`` is to be expected now:
+    ``E[n+1] = E[n] + 2 q_n |Y[n] - X[n]|``, from the error that the window's first state was left with; the 2 is for
+    safety. How errors grow once they are made is not for a window to know: slopes, seen along one change after another,
+    have products that say nothing of it where solutions oscillate. It is measured along the whole solution, see
+    `growth`. A step may spend ``1 / N (1 + L)`` of the tolerance, L the sum over the grid of what steps change changes
+    by, as this window's do: on orbits errors grow about that much, and rounds grow with its logarithm only.
 
-    What may be spent grows by a share for each step, and by what the step forgives, both divided by how much an error
-    of its state grows in the window ahead, as far as slopes were measured there:
+    A denoiser's steps forgive: there slopes c are believed, and carry errors on, ``E[n+1] = |c_n| E[n] + ...``. What
+    may be spent grows by what the step forgives, too, and is divided by how much an error grows in the window ahead:
     ``A[n+1] = |c_n| A[n] + (max(1 - |c_n|, 0) / 2 + 1 / N) / max(1, |c_{n+1}|, |c_{n+1} c_{n+2}|, ...)`` in units of
-    the tolerance. A step that has been seen only once takes the largest ratio of those seen twice in this round, or in
+    the tolerance.
+
+    A step that has been seen only once takes the largest ratio of those seen twice in this round, or in
     the last that had one; where there was none in two rounds, a step is kept to be seen again. Changes of the size of
     rounding measure nothing, and residuals of that size are taken for as large as rounding can be. Under Newton's
     method what is missed grows with the square of a change: there every step is kept to be seen twice.
@@ -117,12 +123,12 @@ class ErrorEstimate(Stopping):
     Args:
         tolerance: what errors are measured by.
         length: steps of the grid, N.
-        forgets: whether slopes below 1 are believed. A step of a denoiser draws all states towards the data; elsewhere
-            the direction that changes were seen in may shrink while another grows.
+        forgets: whether slopes are believed, as of a denoiser, whose steps draw all states towards the data.
         held: whether states are left by steps with this round's outputs held fixed, as a pipeline's own scheduler takes
             them, and not by the sweep: what the sweep made of the slope, ``|c_n - 1| |Y[n] - X[n]|``, is then missing.
         implicit: whether steps are equations. A residual then comes of the change of either state of a step, the larger
             of which takes the place of the first one's; and no state is exact because the one before it is.
+        thrifty: whether a step's share is divided by ``1 + L``; not where the tolerance has the growth in it.
 
     Attributes:
         worst: ``(B,)`` the largest error that a state was left with, without the factor for safety.
@@ -133,6 +139,7 @@ class ErrorEstimate(Stopping):
     forgets: bool = True
     held: bool = False
     implicit: bool = False
+    thrifty: bool = True
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: np.ndarray | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: np.ndarray | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
@@ -154,9 +161,9 @@ class ErrorEstimate(Stopping):
         if self.held and signed is not None:
             ratio = ratio + abs(signed - 1)
         expected = np.where(change == 0, 0, _SAFETY * ratio * change)
-        slope = None if signed is None else abs(signed)
-        slope = slope if slope is None or self.forgets else np.maximum(slope, 1)
-        share = np.full_like(size, 1 / self.length) if slope is None else self._share(slope, account.measured)
+        slope = abs(signed) if signed is not None and self.forgets else None
+        share = self._thrift(account, signed) if self.thrifty else 1 / self.length
+        share = np.full_like(size, 1) * share if slope is None else self._share(slope, account.measured)
         error, allowed = self._carried(slope, np.stack([expected, share]), account)
         self._round = error, allowed, np.where(tiny, np.nan, change)
         unknown = np.full_like(size, np.nan)
@@ -183,11 +190,17 @@ class ErrorEstimate(Stopping):
         left = np.stack([account.error, account.allowed])[:, None]
         if slope is None:
             return left + new.cumsum(1)
-        if not self.forgets:
-            growth = np.minimum(slope.cumprod(0), _HUGE)  # at least 1: nothing is lost in dividing by it
-            return (left + (new / growth).cumsum(1)) * growth
         new[:, 0] += slope[0] * left[:, 0]
         return _scan(slope, new)
+
+    def _thrift(self, account: "_Account", signed: np.ndarray | None) -> np.ndarray:
+        """What each step may spend where slopes are not believed, ``(B,)``."""
+        known = account.measured.sum(0)
+        rate = np.where(account.measured, account.ratios, 0).sum(0)
+        if signed is not None:
+            rate = rate + abs(np.where(account.measured, signed - 1, 0).sum(0))
+        over_all = np.where(known > 0, rate / np.maximum(known, 1), 0) * self.length
+        return 1 / (self.length * (1 + np.minimum(over_all, _THRIFT)))
 
     def _share(self, slope: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """What each step may spend of the tolerance, ``(W, B)``."""

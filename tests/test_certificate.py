@@ -3,6 +3,7 @@
 Written from the docstrings, through the public interface.
 """
 
+import bisect
 import math
 import sys
 import warnings
@@ -546,10 +547,12 @@ def test_the_precision_floor_is_rounding_times_growth(data):
     states = sol.ys.double().reshape(len(sol.ts), samples, -1).square().mean(-1).sqrt().amax(0)
     unit = torch.finfo(case.y0.dtype).eps
     assert certificate.precision_floor.shape == certificate.growth.shape == ((samples,) if case.batch_dims else ())
-    floor = certificate.precision_floor.reshape(-1) / certificate.growth.reshape(-1)
+    growth = certificate.growth.reshape(-1).nan_to_num(1)  # where it is not known, rounding alone
+    floor = certificate.precision_floor.reshape(-1) / growth
     assert (floor >= 0.5 * unit * states * (1 - 1e-6)).all()
-    assert (floor <= 2 * unit * states * (1 + 1e-6)).all()
-    assert (certificate.growth >= 1).all()
+    if isinstance(case.term, ps.Denoiser) or bool(certificate.growth.isnan().any()):
+        assert (floor <= 2 * unit * states * (1 + 1e-6)).all()
+    assert (growth >= 1).all()
 
 
 @given(st.data())
@@ -618,7 +621,8 @@ def test_a_sample_has_the_certificate_that_it_has_alone(data):
         alone = single.solve(**how).certificate
         for name in OWN:
             expected, actual = getattr(alone, name)[..., 0], getattr(together, name)[..., sample]
-            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+            slack = 1e-9 * float(expected.nan_to_num(0).abs().max())
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=slack, equal_nan=True)
 
 
 @settings(max_examples=8)
@@ -643,7 +647,8 @@ def test_a_sample_that_is_not_finite_changes_no_other_certificate(data):
     healthy = [sample for sample in range(len(singles)) if sample != sick]
     for name in OWN:
         want, found = getattr(expected, name)[..., healthy], getattr(sol.certificate, name)[..., healthy]
-        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * float(want.abs().max()))
+        slack = 1e-9 * float(want.nan_to_num(0).abs().max())
+        torch.testing.assert_close(found, want, rtol=1e-9, atol=slack, equal_nan=True)
 
 
 def test_a_solve_with_a_sample_that_is_not_finite_can_be_verified():
@@ -673,8 +678,20 @@ def solved(drift, y0, end: float, steps: int, dtype: torch.dtype = DOUBLE, **how
     return ps.solve(ps.ODE(drift), torch.tensor(y0, dtype=dtype), torch.linspace(0, end, steps + 1), **how)
 
 
+def hurried() -> ps.Solution:
+    """Chaos, and no rounds left to solve it again more sharply."""
+
+    def limited(rounds: int) -> ps.Solution:
+        return solved(lorenz, [1.0, 1.0, 20.0], 5, 200, integrator=ps.RK4(), max_rounds=4 * rounds, throw=False)
+
+    fewest = bisect.bisect_left(
+        range(200), 1, key=lambda rounds: int(limited(rounds + 1).result is ps.Result.converged)
+    )
+    return limited(fewest + 2)
+
+
 TROUBLE = {
-    "growth": lambda: solved(lambda t, y: y, [1.0, 2.0], 20, 400),
+    "growth": hurried,
     "stall": lambda: solved(still, [1.0], 10, 400, window=64),
     "uneconomic": lambda: solved(still, [1.0], 10, 400, window=64),
     "stiff": lambda: solved(still, [1.0], 10, 400, window=64),
@@ -730,14 +747,11 @@ def test_nothing_is_said_of_clean_problems(name):
     assert sol.certificate.warnings == ()
 
 
-def test_a_recheck_sees_chaos():
-    """Lorenz's equations for 20 time units, where an error grows by exp(18), and 1e-5 to more than 1.
-
-    The estimate does not: along one direction of change after another nothing seems to grow (docs/certificates.md).
-    """
+def test_chaos_is_measured_and_the_tolerance_held_in_it():
+    """Lorenz's equations for 20 time units, where an error grows by exp(18)."""
     sol = solved(lorenz, [1.0, 1.0, 20.0], 20, 1000, integrator=ps.RK4())
-    assert sol.certificate.verify().error[-1] > 1
-    assert sol.certificate.recheck().error[-1] > 1
+    assert 1e6 < float(sol.certificate.growth) < 1e10
+    assert sol.certificate.verify().error[-1] <= 2 * 1e-5 * sol.ys[-1].square().mean().sqrt()
 
 
 def test_nothing_is_said_of_a_decay_in_float32():

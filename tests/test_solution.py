@@ -30,8 +30,11 @@ class Recorder:
         return slope(t, y)
 
     def rounds(self, history):
-        """Per round, the state of every step of the window; a row that was added to check the drift comes last."""
-        return [dict(rows[: int(record.width)]) for record, rows in zip(history, self.calls, strict=True)]
+        """Per round, the state of every step of the window; a row that was added to check the drift comes last.
+
+        Calls behind those of the rounds measure how errors grow.
+        """
+        return [dict(rows[: int(record.width)]) for record, rows in zip(history, self.calls, strict=False)]
 
 
 def slope(t, y):
@@ -76,7 +79,7 @@ def test_the_windows_follow_each_other_to_the_end(window, batch_dims, integrator
 
 def test_the_record_says_what_was_evaluated():
     recorder = Recorder()
-    solution = solve(recorder, window=6, tol=1e-4)
+    solution = solve(recorder, window=6, tol=1e-4, stop="residual")
     for record, states in zip(solution.history, recorder.rounds(solution.history), strict=True):
         begin = int(record.begin)
         assert list(states) == list(range(begin, begin + int(record.width)))
@@ -110,7 +113,7 @@ def test_residuals_and_increments_are_what_their_names_say(iteration):
 
 def test_an_accepted_state_never_changes_again():
     recorder = Recorder()
-    solution = solve(recorder, window=6, tol=1e-4)
+    solution = solve(recorder, window=6, tol=1e-4, stop="residual")
     for record, states in zip(solution.history, recorder.rounds(solution.history), strict=True):
         assert torch.equal(states[int(record.begin)], solution.ys[int(record.begin)])
 
@@ -259,7 +262,7 @@ def test_max_rounds_raises_with_the_same_solution():
 
 
 def test_enough_rounds_are_no_limit():
-    rounds = solve().stats.rounds
+    rounds = len(solve().history)
     assert solve(max_rounds=rounds).result is ps.Result.converged
     with pytest.raises(ps.SolveError):
         solve(max_rounds=rounds - 1)

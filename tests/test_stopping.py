@@ -52,7 +52,7 @@ class Plain:
 
     def judge(self, change: np.ndarray, residual: np.ndarray, slope: np.ndarray, tangent: bool = False) -> list[bool]:
         """Which of the states after each step may be left, that after the first step among them."""
-        seen, slope = slope, np.abs(slope) if self.forgets else np.maximum(np.abs(slope), 1)
+        seen, slope = slope, np.abs(slope) if self.forgets else np.ones_like(slope)
         width, measured, telling = len(change), {}, []
         with np.errstate(all="ignore"):
             for j in range(width):
@@ -74,10 +74,18 @@ class Plain:
             self.errors.append(slope[j] * self.errors[-1] + new)
             products = np.cumprod([max(slope[i], 1e-6) if i in measured else 1.0 for i in range(j + 1, width)])
             share = (max(1 - slope[j], 0) / 2 + 1 / self.length) / max(1.0, *products, 1.0)
+            share = share if self.forgets else 1 / (self.length * (1 + self._rates(measured, seen)))
             self.allowances.append(slope[j] * self.allowances[-1] + share)
         fits = [e <= a for e, a in zip(self.errors[1:], self.allowances[1:], strict=True)]
         fits[-1] = fits[-1] and self.blind < 2
         return fits
+
+    def _rates(self, measured: dict[int, float], seen: np.ndarray) -> float:
+        """By what all steps of the grid change changes, if they are like those that were measured."""
+        if not measured:
+            return 0.0
+        rate = sum(measured.values()) + abs(sum(seen[j] - 1 for j in measured))
+        return min(rate / len(measured) * self.length, 1e4)
 
     def _tiny(self, j: int) -> bool:
         return self.arriving[j] / self.atol <= 10 * self.rounding
