@@ -1,9 +1,9 @@
 """What a solve can say of its own error, what it takes to be sure, and what the sequential solver says to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.accepted import Accepted, picard_number
+from picardsolve.carried import Carried, Packed
 from picardsolve.diagnostics import Facts, diagnose
 from picardsolve.history import Round
-from picardsolve.integrators.base import DriftChain, Problem, Rows
+from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.prediction import rounds_expected
 from picardsolve.recurrence import rms
-from picardsolve.terms import Denoiser
 from picardsolve.theory.bounds import total_variation
 from picardsolve.tolerances import Tolerance
 
@@ -28,46 +28,54 @@ Kind = Literal["estimated", "certified"]
 FACTOR = 4.0  # of errors to bounds, see docs/certificates.md
 
 
+class Again(Protocol):
+    """A solve that can be repeated."""
+
+    def chain(self) -> DriftChain:
+        """The chain, made anew."""
+        ...
+
+    def rows(self, solution: "Solution") -> Tensor:
+        """``(T, B, D)``, the states of a solution."""
+        ...
+
+    def finer(self, solution: "Solution", factor: float) -> "Solution":
+        """Solve again, from a solution and to a fraction of the tolerance."""
+        ...
+
+    def sequential(self) -> "Solution":
+        """Solve step by step."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a certificate is made from, and what it can ask more of.
 
     Attributes:
         history: the rounds.
-        path: ``(T, B, D)`` states: all of them, or the last alone.
-        problem: what was solved; None for the steps of somebody else's scheduler.
+        path: ``(T, B, D)`` states: all of them, or the last alone. None are left where it was pickled.
         steps: of the grid, N.
         tolerance: what was asked for.
-        chain: makes the chain anew.
-        finer: solves again, from a solution and to a fraction of the tolerance.
-        sequential: solves step by step.
+        again: the solve, an `Again`; None for the steps of somebody else's scheduler.
         held: whether states were left by steps with their round's outputs held fixed, as a pipeline's scheduler does.
+        batched: whether the user's states are samples.
+        denoises: whether the steps are a sampler's.
+        implicit: whether the steps are equations.
     """
 
     history: Sequence[Round]
     path: Tensor
-    problem: Problem | None
     steps: int
     tolerance: Tolerance
-    chain: Callable[[], DriftChain] | None = None
-    finer: "Callable[[Solution, float], Solution] | None" = None
-    sequential: "Callable[[], Solution] | None" = None
+    again: Carried | Packed | None = None
     held: bool = False
+    batched: bool = True
+    denoises: bool = True
+    implicit: bool = False
 
-    @property
-    def batched(self) -> bool:
-        """Whether the user's states are samples."""
-        return self.problem is None or self.problem.layout.batched
-
-    @property
-    def denoises(self) -> bool:
-        """Whether the steps are a sampler's."""
-        return self.problem is None or isinstance(self.problem.term, Denoiser)
-
-    @property
-    def implicit(self) -> bool:
-        """Whether the steps are equations."""
-        return self.chain is not None and self.chain().implicit
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "path": self.path[:0].clone()}  # the solution has them
 
     @property
     def full(self) -> bool:
@@ -119,14 +127,13 @@ class Certificate:
         """Read the rounds of a solve."""
         size, history = (evidence.steps, evidence.path.shape[1]), evidence.history
         exact = not history or (evidence.tolerance.nothing and history[0].step is None)
-        implicit = evidence.implicit
-        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, evidence.held, implicit)
+        known = Accepted.exact(*size) if exact else Accepted.of(history, *size, evidence.held, evidence.implicit)
         missing = evidence.path.isnan().any(-1).cpu()
         rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
         allowed, growth = evidence.tolerance.size(evidence.path).double().cpu(), known.growth()
-        facts = Facts(history, evidence.steps, evidence.denoises, growth, rounding, allowed, implicit)
+        facts = Facts(history, evidence.steps, evidence.denoises, growth, rounding, allowed, evidence.implicit)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
-        kept = slice(None) if evidence.full or evidence.problem is None else slice(evidence.steps, None)
+        kept = slice(None) if evidence.full or evidence.again is None else slice(evidence.steps, None)
         return Certificate(
             error=shown(known.errors[kept].masked_fill(missing, torch.nan)),
             bound=shown(FACTOR * known.most[kept].masked_fill(missing, torch.nan)),
@@ -141,6 +148,9 @@ class Certificate:
             solution=solution,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "total_variation": self.total_variation}  # may call the diffusion, here for the last time
+
     @cached_property
     def total_variation(self) -> float | None:
         """Bound on the total variation distance between the laws of this solution and of the sequential one (C8).
@@ -148,7 +158,8 @@ class Certificate:
         An estimate of `theory.total_variation`, for the expectation is taken over the samples at hand, of states before
         the last step without noise. None where a step's noise is none, or depends on the state.
         """
-        deviation = None if self._evidence.chain is None else self._evidence.chain().deviation
+        again = self._evidence.again
+        deviation = None if again is None else again.get("total_variation").chain().deviation
         if deviation is None:
             return None
         noisy, size = deviation > 0, self._evidence.path.shape[-1]
@@ -176,19 +187,20 @@ class Certificate:
             TypeError: a constant is no number, the integrator has none (an `SDE`), or the steps are a scheduler's.
         """
         evidence = self._evidence
-        if evidence.chain is None:
+        if evidence.again is None or self.solution is None:
             raise TypeError(f"certified: the steps are a scheduler's, of which no constants are known; {_PIPELINE}.")
-        if not evidence.full:
+        if len(self.solution.ts) != evidence.steps + 1:
             raise ValueError("certified: needs the state at every time; solve with save='all'.")
-        chain = evidence.chain()
+        again: Again = evidence.again.get("certified")
+        chain, path = again.chain(), again.rows(self.solution)
         lipschitz = _per_step("lipschitz", lipschitz, evidence.steps)
         if not bool((lipschitz >= 0).all()):
             raise ValueError("lipschitz: expected constants >= 0, got a negative one; see one_sided for what shrinks.")
         if one_sided is not None:
             one_sided = torch.minimum(_per_step("one_sided", one_sided, evidence.steps), lipschitz)
         constants = chain.step_constants(lipschitz, one_sided)
-        residuals = measured_residuals(chain, evidence.path, max(int(r.width.max()) for r in evidence.history))
-        rounding = 4 * torch.finfo(evidence.path.dtype).eps * rms(evidence.path[1:]).double().cpu()
+        residuals = measured_residuals(chain, path, max(int(r.width.max()) for r in evidence.history))
+        rounding = 4 * torch.finfo(path.dtype).eps * rms(path[1:]).double().cpu()
         bound = propagated_bound(residuals + rounding, constants)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         return replace(self, bound=shown(bound), kind="certified", residuals=shown(residuals))
@@ -214,17 +226,17 @@ class Certificate:
             raise TypeError(f"factor: expected a number in [0, 1), got {factor!r}.")
         if not 0 <= factor < 1:
             raise ValueError(f"factor: expected a number in [0, 1), got {factor!r}.")
-        if self._evidence.finer is None or self.solution is None:
+        if self._evidence.again is None or self.solution is None:
             raise TypeError(f"recheck: only a solve of a term can be repeated; {_PIPELINE}.")
-        better = self._evidence.finer(self.solution, factor)
+        better = self._evidence.again.get("recheck").finer(self.solution, factor)
         error = distance(self.solution, better, self._evidence.batched)
         return replace(self, error=error, bound=2 * error, kind="estimated", better=better)
 
     def verify(self) -> "Verification":
         """Run the sequential solver, and hold the claims against it."""
-        if self._evidence.sequential is None or self.solution is None:
+        if self._evidence.again is None or self.solution is None:
             raise TypeError(f"verify: only a solve of a term can be done step by step from here; {_PIPELINE}.")
-        reference = self._evidence.sequential()
+        reference = self._evidence.again.get("verify").sequential()
         return Verification(distance(self.solution, reference, self._evidence.batched), self, reference)
 
     def __str__(self) -> str:

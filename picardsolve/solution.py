@@ -1,10 +1,10 @@
 """What comes back from a solve."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,9 +75,40 @@ class Occurrences:
     ys: Any
 
 
+class Dense(Protocol):
+    """The states at any times, as polynomials on segments."""
+
+    def __call__(self, at: Tensor) -> Any:
+        """At times ``(T,)``: states ``(T, *y0.shape)`` in the structure of y0, NaN where not known."""
+        ...
+
+    def detached(self) -> "Dense":
+        """The same without gradients, and without the functions that these need."""
+        ...
+
+    def segments(self, sample: int) -> Tensor:
+        """The times where the segments of a sample begin, and where the last one ends, ``(S + 1,)`` float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A certificate that has been computed, in the place of what computes it."""
+
+    certificate: Any
+
+    def __call__(self, solution: "Solution") -> Any:
+        return self.certificate
+
+
 @dataclass(frozen=True)
 class Solution:
     """The states at the times ``ts``, and how they came about.
+
+    It can be pickled, deep-copied and saved by `torch.save`; copies have no gradients. States, costs, history, the
+    certificate's numbers and ``sol(t)`` always come back. The functions that it was computed by, which
+    ``certificate.verify()``, ``recheck()`` and ``certified()`` call, do where they can be pickled and hold no more than
+    a megabyte beside the initial state; elsewhere these say so.
 
     Attributes:
         ts: ``(T,)`` float64: the grid, or its last time with ``save="last"``.
@@ -97,8 +128,18 @@ class Solution:
     history: Sequence[Round] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     events: tuple[Any, ...] = ()
-    dense: "Callable[[Tensor], Any] | None" = field(default=None, repr=False, compare=False)
+    dense: Dense | None = field(default=None, repr=False, compare=False)
     _certified: "Callable[[Solution], Any] | None" = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "certificate"}
+        state["ys"] = pytree.tree_map(Tensor.detach, self.ys)  # torch deep-copies no tensor that has a graph
+        state["dense"] = None if self.dense is None else self.dense.detached()
+        state["_certified"] = None if self._certified is None else _Known(self.certificate)
+        return state
+
+    def __copy__(self) -> "Solution":
+        return replace(self)  # a shallow copy shares all, gradients too
 
     @cached_property
     def certificate(self) -> Any:
@@ -162,3 +203,6 @@ class SolveError(RuntimeError):
     def __init__(self, message: str, solution: Solution, step: int | None = None, time: float | None = None):
         super().__init__(message)
         self.solution, self.step, self.time = solution, step, time
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SolveError, (str(self), self.solution, self.step, self.time)  # raised in a worker, caught outside

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from picardsolve import sequential as reference
 from picardsolve.adjoint import differentiable
+from picardsolve.carried import Carried
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.chain_adjoint import recorded
 from picardsolve.checks import (
@@ -40,6 +41,7 @@ from picardsolve.wavefront import Wavefront
 from picardsolve.window import Settings, Window
 
 _DOUBTED = 2.0  # tolerances: samples whose estimated error anywhere is more are solved again
+_ROOM = 2**20  # bytes of functions that go along into a pickle
 _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does not say
 
 Save = Literal["all", "last"]
@@ -139,7 +141,7 @@ def solve(
     noted = [] if torch.is_grad_enabled() and isinstance(problem.term, ODE | SDE) else None
     fixed = pytree.tree_map(_detached, problem.args)
     problem = replace(problem, args=fixed, parameters=noted)
-    solution = _on_grid(problem, y, (term, y0, ts), (tol, rtol, atol), *how, given=given, kept=kept)
+    solution = _on_grid(problem, y, (term, y0), (tol, rtol, atol), *how, given=given, kept=kept)
     wanted = args if cond is None else cond
     return recorded(solution, problem, integrator, y0, ts, wanted) if torch.is_grad_enabled() else solution
 
@@ -152,7 +154,7 @@ def _detached(arg: Any) -> Any:
 def _on_grid(
     problem: Problem,
     y: Tensor,
-    asked: tuple[Term, Any, Any],
+    asked: tuple[Term, Any],
     tolerances: tuple[Any, Any, Any],
     iteration: Iteration | Parareal | None,
     guess: Any,
@@ -166,7 +168,7 @@ def _on_grid(
     kept: dict[str, Any],
 ) -> Solution:
     """Solve on the grid that was given; ``given`` and ``kept`` is what `sequential` is also passed."""
-    (term, y0, ts), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
+    (term, y0), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
     check_choice("save", save, ("all", "last"))
     check_choice("stop", stop, get_args(Stop))
     tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
@@ -198,17 +200,17 @@ def _on_grid(
         result = Result.stopped
     path = loop.path
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
+    more_sharply_by = None if isinstance(iteration, Parareal) else iteration
+    start = pytree.tree_map(Tensor.detach, y0)
     evidence = Evidence(
         loop.history,
         path,
-        problem,
         chain.length,
         meant,
-        chain=lambda: integrator.chain(problem),
-        finer=partial(
-            _finer, term, y0, ts, meant, given | kept, None if isinstance(iteration, Parareal) else iteration
-        ),
-        sequential=partial(sequential, term, y0, ts, throw=throw, **given, **kept),
+        Carried(_Asked(term, start, problem.ts, meant, given | kept, more_sharply_by, throw), _ROOM + 2 * y.nbytes),
+        batched=problem.layout.batched,
+        denoises=isinstance(term, Denoiser),
+        implicit=chain.implicit,
     )
     solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
     _warn(*solution.certificate.warnings)
@@ -274,24 +276,53 @@ def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_r
     return len(window.history)
 
 
-def _finer(
-    term: Term,
-    y0: Any,
-    ts: Any,
-    tolerance: Tolerance,
-    given: dict[str, Any],
-    iteration: Iteration | None,
-    solution: Solution,
-    factor: float,
-) -> Solution:
-    """Solve again, from a solution, to a fraction of its tolerance."""
-    guess = FromTrajectory(solution) if given["save"] == "all" else None
-    if isinstance(term, Denoiser):
-        tols: dict[str, Any] = {"tol": factor * tolerance.state}
-    else:
-        tols = {"rtol": factor * tolerance.rtol, "atol": factor * tolerance.atol}
-    width = max(solution.stats.max_width, 1)
-    return solve(term, y0, ts, guess=guess, iteration=iteration, window=width, **given, **tols)
+@dataclass(frozen=True)
+class _Asked:
+    """A solve on a grid, as it was asked, to be repeated.
+
+    Attributes:
+        term, y0, ts: as they were given; y0 without gradients.
+        tolerance: of errors.
+        given: what `sequential` takes, too, by name.
+        iteration: for a sharper solve.
+        throw: as it was given.
+    """
+
+    term: Term
+    y0: Any
+    ts: Tensor
+    tolerance: Tolerance
+    given: Mapping[str, Any]
+    iteration: Iteration | None
+    throw: bool
+
+    def _validated(self) -> tuple[Problem, Tensor]:
+        names = "integrator", "brownian", "args", "cond", "batch_dims", "max_batch"
+        return validated(self.term, self.y0, self.ts, *(self.given[name] for name in names))
+
+    def chain(self) -> DriftChain:
+        """The chain, made anew."""
+        problem, _ = self._validated()
+        return self.given["integrator"].chain(replace(problem, args=pytree.tree_map(_detached, problem.args)))
+
+    def rows(self, solution: Solution) -> Tensor:
+        """``(T, B, D)``, the states of a solution."""
+        return self._validated()[0].layout.pack_path("ys", solution.ys, len(solution.ts))
+
+    def finer(self, solution: Solution, factor: float) -> Solution:
+        """Solve again, from a solution, to a fraction of its tolerance."""
+        guess = FromTrajectory(solution) if self.given["save"] == "all" else None
+        if isinstance(self.term, Denoiser):
+            tols: dict[str, Any] = {"tol": factor * self.tolerance.state}
+        else:
+            tols = {"rtol": factor * self.tolerance.rtol, "atol": factor * self.tolerance.atol}
+        width = max(solution.stats.max_width, 1)
+        how = {"guess": guess, "iteration": self.iteration, "window": width}
+        return solve(self.term, self.y0, self.ts, **how, **self.given, **tols)
+
+    def sequential(self) -> Solution:
+        """Solve step by step."""
+        return sequential(self.term, self.y0, self.ts, throw=self.throw, **self.given)
 
 
 def _warn(*sentences: str | None) -> None:
