@@ -240,11 +240,14 @@ class Certificate:
         return Verification(distance(self.solution, reference, self._evidence.batched), self, reference)
 
     def __str__(self) -> str:
-        worst = float(self.error[-1].max()) if bool(self.error[-1].isfinite().all()) else float("nan")
-        text = (
-            f"estimated distance to the sequential solution at the end: {worst:.1e}, {self.kind} bound "
-            f"{float(self.bound[-1].max()):.1e}, rounding {float(self.precision_floor.max()):.0e}"
-        )
+        rounding = f"rounding {float(self.precision_floor.max()):.0e}"
+        if bool(self.error[-1:].isnan().all()) and bool(self.residuals.isnan().all()):
+            text = f"distance to the sequential solution: not estimated, {rounding}"
+        else:
+            text = (
+                f"estimated distance to the sequential solution at the end: {_latest(self.error):.1e}, {self.kind} "
+                f"bound {_latest(self.bound):.1e}, {rounding}"
+            )
         if self.total_variation is not None:
             text += f", total variation {self.total_variation:.2g}"
         return "\n".join([text, *self.warnings])
@@ -270,17 +273,52 @@ class Verification:
         return self.certificate.error / self.error
 
     @property
+    def rounding(self) -> Tensor:
+        """What rounding may have made of the distance, of the shape of the error.
+
+        Roundings of all steps, which go either way, carried on as the precision floor is; and of the states themselves,
+        which half precision shows less of than they are computed to.
+        """
+        floor = self.certificate.precision_floor * len(self.certificate.residuals) ** 0.5
+        leaves = pytree.tree_leaves(self.reference.ys)
+        sizes = [leaf.reshape(*self.error.shape, -1).abs().amax(-1).double().cpu() for leaf in leaves]
+        return floor + torch.finfo(leaves[0].dtype).eps * torch.stack(sizes).amax(0)
+
+    @property
     def holds(self) -> bool:
-        """Whether every true error is within its bound, up to rounding."""
-        floor = self.certificate.precision_floor
-        return bool((self.error <= self.certificate.bound + floor).all())
+        """Whether every true error is within its bound, up to rounding; of states that were not reached, nothing is.
+
+        False, too, where no bound was claimed.
+        """
+        return not bool(self._broken().any())
+
+    def _broken(self) -> Tensor:
+        """Where an error is beyond its bound, or has none."""
+        reached = ~(self.error.isnan() & self.certificate.bound.isnan())
+        return reached & ~(self.error <= self.certificate.bound + self.rounding)
 
     def __str__(self) -> str:
-        true, claimed, bound = (
-            float(v[-1].max()) for v in (self.error, self.certificate.error, self.certificate.bound)
-        )
-        verdict = "holds" if self.holds else "does NOT hold"
-        return f"true distance at the end {true:.1e}; estimated {claimed:.1e}; the bound of {bound:.1e} {verdict}"
+        bound, broken = self.certificate.bound, self._broken()
+        true, claimed, most = (_latest(value) for value in (self.error, self.certificate.error, bound))
+        text = f"true distance at the end {true:.1e}"
+        if bool((bound.isnan() & ~self.error.isnan()).any()):
+            return f"{text}; no bound was claimed"
+        text += f"; estimated {claimed:.1e}; the bound of {most:.1e}"
+        if not bool(broken.any()):
+            return f"{text} holds"
+        excess = torch.where(broken, (self.error / bound).nan_to_num(torch.inf), -1)
+        step, sample = divmod(int(excess.argmax()), max(excess[0].numel(), 1))
+        of = f" of sample {sample}" if excess.dim() > 1 else ""
+        error, claimed = (float(value.reshape(len(excess), -1)[step, sample]) for value in (self.error, bound))
+        where = f"at t = {float(self.reference.ts[step]):g}{of}"
+        return f"{text} does NOT hold {where}, of a distance of {error:.1e}: {claimed:.1e}"
+
+
+def _latest(values: Tensor) -> float:
+    """The largest of any sample at the last time that it reached; NaN where there is none."""
+    rows = values.reshape(len(values), -1)
+    last = [column[~column.isnan()][-1:] for column in rows.T]
+    return float(torch.cat(last).max()) if sum(map(len, last)) else float("nan")
 
 
 def _per_step(name: str, value: float | Tensor, steps: int) -> Tensor:
@@ -334,5 +372,10 @@ def propagated_bound(residuals: Tensor, constants: Tensor) -> Tensor:
 def distance(solution: "Solution", reference: "Solution", batched: bool) -> Tensor:
     """Root mean square distance at each time, ``(T,)`` or ``(T, B)``, over all tensors of a state."""
     pairs = zip(pytree.tree_leaves(solution.ys), pytree.tree_leaves(reference.ys), strict=True)
-    apart = [(a.double() - b.double()).reshape(*a.shape[: 1 + batched], -1) for a, b in pairs]
+    apart = [(_reals(a) - _reals(b)).reshape(*a.shape[: 1 + batched], -1) for a, b in pairs]
     return rms(torch.cat(apart, -1)).cpu()
+
+
+def _reals(states: Tensor) -> Tensor:
+    """In float64, complex numbers as pairs."""
+    return torch.view_as_real(states.resolve_conj()).double() if states.is_complex() else states.double()

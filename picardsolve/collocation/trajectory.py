@@ -55,7 +55,13 @@ class Course:
         return self
 
     def segments(self, sample: int) -> Tensor:
-        """The times where segments begin, and where the last one ends, ``(S + 1,)``."""
+        """The times where segments begin, and where the last one ends, ``(S + 1,)``.
+
+        Raises:
+            ValueError: there is no such sample.
+        """
+        if sample >= len(self.tracks):
+            raise ValueError(f"sample: expected one of {len(self.tracks)}, counted from 0, got {sample}.")
         track = self.tracks[sample]
         begins = np.zeros(0) if track.path is None else track.path.begins
         return torch.from_numpy(track.begin + track.sign * np.append(begins, track.reached))
