@@ -19,7 +19,7 @@ from torch import Tensor
 
 from picardsolve.history import History
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
-from picardsolve.iterations.parareal import Parareal
+from picardsolve.iterations.parareal import Parareal, checked_cores
 from picardsolve.tolerances import Tolerance
 
 
@@ -63,7 +63,7 @@ class Wavefront:
 
     def __post_init__(self):
         samples, length = len(self.y0), self.chain.length
-        self._start = np.array(self.iteration.cores(length, self.width))
+        self._start = np.array(checked_cores(self.iteration, length, self.width))
         cores = len(self._start)
         self._gap = np.diff(self._start, prepend=-length)  # core 0 is never corrected
         self._at, self._corrected_at = self._start.copy(), self._start.copy()

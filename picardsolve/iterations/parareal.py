@@ -76,3 +76,20 @@ class Parareal:
         count = max(min(wanted, most, steps // (self.coarse + 1)), 1)
         length = steps // count
         return (0, *(steps - length * left for left in range(count - 1, 0, -1)))
+
+
+def checked_cores(iteration: Parareal, steps: int, most: int) -> tuple[int, ...]:
+    """The steps that its cores start at, which a subclass may choose.
+
+    Raises:
+        ValueError: cores cannot start there.
+    """
+    starts, apart = iteration.cores(steps, most), iteration.coarse
+    whole = isinstance(starts, tuple) and all(type(start) is int for start in starts)
+    begins = whole and starts[:1] == (0,) and len(starts) <= most and starts[-1] < steps
+    if not begins or any(b - a <= apart for a, b in pairwise(starts)):
+        raise ValueError(
+            f"iteration: {iteration!r}.cores must give at most {most} steps, 0 first and each more than "
+            f"coarse={apart} behind the one before, below {steps}; got {starts!r}."
+        )
+    return starts
