@@ -78,18 +78,21 @@ def solve(
     given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told.
 
     Args:
-        term: an `ODE`, `SemilinearODE`, `SDE` or `Denoiser`.
+        term: an `ODE`, `SecondOrderODE`, `SemilinearODE`, `SDE` or `Denoiser`.
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
-        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `BackwardEuler`, `ETD1`, `ETDRK2`,
-            `ETDRK4`, `DDIM`, `DDPM`, `DPMSolver`.
+        integrator: what makes a step. Of an `ODE`: `Collocation`, which is adaptive, or `Euler`, `Heun`, `RK4`,
+            `BackwardEuler`; of a `SecondOrderODE` the same; of a `SemilinearODE` these and `ETD1`, `ETDRK2`, `ETDRK4`;
+            of an `SDE`: `EulerMaruyama`, `Milstein`, `SRA1`, `SRID2`, `StochasticHeun`, `StochasticMidpoint`; of a
+            `Denoiser`: `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how a window answers to a round; by default `MultiSecant` for a `Denoiser`, `Newton` for
             `BackwardEuler`, `Exponential` for `ETD1` and its kin, `Secant` for an `SDE`, `Picard` elsewhere.
             `Parareal` has no window but cores along the grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
             by `Parareal`.
-        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores. "auto": as
+        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores, of which
+            ``solution.notes`` says how many there were. "auto": as
             many as pay, found in the rounds that are run anyway: how long a round of so many steps takes is fitted;
             never more than ``max_batch`` and the arithmetic's precision allow; one at a time where that is fastest.
         tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.001 where none is given, more
@@ -212,7 +215,8 @@ def _on_grid(
         denoises=isinstance(term, Denoiser),
         implicit=chain.implicit,
     )
-    solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
+    notes = (loop.note,) if isinstance(loop, Wavefront) else ()
+    solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence, notes)
     _warn(*solution.certificate.warnings)
     return solution
 
@@ -453,10 +457,11 @@ def _finish(
     failed: np.ndarray,
     throw: bool,
     evidence: Evidence | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Solution:
     certified = None if evidence is None else partial(Certificate.of, evidence)
     solution = Solution(
-        problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, _certified=certified
+        problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, notes, _certified=certified
     )
     if result in (Result.converged, Result.stopped) or not throw:
         return solution

@@ -85,6 +85,13 @@ class Wavefront:
         return not self._running().any()
 
     @property
+    def note(self) -> str:
+        """How many cores there are, and what of it is the width's doing."""
+        cores, wanted = len(self._start), len(self.iteration.cores(self.chain.length, self.chain.length))
+        fewer = f", of {wanted}: window={self.width} allows no more" if cores < wanted else ""
+        return f"Parareal with {cores} core{'s' * (cores > 1)}{fewer}"
+
+    @property
     def x(self) -> Tensor:
         """The last accepted states, ``(1, B, D)``."""
         return self._state[self._leader, np.arange(len(self._leader))][None]

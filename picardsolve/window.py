@@ -1,4 +1,4 @@
-"""The sliding window: the one loop of this library, as a state machine that is asked and told.
+"""The sliding window over a grid, as a state machine that is asked and told.
 
     window = Window(chain, y0, settings)
     while not window.done:

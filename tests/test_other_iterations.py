@@ -65,7 +65,7 @@ OURS = (
 class Around(Iteration):
     """One of the library's in the clothes of a user's, with something changed in what it returns."""
 
-    inner: Iteration = ps.Picard()
+    inner: Iteration
 
     def directions(self, size, rounds):
         return self.inner.directions(size, rounds)
@@ -153,14 +153,9 @@ def test_a_damped_step_is_refused(name, stop, weight):
 
 @pytest.mark.parametrize("weight", [0.5, 0.9])
 @pytest.mark.parametrize("name", ["a rotation", "growth", "a batch of SDEs"])
-def test_a_sweep_damped_behind_its_first_step_is_solved_or_refused(name, weight):
-    reference = stepwise(PROBLEMS[name])
-    try:
-        solution = PROBLEMS[name](iteration=Doubled(weight), tol=1e-5)
-    except ValueError as error:
-        assert "breaks a rule" in str(error)
-    else:
-        assert in_tolerances(solution, reference, 1e-5) < 5
+def test_a_sweep_damped_behind_its_first_step_is_solved(name, weight):
+    solution = PROBLEMS[name](iteration=Doubled(weight), tol=1e-5)
+    assert in_tolerances(solution, stepwise(PROBLEMS[name]), 1e-5) < 5
 
 
 def lie(**change):
@@ -170,7 +165,7 @@ def lie(**change):
         def changed(self, swept, x):
             return replace(swept, **{name: made(swept, x) for name, made in change.items()})
 
-    return Lying()
+    return Lying(ps.Picard())
 
 
 def in_place(swept, x):
@@ -240,7 +235,7 @@ def test_directions_of_another_size_are_refused():
             return torch.eye(size + 1)
 
     with pytest.raises(ValueError, match=r"directions must be a tensor \(P, 3\) or None, got \(4, 4\)"):
-        PROBLEMS["a rotation"](iteration=Across())
+        PROBLEMS["a rotation"](iteration=Across(ps.Picard()))
 
 
 def test_memory_may_be_any_of_the_tensors_at_hand():
