@@ -370,6 +370,65 @@ CALLS |= {
     "DPMSolver": built(ps.DPMSolver, denoised, order=1, sde=True),
     "ODE": built(ps.ODE, lambda term: solved(term=term), {"drift": drift}, drift=lambda t, y: -y, vectorized=False),
 }
+EARLIER = ps.solve(**SOLVE)
+CALLS |= {
+    "Collocation": built(
+        ps.Collocation,
+        lambda method: solved(integrator=method, ts=TS[[0, -1]]),
+        **{"nodes": "chebyshev", "order": 9, "in_flight": 1, "first_step": 1e-2, "max_step": 0.05},
+    ),
+    "SDE": built(
+        ps.SDE,
+        lambda term: solved(term=term, integrator=ps.Milstein()),
+        {"drift": drift, "diffusion": spread},
+        drift=lambda t, y: -y,
+        diffusion=lambda t, y: 0.1 * y,
+        noise="scalar",
+        interpretation="stratonovich",
+        vectorized=False,
+    ),
+    "Denoiser": built(
+        ps.Denoiser,
+        lambda term: ps.solve(**DENOISES | {"term": term}),
+        {"model": eps, "schedule": SCHEDULE},
+        model=lambda x, t: 0.1 * x,
+        schedule=ps.schedules.from_betas(2 * BETAS),
+        prediction="sample",
+        sigma_data=3.0,
+    ),
+    "FromTrajectory": built(
+        ps.FromTrajectory,
+        guessed,
+        {"previous": EARLIER},
+        without=("rows", "problem"),
+        previous=0 * EARLIER.ys,
+        noise=None,
+    ),
+    "SecondOrderODE": built(
+        ps.SecondOrderODE,
+        lambda term: solved(term=term, y0=(Y[0], Y[1])),
+        {"acceleration": drift},
+        acceleration=lambda t, q: -q,
+        vectorized=False,
+    ),
+    "SemilinearODE": built(
+        ps.SemilinearODE,
+        lambda term: solved(term=term, y0=Y[0], integrator=ps.ETD1()),
+        {"linear": torch.tensor([-3.0, -1.0]), "nonlinear": drift},
+        linear=torch.tensor([-5.0, -1.0]),
+        nonlinear=lambda t, y: 0 * y,
+        vectorized=False,
+    ),
+    "Diagonal": built(
+        ps.Diagonal,
+        lambda part: (part.apply(Y),),
+        {"values": torch.tensor([1.0, 2.0])},
+        values=torch.tensor([3.0, 2.0]),
+    ),
+    "Fourier": built(
+        ps.Fourier, lambda part: (part.apply(Y),), {"symbol": torch.tensor([0.0, 2.0])}, symbol=torch.tensor([0.0, 3.0])
+    ),
+}
 # values that do not differ from the default by themselves
 BESIDE = {
     ("Anderson", "base"): (
@@ -388,6 +447,43 @@ BESIDE = {
         {"vectorized": False},
         lambda term: solved(term=ps.ODE(lambda t, y: drift(t, y) + 0 * t.dim() + float(t.dim() > 0), term.vectorized)),
     ),
+}
+BESIDE |= {
+    ("SDE", "vectorized"): (
+        {"drift": lambda t, y: -y + float(t.dim() > 0)},
+        {"drift": lambda t, y: -y + float(t.dim() > 0), "vectorized": False},
+        None,
+    ),
+    ("SecondOrderODE", "vectorized"): (
+        {"acceleration": lambda t, y: -y + float(t.dim() > 0)},
+        {"acceleration": lambda t, y: -y + float(t.dim() > 0), "vectorized": False},
+        None,
+    ),
+    ("SemilinearODE", "vectorized"): (
+        {"nonlinear": lambda t, y: -y + float(t.dim() > 0)},
+        {"nonlinear": lambda t, y: -y + float(t.dim() > 0), "vectorized": False},
+        None,
+    ),
+    ("FromTrajectory", "noise"): (
+        {"previous": ps.solve(**DENOISES)},
+        {"previous": ps.solve(**DENOISES), "noise": "new"},
+        lambda guess: ps.solve(**DENOISES | {"brownian": ps.BrownianPath(5), "guess": guess}),
+    ),
+}
+# what comes back from calls, and is not made by users
+RESULTS = {
+    "Analysis",
+    "Certificate",
+    "ConvergenceWarning",
+    "Expected",
+    "Occurrences",
+    "Result",
+    "Round",
+    "Solution",
+} | {
+    "SolveError",
+    "Stats",
+    "Verification",
 }
 ROWS = [(name, parameter) for name, call in CALLS.items() for parameter in call.names]
 
@@ -461,3 +557,15 @@ def test_every_public_call_has_rows():
     ]
     elsewhere = {"given", "per_sample"} | {name for name in missing if name.startswith("check_")} | {"replace"}
     assert set(missing) <= elsewhere
+    for name in set(ps.__all__) - RESULTS:
+        kind = getattr(ps, name)
+        if inspect.isclass(kind) and inspect.signature(kind).parameters:
+            assert kind in calls, name
+
+
+@pytest.mark.parametrize("name", ["tol", "rtol", "atol"])
+@pytest.mark.parametrize("value", [True, "1e-3", -1.0, math.nan, [1e-3], torch.tensor([1e-3, -1.0])])
+@pytest.mark.parametrize("integrator", [ps.Euler(), ps.Collocation()])
+def test_a_tolerance_that_is_none_is_refused(name, value, integrator):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected "):
+        ps.solve(ps.ODE(drift), Y, TS, integrator=integrator, batch_dims=1, **{name: value})
