@@ -152,10 +152,16 @@ def test_a_damped_step_is_refused(name, stop, weight):
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.9])
-@pytest.mark.parametrize("name", ["a rotation", "growth", "a batch of SDEs"])
+@pytest.mark.parametrize("name", ["a rotation", "growth"])
 def test_a_sweep_damped_behind_its_first_step_is_solved(name, weight):
     solution = PROBLEMS[name](iteration=Doubled(weight), tol=1e-5)
     assert in_tolerances(solution, stepwise(PROBLEMS[name]), 1e-5) < 5
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.9])
+def test_it_is_refused_where_a_state_comes_to_rest(weight):
+    with pytest.raises(ValueError, match="y must be F where no state before has changed"):
+        PROBLEMS["a batch of SDEs"](iteration=Doubled(weight), tol=1e-5)
 
 
 def lie(**change):
