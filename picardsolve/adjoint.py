@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.collocation import Trajectory
+from picardsolve.collocation import Course, Trajectory
 from picardsolve.collocation.transposed import Stack, Window
 from picardsolve.drift import RowFunction
 from picardsolve.refused import Refused
@@ -49,10 +49,37 @@ def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any,
     if not any(tensor.requires_grad for tensor in (times, *inputs)):
         return solution
 
-    def states(at: Tensor) -> Any:
-        return layout.unpack_path(_States.apply(trajectory, by, at, times[0], *inputs))
+    dense = _Differentiable(trajectory, by, times[0], inputs)
+    return replace(solution, ys=dense(times), dense=dense)
 
-    return replace(solution, ys=states(times), dense=states)
+
+@dataclass(frozen=True)
+class _Differentiable:
+    """The states at any times, with gradients.
+
+    Attributes:
+        trajectory: what they are read from.
+        by: the places of arguments that require gradients.
+        origin: the time of the start, ``()`` or ``(B,)``.
+        inputs: the start, those arguments and parameters.
+    """
+
+    trajectory: Trajectory
+    by: tuple[int, ...]
+    origin: Tensor
+    inputs: Sequence[Tensor]
+
+    def __call__(self, at: Tensor) -> Any:
+        layout = self.trajectory.function.layout
+        return layout.unpack_path(_States.apply(self.trajectory, self.by, at, self.origin, *self.inputs))
+
+    def detached(self) -> Course:
+        """Without gradients."""
+        return self.trajectory.course
+
+    def segments(self, sample: int) -> Tensor:
+        """As of `Course`."""
+        return self.trajectory.course.segments(sample)
 
 
 class _States(torch.autograd.Function):

@@ -1,9 +1,9 @@
 """What a solve can say of its own error, what it takes to be sure, and what the sequential solver says to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.accepted import Accepted, picard_number
+from picardsolve.carried import Carried, Packed
 from picardsolve.diagnostics import Facts, diagnose
 from picardsolve.growth import Growth
 from picardsolve.history import Round
-from picardsolve.integrators.base import DriftChain, Problem, Rows
+from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.prediction import rounds_expected
 from picardsolve.recurrence import rms
-from picardsolve.terms import Denoiser
 from picardsolve.theory.bounds import total_variation
 from picardsolve.tolerances import Tolerance
 
@@ -29,48 +29,56 @@ Kind = Literal["estimated", "certified"]
 FACTOR = 4.0  # of errors to bounds, see docs/certificates.md
 
 
+class Again(Protocol):
+    """A solve that can be repeated."""
+
+    def chain(self) -> DriftChain:
+        """The chain, made anew."""
+        ...
+
+    def rows(self, solution: "Solution") -> Tensor:
+        """``(T, B, D)``, the states of a solution."""
+        ...
+
+    def finer(self, solution: "Solution", factor: float) -> "Solution":
+        """Solve again, from a solution and to a fraction of the tolerance."""
+        ...
+
+    def sequential(self) -> "Solution":
+        """Solve step by step."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a certificate is made from, and what it can ask more of.
 
     Attributes:
         history: the rounds.
-        path: ``(T, B, D)`` states: all of them, or the last alone.
-        problem: what was solved; None for the steps of somebody else's scheduler.
+        path: ``(T, B, D)`` states: all of them, or the last alone. None are left where it was pickled.
         steps: of the grid, N.
         tolerance: what was asked for.
-        chain: makes the chain anew.
-        finer: solves again, from a solution and to a fraction of the tolerance.
-        sequential: solves step by step.
+        again: the solve, an `Again`; None for the steps of somebody else's scheduler.
         held: whether states were left by steps with their round's outputs held fixed, as a pipeline's scheduler does.
+        batched: whether the user's states are samples.
+        denoises: whether the steps are a sampler's.
+        implicit: whether the steps are equations.
         growth: of errors along the solution, as it was measured; None: not known.
     """
 
     history: Sequence[Round]
     path: Tensor
-    problem: Problem | None
     steps: int
     tolerance: Tolerance
-    chain: Callable[[], DriftChain] | None = None
-    finer: "Callable[[Solution, float], Solution] | None" = None
-    sequential: "Callable[[], Solution] | None" = None
+    again: Carried | Packed | None = None
     held: bool = False
+    batched: bool = True
+    denoises: bool = True
+    implicit: bool = False
     growth: Growth | None = None
 
-    @property
-    def batched(self) -> bool:
-        """Whether the user's states are samples."""
-        return self.problem is None or self.problem.layout.batched
-
-    @property
-    def denoises(self) -> bool:
-        """Whether the steps are a sampler's."""
-        return self.problem is None or isinstance(self.problem.term, Denoiser)
-
-    @property
-    def implicit(self) -> bool:
-        """Whether the steps are equations."""
-        return self.chain is not None and self.chain().implicit
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "path": self.path[:0].clone()}  # the solution has them
 
     @property
     def full(self) -> bool:
@@ -138,7 +146,7 @@ class Certificate:
             growth = largest = torch.full((size[1],), torch.nan, dtype=torch.float64)
         else:
             growth, largest = grown.since_start, grown.largest
-        kept = slice(None) if evidence.full or evidence.problem is None else slice(evidence.steps, None)
+        kept = slice(None) if evidence.full or evidence.again is None else slice(evidence.steps, None)
         facts = Facts(history, evidence.steps, denoises, largest, known.errors[kept], rounding, allowed, implicit)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         return Certificate(
@@ -155,6 +163,9 @@ class Certificate:
             solution=solution,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "total_variation": self.total_variation}  # may call the diffusion, here for the last time
+
     @cached_property
     def total_variation(self) -> float | None:
         """Bound on the total variation distance between the laws of this solution and of the sequential one (C8).
@@ -162,7 +173,8 @@ class Certificate:
         An estimate of `theory.total_variation`, for the expectation is taken over the samples at hand, of states before
         the last step without noise. None where a step's noise is none, or depends on the state.
         """
-        deviation = None if self._evidence.chain is None else self._evidence.chain().deviation
+        again = self._evidence.again
+        deviation = None if again is None else again.get("total_variation").chain().deviation
         if deviation is None:
             return None
         noisy, size = deviation > 0, self._evidence.path.shape[-1]
@@ -190,19 +202,20 @@ class Certificate:
             TypeError: a constant is no number, the integrator has none (an `SDE`), or the steps are a scheduler's.
         """
         evidence = self._evidence
-        if evidence.chain is None:
+        if evidence.again is None or self.solution is None:
             raise TypeError(f"certified: the steps are a scheduler's, of which no constants are known; {_PIPELINE}.")
-        if not evidence.full:
+        if len(self.solution.ts) != evidence.steps + 1:
             raise ValueError("certified: needs the state at every time; solve with save='all'.")
-        chain = evidence.chain()
+        again: Again = evidence.again.get("certified")
+        chain, path = again.chain(), again.rows(self.solution)
         lipschitz = _per_step("lipschitz", lipschitz, evidence.steps)
         if not bool((lipschitz >= 0).all()):
             raise ValueError("lipschitz: expected constants >= 0, got a negative one; see one_sided for what shrinks.")
         if one_sided is not None:
             one_sided = torch.minimum(_per_step("one_sided", one_sided, evidence.steps), lipschitz)
         constants = chain.step_constants(lipschitz, one_sided)
-        residuals = measured_residuals(chain, evidence.path, max(int(r.width.max()) for r in evidence.history))
-        rounding = 4 * torch.finfo(evidence.path.dtype).eps * rms(evidence.path[1:]).double().cpu()
+        residuals = measured_residuals(chain, path, max(int(r.width.max()) for r in evidence.history))
+        rounding = 4 * torch.finfo(path.dtype).eps * rms(path[1:]).double().cpu()
         bound = propagated_bound(residuals + rounding, constants)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         return replace(self, bound=shown(bound), kind="certified", residuals=shown(residuals))
@@ -228,25 +241,28 @@ class Certificate:
             raise TypeError(f"factor: expected a number in [0, 1), got {factor!r}.")
         if not 0 <= factor < 1:
             raise ValueError(f"factor: expected a number in [0, 1), got {factor!r}.")
-        if self._evidence.finer is None or self.solution is None:
+        if self._evidence.again is None or self.solution is None:
             raise TypeError(f"recheck: only a solve of a term can be repeated; {_PIPELINE}.")
-        better = self._evidence.finer(self.solution, factor)
+        better = self._evidence.again.get("recheck").finer(self.solution, factor)
         error = distance(self.solution, better, self._evidence.batched)
         return replace(self, error=error, bound=2 * error, kind="estimated", better=better)
 
     def verify(self) -> "Verification":
         """Run the sequential solver, and hold the claims against it."""
-        if self._evidence.sequential is None or self.solution is None:
+        if self._evidence.again is None or self.solution is None:
             raise TypeError(f"verify: only a solve of a term can be done step by step from here; {_PIPELINE}.")
-        reference = self._evidence.sequential()
+        reference = self._evidence.again.get("verify").sequential()
         return Verification(distance(self.solution, reference, self._evidence.batched), self, reference)
 
     def __str__(self) -> str:
-        worst = float(self.error[-1].max()) if bool(self.error[-1].isfinite().all()) else float("nan")
-        text = (
-            f"estimated distance to the sequential solution at the end: {worst:.1e}, {self.kind} bound "
-            f"{float(self.bound[-1].max()):.1e}, rounding {float(self.precision_floor.max()):.0e}"
-        )
+        rounding = f"rounding {float(self.precision_floor.max()):.0e}"
+        if bool(self.error[-1:].isnan().all()) and bool(self.residuals.isnan().all()):
+            text = f"distance to the sequential solution: not estimated, {rounding}"
+        else:
+            text = (
+                f"estimated distance to the sequential solution at the end: {_latest(self.error):.1e}, {self.kind} "
+                f"bound {_latest(self.bound):.1e}, {rounding}"
+            )
         if bool(self.growth.isnan().any()) and float(self.error.nan_to_num(0).max()) > 0:
             text += "; how errors grow along the solution is not known, recheck() tells"
         if self.total_variation is not None:
@@ -274,17 +290,52 @@ class Verification:
         return self.certificate.error / self.error
 
     @property
+    def rounding(self) -> Tensor:
+        """What rounding may have made of the distance, of the shape of the error.
+
+        Roundings of all steps, which go either way, carried on as the precision floor is; and of the states themselves,
+        which half precision shows less of than they are computed to.
+        """
+        floor = self.certificate.precision_floor * len(self.certificate.residuals) ** 0.5
+        leaves = pytree.tree_leaves(self.reference.ys)
+        sizes = [leaf.reshape(*self.error.shape, -1).abs().amax(-1).double().cpu() for leaf in leaves]
+        return floor + torch.finfo(leaves[0].dtype).eps * torch.stack(sizes).amax(0)
+
+    @property
     def holds(self) -> bool:
-        """Whether every true error is within its bound, up to rounding."""
-        floor = self.certificate.precision_floor
-        return bool((self.error <= self.certificate.bound + floor).all())
+        """Whether every true error is within its bound, up to rounding; of states that were not reached, nothing is.
+
+        False, too, where no bound was claimed.
+        """
+        return not bool(self._broken().any())
+
+    def _broken(self) -> Tensor:
+        """Where an error is beyond its bound, or has none."""
+        reached = ~(self.error.isnan() & self.certificate.bound.isnan())
+        return reached & ~(self.error <= self.certificate.bound + self.rounding)
 
     def __str__(self) -> str:
-        true, claimed, bound = (
-            float(v[-1].max()) for v in (self.error, self.certificate.error, self.certificate.bound)
-        )
-        verdict = "holds" if self.holds else "does NOT hold"
-        return f"true distance at the end {true:.1e}; estimated {claimed:.1e}; the bound of {bound:.1e} {verdict}"
+        bound, broken = self.certificate.bound, self._broken()
+        true, claimed, most = (_latest(value) for value in (self.error, self.certificate.error, bound))
+        text = f"true distance at the end {true:.1e}"
+        if bool((bound.isnan() & ~self.error.isnan()).any()):
+            return f"{text}; no bound was claimed"
+        text += f"; estimated {claimed:.1e}; the bound of {most:.1e}"
+        if not bool(broken.any()):
+            return f"{text} holds"
+        excess = torch.where(broken, (self.error / bound).nan_to_num(torch.inf), -1)
+        step, sample = divmod(int(excess.argmax()), max(excess[0].numel(), 1))
+        of = f" of sample {sample}" if excess.dim() > 1 else ""
+        error, claimed = (float(value.reshape(len(excess), -1)[step, sample]) for value in (self.error, bound))
+        where = f"at t = {float(self.reference.ts[step]):g}{of}"
+        return f"{text} does NOT hold {where}, of a distance of {error:.1e}: {claimed:.1e}"
+
+
+def _latest(values: Tensor) -> float:
+    """The largest of any sample at the last time that it reached; NaN where there is none."""
+    rows = values.reshape(len(values), -1)
+    last = [column[~column.isnan()][-1:] for column in rows.T]
+    return float(torch.cat(last).max()) if sum(map(len, last)) else float("nan")
 
 
 def _per_step(name: str, value: float | Tensor, steps: int) -> Tensor:
@@ -338,5 +389,10 @@ def propagated_bound(residuals: Tensor, constants: Tensor) -> Tensor:
 def distance(solution: "Solution", reference: "Solution", batched: bool) -> Tensor:
     """Root mean square distance at each time, ``(T,)`` or ``(T, B)``, over all tensors of a state."""
     pairs = zip(pytree.tree_leaves(solution.ys), pytree.tree_leaves(reference.ys), strict=True)
-    apart = [(a.double() - b.double()).reshape(*a.shape[: 1 + batched], -1) for a, b in pairs]
+    apart = [(_reals(a) - _reals(b)).reshape(*a.shape[: 1 + batched], -1) for a, b in pairs]
     return rms(torch.cat(apart, -1)).cpu()
+
+
+def _reals(states: Tensor) -> Tensor:
+    """In float64, complex numbers as pairs."""
+    return torch.view_as_real(states.resolve_conj()).double() if states.is_complex() else states.double()

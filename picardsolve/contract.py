@@ -96,7 +96,7 @@ def tolerance_of(
     for name, value in (("tol", tol), ("rtol", rtol), ("atol", atol)):
         if value is None:
             continue
-        if not isinstance(value, int | float | Tensor):
+        if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
             raise TypeError(f"{name}: expected a number or a tensor of one per sample, got {value!r}.")
         values = torch.as_tensor(value)
         if values.dim() and tuple(values.shape) != (layout.batch,):

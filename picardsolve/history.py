@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -60,6 +60,10 @@ class History(Sequence[Round]):
         self._norms, self._counts = np.empty(0), np.empty(0, dtype=np.int64)
         self._used: tuple[int, int] = (0, 0)
         self._rounds: list[tuple[int, int, int, int, str]] = []  # where each begins in both, W, B, and what it has
+
+    def __getstate__(self) -> dict[str, Any]:
+        norms, counts = self._used
+        return {**vars(self), "_norms": self._norms[:norms].copy(), "_counts": self._counts[:counts].copy()}
 
     def append(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from picardsolve.history import Round
 
@@ -55,6 +56,31 @@ def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int =
     axes.legend(loc="lower left", fontsize="small")
     residuals = all(record.residuals is not None for record in history)
     figure.colorbar(image, label="residual" if residuals else "change in the round")
+    return figure
+
+
+def plot_segments(ends: Tensor, rounds: int) -> "Figure":
+    """Draw the segments of a solve by collocation.
+
+    Args:
+        ends: ``(S + 1,)`` times where segments begin, and where the last one ends.
+        rounds: of the solve, for the title.
+
+    Returns:
+        A matplotlib figure: the length of each segment over the time that it covers.
+
+    Raises:
+        ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
+    """
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
+    figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    axes.stairs(ends.diff().abs().numpy(), ends.numpy(), baseline=None, color="black")
+    axes.set(xlabel="t", ylabel="length of the segment", title=f"{len(ends) - 1} segments in {rounds} rounds")
+    if len(ends) > 1:
+        axes.set_yscale("log")
     return figure
 
 

@@ -1,12 +1,14 @@
 """Published methods by name: keyword arguments for `picardsolve.solve`."""
 
+from dataclasses import replace
 from typing import Any
 
-from picardsolve.checks import check_positive_integer
+from picardsolve.checks import check_optional_positive_integer
 from picardsolve.guesses import Copy, FrozenSample
 from picardsolve.iterations import Anderson, Newton, Parareal, Picard
 
-_CHORDS = {4: (0, 8, 16, 32), 6: (0, 3, 6, 12, 24, 36), 8: (0, 2, 4, 8, 16, 24, 32, 40)}  # for 50 steps
+_CHORDS = {4: (0, 8, 16, 32), 6: (0, 3, 6, 12, 24, 36), 8: (0, 2, 4, 8, 16, 24, 32, 40)}
+_PUBLISHED = 50  # steps of the grid that they are for
 
 
 def paradigms(tol: float = 0.1) -> dict[str, Any]:
@@ -81,16 +83,16 @@ def srds(blocks: int | None = None, iterations: int | None = None) -> dict[str, 
     return {"iteration": Parareal(blocks, iterations=iterations)}
 
 
-def chords(steps: int = 50, cores: int = 8, iterations: int | None = None) -> dict[str, Any]:
+def chords(steps: int | None = None, cores: int = 8, iterations: int | None = None) -> dict[str, Any]:
     """CHORDS, cores from slow to fast (Han et al., ICCV 2025, arXiv 2507.15260, with the starts of its released code).
 
     Core c is corrected by ``F - G_old + G_new``, G one Euler (here: the integrator's own) step, whenever the core
     before it reaches its last correction. With 50 steps the fastest of 8 cores ends after 17 rounds, the next after
-    24; the fastest of 4 after 21.
+    24; the fastest of 4 after 21. On other grids the published starts, which are for 50 steps, are scaled to the grid,
+    those that come closer than two steps to the one before left out.
 
     Args:
-        steps: of the grid; the published starts for 50 steps are scaled to it, those that come closer than two steps
-            to the one before left out.
+        steps: of the grid, to see where cores start; None: of whatever grid is solved on.
         cores: 4, 6 or 8.
         iterations: 1: stop when the fastest core ends, 2: the one before, and so on; the released code recommends 1 or
             2. None: stop by tolerance.
@@ -99,12 +101,10 @@ def chords(steps: int = 50, cores: int = 8, iterations: int | None = None) -> di
         TypeError: ``steps`` is no integer.
         ValueError: ``steps`` is below 1, or there are no published starts for so many cores.
     """
-    check_positive_integer("steps", steps)
+    check_optional_positive_integer("steps", steps)
     if cores not in _CHORDS:
         raise ValueError(f"cores: expected one of {', '.join(map(str, _CHORDS))}, got {cores!r}.")
-    starts = [0]
-    for start in _CHORDS[cores]:
-        scaled = (2 * start * steps + 50) // 100  # to the nearest step
-        if scaled >= starts[-1] + 2 and scaled < steps:
-            starts.append(scaled)
-    return {"iteration": Parareal(starts=tuple(starts), iterations=iterations)}
+    published = Parareal(starts=_CHORDS[cores], iterations=iterations, grid=_PUBLISHED)
+    if steps is None:
+        return {"iteration": published}
+    return {"iteration": replace(published, starts=published.cores(steps, cores), grid=steps)}

@@ -1,17 +1,18 @@
 """What comes back from a solve."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.checks import check_count
 from picardsolve.history import Round
-from picardsolve.plot import plot_rounds
+from picardsolve.plot import plot_rounds, plot_segments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,9 +76,40 @@ class Occurrences:
     ys: Any
 
 
+class Dense(Protocol):
+    """The states at any times, as polynomials on segments."""
+
+    def __call__(self, at: Tensor) -> Any:
+        """At times ``(T,)``: states ``(T, *y0.shape)`` in the structure of y0, NaN where not known."""
+        ...
+
+    def detached(self) -> "Dense":
+        """The same without gradients, and without the functions that these need."""
+        ...
+
+    def segments(self, sample: int) -> Tensor:
+        """The times where the segments of a sample begin, and where the last one ends, ``(S + 1,)`` float64."""
+        ...
+
+
 @dataclass(frozen=True)
+class _Known:
+    """A certificate that has been computed, in the place of what computes it."""
+
+    certificate: Any
+
+    def __call__(self, solution: "Solution") -> Any:
+        return self.certificate
+
+
+@dataclass(frozen=True, repr=False)
 class Solution:
     """The states at the times ``ts``, and how they came about.
+
+    It can be pickled, deep-copied and saved by `torch.save`; copies have no gradients. States, costs, history, the
+    certificate's numbers and ``sol(t)`` always come back. The functions that it was computed by, which
+    ``certificate.verify()``, ``recheck()`` and ``certified()`` call, do where they can be pickled and hold no more than
+    a megabyte beside the initial state; elsewhere these say so.
 
     Attributes:
         ts: ``(T,)`` float64: the grid, or its last time with ``save="last"``.
@@ -97,8 +129,33 @@ class Solution:
     history: Sequence[Round] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     events: tuple[Any, ...] = ()
-    dense: "Callable[[Tensor], Any] | None" = field(default=None, repr=False, compare=False)
+    dense: Dense | None = field(default=None, repr=False, compare=False)
     _certified: "Callable[[Solution], Any] | None" = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "certificate"}
+        state["ys"] = pytree.tree_map(Tensor.detach, self.ys)  # torch deep-copies no tensor that has a graph
+        state["dense"] = None if self.dense is None else self.dense.detached()
+        state["_certified"] = None if self._certified is None else _Known(self.certificate)
+        return state
+
+    def __repr__(self) -> str:
+        shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape), self.ys)
+        leaf, stats = pytree.tree_leaves(self.ys)[0], self.stats
+        return (
+            f"Solution({self.result.name}: ys {shapes} {str(leaf.dtype).removeprefix('torch.')} at {_span(self.ts)}, "
+            f"{stats.steps} steps in {stats.rounds} rounds, {stats.evaluations} evaluations)"
+        )
+
+    def __str__(self) -> str:
+        lines = [repr(self), self.result.value, *self.notes]
+        for number, event in enumerate(self.events):
+            counts = [len(found.ts) for found in (event if isinstance(event, tuple) else (event,))]
+            lines.append(f"event {number}: found {', '.join(map(str, counts))}")
+        return "\n".join(lines if self._certified is None else [*lines, str(self.certificate)])
+
+    def __copy__(self) -> "Solution":
+        return replace(self)  # a shallow copy shares all, gradients too
 
     @cached_property
     def certificate(self) -> Any:
@@ -127,7 +184,10 @@ class Solution:
             ValueError: the solution is not by collocation, or a time is outside its span.
         """
         if self.dense is None:
-            raise ValueError("sol(t): known only at the grid's times; pass integrator=picardsolve.Collocation().")
+            raise ValueError(
+                "sol(t): this solution is known only at its times ts; for others, of an ODE, solve with "
+                "integrator=picardsolve.Collocation()."
+            )
         at = torch.as_tensor(t, dtype=torch.float64)
         first, last = self.ts.min(), self.ts.max()
         if at.dim() > 1 or not bool(((at >= first) & (at <= last)).all()):
@@ -138,16 +198,35 @@ class Solution:
     def plot(self, sample: int = 0) -> "Figure":
         """Draw the residual of every step in every round, with the window sliding through it.
 
+        Of collocation, which keeps no record of its rounds: how long its segments are.
+
         Args:
             sample: which sample of the batch.
 
         Raises:
             ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
-            ValueError: a sequential solution has no rounds to draw.
+            ValueError: a sequential solution has no rounds to draw, or there is no such sample.
         """
+        check_count("sample", sample)
+        if self.dense is not None:
+            return plot_segments(self.dense.segments(sample), self.stats.rounds)
         if not self.history:
             raise ValueError("plot: this solution was computed step by step, it has no rounds to draw; use solve().")
+        samples = len(self.history[0].begin)
+        if sample >= samples:
+            raise ValueError(f"sample: expected one of {samples}, counted from 0, got {sample}.")
         return plot_rounds(self.history, self.stats.steps, self.stats.rounds, sample)
+
+
+def _span(ts: Tensor) -> str:
+    times = ts.detach()
+    if times.dim() > 1:
+        return f"{len(times)} times of each sample"
+    return (
+        f"t = {float(times[0]):g}"
+        if len(times) == 1
+        else (f"{len(times)} times from {float(times[0]):g} to {float(times[-1]):g}")
+    )
 
 
 class SolveError(RuntimeError):
@@ -162,3 +241,6 @@ class SolveError(RuntimeError):
     def __init__(self, message: str, solution: Solution, step: int | None = None, time: float | None = None):
         super().__init__(message)
         self.solution, self.step, self.time = solution, step, time
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SolveError, (str(self), self.solution, self.step, self.time)  # raised in a worker, caught outside

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from picardsolve import sequential as reference
 from picardsolve.accepted import Accepted
 from picardsolve.adjoint import differentiable
+from picardsolve.carried import Carried
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.chain_adjoint import recorded
 from picardsolve.checks import (
@@ -46,6 +47,7 @@ _DOUBTED = 2.0  # tolerances: samples whose estimated error anywhere is more are
 _KEPT = 2**22  # numbers of a solution that is kept while it is solved, to measure growth along it
 _TRIES = 2  # of a solve whose errors have grown beyond the tolerance
 _ROUNDING = 4.0  # units of rounding that a sharper tolerance is at least
+_ROOM = 2**20  # bytes of functions that go along into a pickle
 _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does not say
 
 Save = Literal["all", "last"]
@@ -82,18 +84,21 @@ def solve(
     given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told.
 
     Args:
-        term: an `ODE`, `SemilinearODE`, `SDE` or `Denoiser`.
+        term: an `ODE`, `SecondOrderODE`, `SemilinearODE`, `SDE` or `Denoiser`.
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
-        integrator: what makes a step: `Euler`, `Heun`, `RK4`, `BackwardEuler`, `ETD1`, `ETDRK2`,
-            `ETDRK4`, `DDIM`, `DDPM`, `DPMSolver`.
+        integrator: what makes a step. Of an `ODE`: `Collocation`, which is adaptive, or `Euler`, `Heun`, `RK4`,
+            `BackwardEuler`; of a `SecondOrderODE` the same; of a `SemilinearODE` these and `ETD1`, `ETDRK2`, `ETDRK4`;
+            of an `SDE`: `EulerMaruyama`, `Milstein`, `SRA1`, `SRID2`, `StochasticHeun`, `StochasticMidpoint`; of a
+            `Denoiser`: `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how a window answers to a round; by default `MultiSecant` for a `Denoiser`, `Newton` for
             `BackwardEuler`, `Exponential` for `ETD1` and its kin, `Secant` for an `SDE`, `Picard` elsewhere.
             `Parareal` has no window but cores along the grid, and solves one-step integrators.
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
             by `Parareal`.
-        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores. "auto": as
+        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores, of which
+            ``solution.notes`` says how many there were. "auto": as
             many as pay, found in the rounds that are run anyway: how long a round of so many steps takes is fitted;
             never more than ``max_batch`` and the arithmetic's precision allow; one at a time where that is fastest.
         tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.001 where none is given, more
@@ -145,7 +150,7 @@ def solve(
     noted = [] if torch.is_grad_enabled() and isinstance(problem.term, ODE | SDE) else None
     fixed = pytree.tree_map(_detached, problem.args)
     problem = replace(problem, args=fixed, parameters=noted)
-    solution = _on_grid(problem, y, (term, y0, ts), (tol, rtol, atol), *how, given=given, kept=kept)
+    solution = _on_grid(problem, y, (term, y0), (tol, rtol, atol), *how, given=given, kept=kept)
     wanted = args if cond is None else cond
     return recorded(solution, problem, integrator, y0, ts, wanted) if torch.is_grad_enabled() else solution
 
@@ -158,7 +163,7 @@ def _detached(arg: Any) -> Any:
 def _on_grid(
     problem: Problem,
     y: Tensor,
-    asked: tuple[Term, Any, Any],
+    asked: tuple[Term, Any],
     tolerances: tuple[Any, Any, Any],
     iteration: Iteration | Parareal | None,
     guess: Any,
@@ -172,7 +177,7 @@ def _on_grid(
     kept: dict[str, Any],
 ) -> Solution:
     """Solve on the grid that was given; ``given`` and ``kept`` is what `sequential` is also passed."""
-    (term, y0, ts), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
+    (term, y0), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
     check_choice("save", save, ("all", "last"))
     check_choice("stop", stop, get_args(Stop))
     tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
@@ -209,20 +214,21 @@ def _on_grid(
         result = Result.stopped
     path = loop.path if save == "all" else None
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
+    more_sharply_by = None if isinstance(iteration, Parareal) else iteration
+    start = pytree.tree_map(Tensor.detach, y0)
     evidence = Evidence(
         loop.history,
         path,
-        problem,
         chain.length,
         meant,
-        chain=lambda: integrator.chain(problem),
-        finer=partial(
-            _finer, term, y0, ts, meant, given | kept, None if isinstance(iteration, Parareal) else iteration
-        ),
-        sequential=partial(sequential, term, y0, ts, throw=throw, **given, **kept),
+        Carried(_Asked(term, start, problem.ts, meant, given | kept, more_sharply_by, throw), _ROOM + 2 * y.nbytes),
+        batched=problem.layout.batched,
+        denoises=isinstance(term, Denoiser),
+        implicit=chain.implicit,
         growth=growth,
     )
-    solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence)
+    notes = (loop.note,) if isinstance(loop, Wavefront) else ()
+    solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence, notes)
     _warn(*solution.certificate.warnings)
     return solution
 
@@ -352,24 +358,53 @@ def _rounding_of(path: Tensor, allowed: Tensor) -> Tensor:
     return (torch.finfo(path.dtype).eps * rms(path).double().cpu() / allowed).amax(0)
 
 
-def _finer(
-    term: Term,
-    y0: Any,
-    ts: Any,
-    tolerance: Tolerance,
-    given: dict[str, Any],
-    iteration: Iteration | None,
-    solution: Solution,
-    factor: float,
-) -> Solution:
-    """Solve again, from a solution, to a fraction of its tolerance."""
-    guess = FromTrajectory(solution) if given["save"] == "all" else None
-    if isinstance(term, Denoiser):
-        tols: dict[str, Any] = {"tol": factor * tolerance.state}
-    else:
-        tols = {"rtol": factor * tolerance.rtol, "atol": factor * tolerance.atol}
-    width = max(solution.stats.max_width, 1)
-    return solve(term, y0, ts, guess=guess, iteration=iteration, window=width, **given, **tols)
+@dataclass(frozen=True)
+class _Asked:
+    """A solve on a grid, as it was asked, to be repeated.
+
+    Attributes:
+        term, y0, ts: as they were given; y0 without gradients.
+        tolerance: of errors.
+        given: what `sequential` takes, too, by name.
+        iteration: for a sharper solve.
+        throw: as it was given.
+    """
+
+    term: Term
+    y0: Any
+    ts: Tensor
+    tolerance: Tolerance
+    given: Mapping[str, Any]
+    iteration: Iteration | None
+    throw: bool
+
+    def _validated(self) -> tuple[Problem, Tensor]:
+        names = "integrator", "brownian", "args", "cond", "batch_dims", "max_batch"
+        return validated(self.term, self.y0, self.ts, *(self.given[name] for name in names))
+
+    def chain(self) -> DriftChain:
+        """The chain, made anew."""
+        problem, _ = self._validated()
+        return self.given["integrator"].chain(replace(problem, args=pytree.tree_map(_detached, problem.args)))
+
+    def rows(self, solution: Solution) -> Tensor:
+        """``(T, B, D)``, the states of a solution."""
+        return self._validated()[0].layout.pack_path("ys", solution.ys, len(solution.ts))
+
+    def finer(self, solution: Solution, factor: float) -> Solution:
+        """Solve again, from a solution, to a fraction of its tolerance."""
+        guess = FromTrajectory(solution) if self.given["save"] == "all" else None
+        if isinstance(self.term, Denoiser):
+            tols: dict[str, Any] = {"tol": factor * self.tolerance.state}
+        else:
+            tols = {"rtol": factor * self.tolerance.rtol, "atol": factor * self.tolerance.atol}
+        width = max(solution.stats.max_width, 1)
+        how = {"guess": guess, "iteration": self.iteration, "window": width}
+        return solve(self.term, self.y0, self.ts, **how, **self.given, **tols)
+
+    def sequential(self) -> Solution:
+        """Solve step by step."""
+        return sequential(self.term, self.y0, self.ts, throw=self.throw, **self.given)
 
 
 def _warn(*sentences: str | None) -> None:
@@ -500,10 +535,11 @@ def _finish(
     failed: np.ndarray,
     throw: bool,
     evidence: Evidence | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Solution:
     certified = None if evidence is None else partial(Certificate.of, evidence)
     solution = Solution(
-        problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, _certified=certified
+        problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, notes, _certified=certified
     )
     if result in (Result.converged, Result.stopped) or not throw:
         return solution

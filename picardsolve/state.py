@@ -67,6 +67,13 @@ class Layout:
             device=leaves[0].device,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        numbered = pytree.tree_unflatten(list(range(len(self.shapes))), self.structure)
+        return {**vars(self), "structure": numbered}  # containers are pickled alike by all versions of torch
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "structure": pytree.tree_structure(state["structure"])})
+
     @property
     def size(self) -> int:
         """Numbers in one sample's state."""

@@ -19,7 +19,9 @@ class Tolerance:
     Args:
         atol: absolute tolerance.
         rtol: tolerance relative to the size of each element of the state.
-        noise: tolerance relative to the noise that the step itself adds (Shih et al. 2023, section 3.2).
+        noise: tolerance relative to the scale that a chain gives as its step's noise (`Steps.noise_scale`): of a
+            solve, the standard deviation of the noise that the step itself adds (Shih et al. 2023, section 3.2); of a
+            pipeline's scheduler, the size of the state.
         state: tolerance relative to the root mean square of the whole state.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from picardsolve.history import History
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
-from picardsolve.iterations.parareal import Parareal
+from picardsolve.iterations.parareal import Parareal, checked_cores
 from picardsolve.tolerances import Tolerance
 
 
@@ -63,7 +63,7 @@ class Wavefront:
 
     def __post_init__(self):
         samples, length = len(self.y0), self.chain.length
-        self._start = np.array(self.iteration.cores(length, self.width))
+        self._start = np.array(checked_cores(self.iteration, length, self.width))
         cores = len(self._start)
         self._gap = np.diff(self._start, prepend=-length)  # core 0 is never corrected
         self._at, self._corrected_at = self._start.copy(), self._start.copy()
@@ -83,6 +83,13 @@ class Wavefront:
     def done(self) -> bool:
         """Whether every sample has reached the end of the grid, or failed."""
         return not self._running().any()
+
+    @property
+    def note(self) -> str:
+        """How many cores there are, and what of it is the width's doing."""
+        cores, wanted = len(self._start), len(self.iteration.cores(self.chain.length, self.chain.length))
+        fewer = f", of {wanted}: window={self.width} allows no more" if cores < wanted else ""
+        return f"Parareal with {cores} core{'s' * (cores > 1)}{fewer}"
 
     @property
     def x(self) -> Tensor:

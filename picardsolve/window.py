@@ -1,4 +1,4 @@
-"""The sliding window: the one loop of this library, as a state machine that is asked and told.
+"""The sliding window over a grid, as a state machine that is asked and told.
 
     window = Window(chain, y0, settings)
     while not window.done:
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from picardsolve.guesses import Entering, Guess, Trail
+from picardsolve.guesses.watched import watched as watched_guess
 from picardsolve.history import History
 from picardsolve.integrators.backward_euler import PATIENCE
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.iterations.base import Iteration, Memory
+from picardsolve.iterations.watched import watched
 from picardsolve.stopping import ErrorEstimate, Stopping
 
 _BLOW_UP = 10.0  # growth of the largest change in one round that counts as divergence
@@ -76,7 +78,8 @@ class Window:
 
     def __post_init__(self):
         y0, samples = self.x, len(self.x)
-        self.settings.iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
+        self._iteration, self._guessed = watched(self.settings.iteration), watched_guess(self.settings.guess)
+        self._iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
         self.width = self.settings.width
         widest = min(self.width, self.chain.length)
         self.x = y0[None]
@@ -98,7 +101,7 @@ class Window:
         self._scratch = y0[:0]  # allocating a window anew costs as much as computing one
         self._reach = np.full(samples, widest)  # states ahead that have been guessed
         if widest:
-            ahead = self.settings.guess.first(self._entering(y0, None, None, 0, widest))
+            ahead = self._guessed.first(self._entering(y0, None, None, 0, widest))
             self.x = self.x if ahead is None else torch.cat([self.x, ahead])
         self._take_stock(self._zero)
 
@@ -134,7 +137,7 @@ class Window:
         if self._directions is not None:
             derivatives = self._arranged(outputs[1:].movedim(0, 1).flatten(1)).unflatten(-1, (len(outputs) - 1, -1))
             steps = Differentiated.of(steps, self.chain, self._n, self._directions, derivatives, noise)
-        swept = self.settings.iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
+        swept = self._iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
         learning, scale = self.settings.learning, steps.noise_scale()
         verdicts = [rule.judge(swept, scale) for rule in learning]  # waits for the device
         within, size = verdicts[0]
@@ -192,7 +195,7 @@ class Window:
         """None for a window of one step: its state does not change, whatever the derivative."""
         if len(self._mask) == 1:
             return None
-        directions = self.settings.iteration.directions(rows.shape[-1], len(self.history))
+        directions = self._iteration.directions(rows.shape[-1], len(self.history))
         return None if directions is None else directions.to(rows)
 
     # ---- tell, step by step
@@ -376,10 +379,10 @@ class Window:
 
     def _within_reach(self, known: Index) -> Index:
         width = self.width
-        return np.minimum(width, known + self.settings.guess.most(len(self.history), width))
+        return np.minimum(width, known + self._guessed.most(len(self.history), width))
 
     def _guess(self, start: Tensor, held: Evaluated, trail: Trail, known: Index | int, count: int) -> Tensor:
-        return self.settings.guess.ahead(self._entering(start, held, trail, known, count))
+        return self._guessed.ahead(self._entering(start, held, trail, known, count))
 
     def _entering(
         self, start: Tensor, held: Evaluated | None, trail: Trail | None, known: Index | int, count: int

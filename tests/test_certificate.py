@@ -896,3 +896,57 @@ def test_the_noise_of_all_steps_is_looked_at_in_pieces(monkeypatch):
     monkeypatch.setattr("picardsolve.integrators.sde_chain._ROWS", 7 * y0.numel())
     assert variation() == whole
     assert max(rows) <= 8  # and one row that shows whether rows are independent
+
+
+# ---- the verdict on a claim is true
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tol", [None, 0.0])
+@pytest.mark.parametrize(("steps", "size"), [(50, 64), (2000, 64)])
+def test_a_claim_is_not_broken_by_the_rounding_of_states(dtype, tol, steps, size):
+    """The largest distance is a unit of the dtype or so, which the sequential solver's own states are rounded by."""
+    gen = torch.Generator().manual_seed(0)
+    wide, back = (torch.randn(a, b, generator=gen).to(dtype) / a**0.5 for a, b in ((size, 32), (32, size)))
+    y0 = torch.randn(size, generator=gen).to(dtype)
+    drift = ps.ODE(lambda t, y: torch.tanh(y @ wide) @ back - y)
+    sol = ps.solve(drift, y0, ps.grids.uniform(0.0, 4.0, steps), integrator=ps.Euler(), tol=tol)
+    found = sol.certificate.verify()
+    allowed = sol.certificate.bound + 2 * torch.finfo(dtype).eps * float(found.reference.ys.abs().max())
+    assert (found.error <= allowed).all()
+    assert found.holds
+    assert str(found).endswith("holds")
+
+
+def test_a_claim_about_what_was_reached_holds_whatever_was_not():
+    sol, reached = ran_out()
+    found = sol.certificate.verify()
+    assert not reached.all()
+    assert found.holds
+    assert "nan" not in f"{found} {sol.certificate}"
+
+
+def test_a_broken_claim_is_shown_where_it_is_broken():
+    found = swing(1e-5).certificate.verify()
+    bound = found.certificate.bound.clone()
+    bound[100] = float(found.error[100]) / 2
+    broken = replace(found, certificate=replace(found.certificate, bound=bound))
+    assert not broken.holds
+    assert f"does NOT hold at t = {float(found.reference.ts[100]):g}, of a distance of " in str(broken)
+    assert str(found).endswith("holds")
+
+
+def test_where_nothing_is_claimed_nothing_is_said_to_be_broken():
+    certificate = swing(integrator=ps.Euler(), iteration=ps.Parareal()).certificate
+    assert str(certificate.verify()).endswith("no bound was claimed")
+    assert "not estimated" in str(certificate)
+
+
+def test_the_distance_of_complex_states_has_both_parts():
+    y0 = torch.tensor([1.0 + 1.0j, -0.5j], dtype=torch.complex128)
+    how = {"integrator": ps.Euler(), "batch_dims": 0}
+    sol = ps.solve(ps.ODE(lambda t, y: 1j * y), y0, torch.linspace(0, 3, 61), tol=1e-3, **how)
+    found = sol.certificate.verify()
+    apart = torch.view_as_real(sol.ys - found.reference.ys).flatten(1)
+    assert float(apart[-1].abs().max()) > 1e-7
+    torch.testing.assert_close(found.error, apart.square().mean(1).sqrt(), rtol=1e-9, atol=0)

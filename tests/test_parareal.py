@@ -448,3 +448,34 @@ def test_chords_starts_fit_any_grid(steps, cores):
     scaled = {round(start * steps / 50 + 1e-9) for start in ps.presets.chords(50, cores)["iteration"].starts}
     assert set(starts) <= scaled
     assert len(starts) == cores or steps < 50
+
+
+@pytest.mark.parametrize("cores", [4, 6, 8])
+@pytest.mark.parametrize("steps", [25, 50, 100, 333])
+def test_chords_fits_the_grid_that_it_is_used_on(steps, cores):
+    """Whatever grid it was made for, if any."""
+    term, y0, ts = (
+        ps.ODE(lambda t, y: torch.sin(3 * y)),
+        torch.ones(2, dtype=torch.float64),
+        torch.linspace(0, 1, steps + 1),
+    )
+    expected = ps.presets.chords(steps, cores)["iteration"].cores(steps, cores)
+    assert expected[-1] >= 0.6 * steps
+    for given_ in (ps.presets.chords(cores=cores), ps.presets.chords(50, cores), ps.presets.chords(steps, cores)):
+        assert given_["iteration"].cores(steps, cores) == expected
+        sol = ps.solve(term, y0, ts, integrator=ps.Euler(), tol=1e-6, **given_)
+        assert sol.notes == (f"Parareal with {len(expected)} cores",)
+
+
+@pytest.mark.parametrize("iteration", [ps.Parareal(), ps.Parareal(8), ps.Parareal(starts=(0, 3, 9, 20, 40))])
+def test_the_window_is_the_most_cores_and_that_is_said(iteration):
+    term, y0, ts = ps.ODE(lambda t, y: torch.sin(3 * y)), torch.ones(2, dtype=torch.float64), torch.linspace(0, 1, 65)
+    free = iteration.cores(64, 64)
+    for window in (1, 2, 3, 64):
+        sol = ps.solve(term, y0, ts, integrator=ps.Euler(), tol=1e-6, iteration=iteration, window=window)
+        cores = min(window, len(free))
+        assert sol.stats.max_width <= cores
+        limited = "" if cores == len(free) else f", of {len(free)}: window={window} allows no more"
+        assert sol.notes == (f"Parareal with {cores} core{'s' * (cores > 1)}{limited}",)
+    with pytest.raises(ValueError, match=r"^grid: got 50 without starts"):
+        ps.Parareal(grid=50)

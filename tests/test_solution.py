@@ -430,3 +430,27 @@ def test_what_is_expected_is_asked_for_when_the_bar_is_drawn(monkeypatch, capfd)
     assert asked[-1] == 999
     assert len(asked) < 200
     assert "rounds=1000 of about 1000" in capfd.readouterr().err
+
+
+def test_the_segments_of_collocation_are_drawn():
+    """They follow each other from the first time to the last, the way time runs."""
+    for y0, batch_dims, ts in ((Y, 0, TS), (BATCH, 1, TS.flip(0))):
+        solution = ps.solve(ps.ODE(slope), y0, ts, integrator=ps.Collocation(max_step=0.3), batch_dims=batch_dims)
+        for sample in range(len(y0) if batch_dims else 1):
+            figure = solution.plot(sample)
+            values, edges, _ = figure.axes[0].patches[0].get_data()
+            plt.close(figure)
+            assert edges[[0, -1]] == pytest.approx([float(ts[0]), float(ts[-1])])
+            assert values == pytest.approx(abs(edges[1:] - edges[:-1]))
+            assert len(values) >= 7
+            assert max(values) < 0.3 + 1e-12
+            assert f"{len(values)} segments in {solution.stats.rounds} rounds" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize("integrator", [ps.Euler(), ps.Collocation()])
+def test_a_sample_that_is_not_there_cannot_be_drawn(integrator):
+    solution = ps.solve(ps.ODE(slope), BATCH, TS, integrator=integrator, batch_dims=1)
+    with pytest.raises(ValueError, match=r"^sample: expected one of 3, counted from 0, got 3"):
+        solution.plot(3)
+    with pytest.raises(ValueError, match=r"^sample: expected an integer >= 0"):
+        solution.plot(-1)

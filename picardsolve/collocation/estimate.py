@@ -33,6 +33,13 @@ class Estimate:
     growth: Tensor
     warnings: tuple[str, ...] = field(default=())
 
+    def __str__(self) -> str:
+        known = self.error[~self.error.isnan()]
+        worst = float(known.max()) if len(known) else float("nan")
+        text = f"estimated distance to the solution of the equation, at most {worst:.1e}"
+        growth = float(self.growth.max())
+        return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
+
     @staticmethod
     def of(samples: list[Sample], layout: Layout, solution: object) -> "Estimate":
         """Read the checks of the accepted segments."""

@@ -128,7 +128,7 @@ def _finished(trajectory: Trajectory, ts: Tensor, stats: Stats, events: int, thr
         stats,
         notes=tuple(note for sample in samples for note in _notes(sample)),
         events=tuple(_occurrences(samples, layout, event) for event in range(events)),
-        dense=lambda t: layout.unpack_path(trajectory.states(t)),
+        dense=trajectory.course,
         _certified=partial(Estimate.of, samples, layout),
     )
     if throw and failures:

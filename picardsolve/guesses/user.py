@@ -50,5 +50,6 @@ class UserGuess(Guess):
         return copies_where_not_finite(states, start)
 
     def _call(self, ts: Tensor, start: Tensor) -> Tensor:
+        start = start.clone()  # which the function may write into
         y = self.layout.unpack(start if self.layout.batched else start[0])
         return self.layout.pack_path("guess", self.function(ts.to(start), y), len(ts))

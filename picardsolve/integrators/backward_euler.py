@@ -60,7 +60,8 @@ class BackwardEuler(Integrator):
         if problem.layout.size > _LARGEST:
             raise ValueError(
                 f"integrator: BackwardEuler keeps Jacobians of states of at most {_LARGEST} numbers, got "
-                f"{problem.layout.size}; pass an explicit integrator such as RK4(), or shorter states as samples."
+                f"{problem.layout.size}; where the stiff part is linear, pass a SemilinearODE with ETDRK4(), and where "
+                "states are independent of each other, pass them as samples with batch_dims=1."
             )
         return BackwardEulerChain(problem, problem.term)
 

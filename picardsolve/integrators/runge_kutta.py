@@ -135,7 +135,7 @@ class RungeKuttaChain(DriftChain):
         h = self._h.abs()
         if one_sided is not None:
             if self._a:
-                raise TypeError("one_sided: only of use to Euler(); leave it out for a method with stages.")
+                raise TypeError("one_sided: only of use to Euler() and BackwardEuler(); leave it out for others.")
             return step_lipschitz(h, lipschitz, one_sided)[:, None]
         stages = [lipschitz]
         for a in self._a:

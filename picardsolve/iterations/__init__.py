@@ -49,6 +49,6 @@ def iteration_for(given: Any, term: Term, chain: Chain) -> Iteration | Parareal:
     if chain.implicit and not (isinstance(given, Newton) and given.jacobian == "dense"):
         raise TypeError(
             f"iteration: an implicit integrator is iterated by Newton() with the whole Jacobian, got {given!r}; pass "
-            "iteration=picardsolve.Newton(), or an explicit integrator such as RK4()."
+            "iteration=picardsolve.Newton(), or leave it out."
         )
     return given

@@ -73,7 +73,7 @@ class Anderson(Iteration):
         correction = torch.where(usable, correction, 0.0)
         change = residual - correction
         change = torch.where(change.abs() > residual.abs(), change, residual)
-        return Swept(y - correction, change, size, memory=kept)
+        return Swept(y - correction, change, size, memory=kept, cautious=True)
 
     def _base(self, steps: Steps, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.order is not None:

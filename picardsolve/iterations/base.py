@@ -17,11 +17,13 @@ class Swept:
 
     Attributes:
         y: the new states ``Y[b + 1] ... Y[b + W]``, ``(W, B, D)``.
-        change: ``Y - X``, ``(W, B, D)``.
+        change: ``Y - X``, ``(W, B, D)``; see ``cautious``.
         residual: root mean square of ``F[n] - X[n + 1]``, ``(W, B)``; None where the sweep does not compute it.
-        slope: factor by which a change of ``X[n]`` is taken to change ``Phi_n(X[n])``, ``(W, B)``; None for 1.
+        slope: factor by which a change of ``X[n]`` is taken to change ``Phi_n(X[n])``, ``(W, B)``: the one that delta
+            is, where it is a number, or one that was seen; None for 1.
         memory: what the next sweep wants to know of the same steps: tensors ``(W, B, ...)``.
         tangent: whether ``delta`` was the derivative, so that what it misses grows with the square of a change.
+        cautious: whether elements of ``change`` may be larger than those of ``Y - X``, in doubt about these.
     """
 
     y: Tensor
@@ -30,6 +32,7 @@ class Swept:
     slope: Tensor | None = None
     memory: Memory = ()
     tangent: bool = False
+    cautious: bool = False
 
 
 class Iteration(ABC):
@@ -38,6 +41,9 @@ class Iteration(ABC):
     Whatever the choice, after k sweeps the first k states of a window are the sequential ones, and the fixed point is
     the sequential solution. An iteration holds hyper-parameters only; what it knows of a run is its memory, which the
     window keeps, moves along with the steps, and fills with zeros for steps that enter.
+
+    A subclass outside this library is watched: a sweep that breaks the contract raises a ValueError that names the
+    rule, and what it does not report is computed (`picardsolve.iterations.watched`).
     """
 
     def directions(self, size: int, rounds: int) -> Tensor | None:

@@ -26,6 +26,8 @@ class Parareal:
         blocks: number of blocks of equal length, the first takes the remainder; the square root of the number of steps
             by default. Fewer where blocks would not be longer than ``coarse``, or than ``window`` allows.
         starts: instead of ``blocks``: the steps where cores start, 0 first.
+        grid: steps of the grid that ``starts`` are meant for; on another they are scaled to it, and those that come too
+            close to the one before are left out. None: they are steps of any grid.
         coarse: steps of a coarse jump; all but the first are rows and rounds of their own.
         iterations: stop when the core that makes this iteration reaches the end, 1 being the last core, the first to
             arrive, whatever the tolerance says. None: stop by tolerance only.
@@ -39,11 +41,15 @@ class Parareal:
     starts: tuple[int, ...] | None = None
     coarse: int = 1
     iterations: int | None = None
+    grid: int | None = None
 
     def __post_init__(self):
         check_optional_positive_integer("blocks", self.blocks)
         check_positive_integer("coarse", self.coarse)
         check_optional_positive_integer("iterations", self.iterations)
+        check_optional_positive_integer("grid", self.grid)
+        if self.grid is not None and self.starts is None:
+            raise ValueError(f"grid: got {self.grid} without starts; pass starts=, or leave it out.")
         if self.starts is None:
             return
         if self.blocks is not None:
@@ -66,6 +72,8 @@ class Parareal:
             ValueError: a start lies beyond the grid.
         """
         if self.starts is not None:
+            if self.grid is not None:
+                return _scaled(self.starts, self.grid, steps, self.coarse)[:most]
             if self.starts[-1] >= steps:
                 raise ValueError(
                     f"iteration: Parareal has a start at step {self.starts[-1]} of a grid of {steps} steps; pass "
@@ -76,3 +84,30 @@ class Parareal:
         count = max(min(wanted, most, steps // (self.coarse + 1)), 1)
         length = steps // count
         return (0, *(steps - length * left for left in range(count - 1, 0, -1)))
+
+
+def _scaled(starts: tuple[int, ...], grid: int, steps: int, coarse: int) -> tuple[int, ...]:
+    """Starts on a grid of other length, to the nearest step."""
+    kept = [0]
+    for start in starts:
+        scaled = (2 * start * steps + grid) // (2 * grid)
+        if scaled > kept[-1] + coarse and scaled < steps:
+            kept.append(scaled)
+    return tuple(kept)
+
+
+def checked_cores(iteration: Parareal, steps: int, most: int) -> tuple[int, ...]:
+    """The steps that its cores start at, which a subclass may choose.
+
+    Raises:
+        ValueError: cores cannot start there.
+    """
+    starts, apart = iteration.cores(steps, most), iteration.coarse
+    whole = isinstance(starts, tuple) and all(type(start) is int for start in starts)
+    begins = whole and starts[:1] == (0,) and len(starts) <= most and starts[-1] < steps
+    if not begins or any(b - a <= apart for a, b in pairwise(starts)):
+        raise ValueError(
+            f"iteration: {iteration!r}.cores must give at most {most} steps, 0 first and each more than "
+            f"coarse={apart} behind the one before, below {steps}; got {starts!r}."
+        )
+    return starts

@@ -26,10 +26,15 @@ class Picard(Iteration):
         images = steps.images()
         residual = torch.sub(images, x[1:], out=scratch)
         size, slope = rms(residual), torch.ones_like(residual[..., 0])
-        some = slice(None, None, residual.shape[-1] // _SAMPLED | 1)  # odd, for states are often stored in pairs
+        some = sampled(residual.shape[-1])
         if memory:
             (before,) = memory
             along = torch.linalg.vecdot(before, residual[..., some]) / torch.linalg.vecdot(before, before)
             slope = torch.where(along.isfinite(), 1 + along, slope)
         y, change = propagated(images, None, residual)
         return Swept(y, change, size, slope, (arriving(change[..., some]),))
+
+
+def sampled(size: int) -> slice:
+    """The numbers of a state that its slopes are taken from."""
+    return slice(None, None, size // _SAMPLED | 1)  # odd, for states are often stored in pairs

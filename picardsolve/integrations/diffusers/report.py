@@ -71,7 +71,7 @@ class Report:
             raise ValueError("certificate: the loop has not run yet; read it after the pipeline was called.")
         path = self.state.flatten(1).float()[None] if self.state.dim() > 1 else self.state.float()[None, :, None]
         tolerance = Tolerance(state=self.tolerance)
-        return Certificate.of(Evidence(self.history, path, None, self.steps, tolerance, held=True))
+        return Certificate.of(Evidence(self.history, path, self.steps, tolerance, held=True))
 
     @property
     def evaluations(self) -> int:

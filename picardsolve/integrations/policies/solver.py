@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.carried import Carried
 from picardsolve.certificate import Certificate, Evidence
 from picardsolve.guesses import Guess
 from picardsolve.history import Round
@@ -20,6 +21,8 @@ from picardsolve.solution import Result, Solution, SolveError, Stats
 from picardsolve.stopping import ErrorEstimate, Increment
 from picardsolve.tolerances import Tolerance
 from picardsolve.window import Settings, Window
+
+_ROOM = 2**20  # bytes of a model and its observations that go along into a pickle
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,8 @@ class Solver:
         calls, evaluations = (now - then for now, then in zip(self.chain.counts(), before, strict=True))
         width = max((int(record.width.max()) for record in history), default=1)
         stats = Stats(self.chain.length, calls, evaluations, calls, width)
-        evidence = Evidence(
-            history,
-            path,
-            None,
-            self.chain.length,
-            tolerance,
-            chain=lambda: self.chain,
-            finer=lambda solution, factor: self.solve(
-                Towards(solution.ys[-1].flatten(1)), factor * float(tolerance.atol), None
-            )[1],
-            sequential=self.sequential,
-        )
+        again = Carried(_Again(self, float(tolerance.atol)), _ROOM)
+        evidence = Evidence(history, path, self.chain.length, tolerance, again)
         certified = partial(Certificate.of, evidence) if history else None
         return Solution(self.ts, self._states(path), result, stats, history, _certified=certified)
 
@@ -111,6 +104,35 @@ class Solver:
 
     def _states(self, path: Tensor) -> Tensor:
         return path.reshape(*path.shape[:2], *self.shape)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A solve, to be repeated.
+
+    Attributes:
+        solver: of the same plans.
+        tol: that was asked for.
+    """
+
+    solver: Solver
+    tol: float
+
+    def chain(self) -> PlanChain:
+        """Of all steps."""
+        return self.solver.chain
+
+    def rows(self, solution: Solution) -> Tensor:
+        """The states of a solution, ``(T, B, D)``."""
+        return solution.ys.flatten(2)
+
+    def finer(self, solution: Solution, factor: float) -> Solution:
+        """Solve again, from a solution, to a fraction of its tolerance."""
+        return self.solver.solve(Towards(solution.ys[-1].flatten(1)), factor * self.tol, None)[1]
+
+    def sequential(self) -> Solution:
+        """One step after the other."""
+        return self.solver.sequential()
 
 
 def _accept_all(window: Window) -> None:
