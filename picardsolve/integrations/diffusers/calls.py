@@ -168,7 +168,7 @@ def _loop(module: nn.Module, scheduler: Any, x: Tensor, extra: dict[str, Any], c
 class _Function(nn.Module):
     def __init__(self, function: Any):
         super().__init__()
-        self._function = function
+        self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)

@@ -31,9 +31,13 @@ class Report:
         company: how far a denoiser's output for a state was from its output in a batch, relative to its size: checked
             once a run.
         tolerance: the one that was used; never below what the states' type can show.
-        seconds: time of the loop, and of each round by its width: ``(width, seconds)``.
-        predicted_gain: how many times faster than sequential, foreseen when a quarter of the steps was done; None
-            where the run was too short to tell.
+        seconds: time of the loop.
+        round_seconds: of each round, from its first denoiser call to the end of its step: ``(width, seconds)``.
+        single_seconds: the same of rounds of one step, but for those with a call of a kind (network, shapes, types)
+            that had not been made before in this process: the first of a kind takes longer. Empty where there was none.
+        predicted_gain: what `measured_gain` was foreseen to be when a quarter of the steps was done, from the time that
+            those took, replays and all; None where no step taken alone had been measured by then, or the run was too
+            short to tell.
         sequential: why the run, or the rest of it, went one step at a time; None if it did not.
         notes: what else a user should know, a sentence each.
         history: one record per round of the window.
@@ -51,6 +55,7 @@ class Report:
     tolerance: float = 0.0
     seconds: float = 0.0
     round_seconds: list[tuple[int, float]] = field(default_factory=list, repr=False)
+    single_seconds: list[float] = field(default_factory=list, repr=False)
     predicted_gain: float | None = None
     sequential: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -80,12 +85,18 @@ class Report:
 
     @property
     def measured_gain(self) -> float | None:
-        """How many times faster than ``steps`` calls of one step each; None where no such call was timed.
+        """How many times faster than ``steps`` calls of one step each; None where no such call was measured.
 
-        A single step takes what the fastest round of one step took in this run: mind the first calls of a process.
+        A single step takes what the fastest of `single_seconds` took, so that the first run of a network in a process
+        mostly cannot tell, and the second can. What a pipeline does in its loop beside its denoiser and its scheduler
+        is not in it.
         """
-        single = single_step(self.round_seconds)
-        return None if single is None or not self.seconds else self.steps * single / self.seconds
+        return None if not self.single_seconds or not self.seconds else self.steps * self.single / self.seconds
+
+    @property
+    def single(self) -> float:
+        """Seconds of a step that is taken alone; NaN where that was not measured."""
+        return min(self.single_seconds, default=float("nan"))
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -105,13 +116,10 @@ class Report:
         )
         if self.measured_gain is not None:
             text += f", {self.measured_gain:.2f} times as fast as one step at a time"
+        elif self.rounds < self.steps:
+            text += ", how much faster than one step at a time was not measured (run it again)"
         if self.state is not None and self.history:
             text += f"\n{self.certificate}"
         if self.sequential is not None:
             text += f"\nran one step at a time: {self.sequential}"
         return "\n".join([text, *self.notes])
-
-
-def single_step(round_seconds: list[tuple[int, float]]) -> float | None:
-    """Seconds of a round of one step: the fastest of a run."""
-    return min((seconds for width, seconds in round_seconds if width == 1), default=None)
