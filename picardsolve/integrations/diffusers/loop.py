@@ -90,6 +90,8 @@ class Loop:
             self._i, self._stepped = i, 0
             yield from self._iteration()
             self.report.seconds = perf_counter() - start
+        if self._window is not None:
+            self.report.held_slopes = self._chain.held_slopes()
 
     def _iteration(self) -> Iterator[Tensor]:
         lanes, t = self._lanes, self._timesteps[self._i]
