@@ -167,7 +167,7 @@ def sampler(
     iteration: Iteration | None = None,
     guess: Guess | None = None,
 ) -> Sampler:
-    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified: same seed, same image.
+    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified: same seed, the same image to a tolerance.
 
     What cannot be run in parallel runs as it is, and ``report.sequential`` says why.
 
