@@ -167,8 +167,9 @@ def sampler(
     iteration: Iteration | None = None,
     guess: Guess | None = None,
 ) -> Sampler:
-    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified: same seed, the same image to a tolerance.
+    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
 
+    Same seed, the same image to a tolerance; what that was worth is measured in ``docs/pipelines.md``.
     What cannot be run in parallel runs as it is, and ``report.sequential`` says why.
 
     Args:
