@@ -183,7 +183,7 @@ def test_a_warm_start_saves_work():
         if kind == "cold":
             policy.reset(5)
         else:
-            policy._generator = torch.Generator().manual_seed(5)  # the noise of the other one, and the plan before
+            policy._noise.begin(5)  # the noise of the other one, and the plan before
         work[kind] = policy.plan(observation).evaluations
     assert work["warm"] < work["cold"]
 
@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_plans():
     scheduler.set_timesteps(10)
     policy = ParallelPolicy(Expert(scheduler), scheduler, SHAPE, seed=1)
     first = [policy.plan(seen(0).float()).actions for _ in range(2)]
-    policy.reset()
+    policy.reset(1)
     again = [policy.plan(seen(0).float()).actions for _ in range(2)]
     policy.reset(2)
     other = policy.plan(seen(0).float()).actions
@@ -275,6 +275,14 @@ def ready(scheduler: Any) -> Any:
         ({"shape": 16}, TypeError, "shape: expected a tuple"),
         ({"shape": (16, 0)}, ValueError, "shape: expected an integer >= 1"),
         ({"executed": 0}, ValueError, "executed: expected"),
+        ({"executed": -1}, ValueError, "executed: expected an integer >= 1"),
+        ({"executed": 3.0}, TypeError, "executed: expected an integer >= 1"),
+        ({"executed": True}, TypeError, "executed: expected an integer >= 1"),
+        ({"executed": 7}, ValueError, "executed: expected at most 6, .* got 7; pass how many are executed before"),
+        ({"executed": 20, "shape": (16, 4)}, ValueError, "executed: expected at most 16, .* got 20; pass"),
+        ({"executed": 2, "shape": (1,)}, ValueError, "executed: expected at most 1, .* got 2; pass"),
+        ({"seed": 2**64}, ValueError, "seed: expected an integer below 2"),
+        ({"seed": [1]}, TypeError, "seed: expected an integer >= 0"),
         ({"tol": -1.0}, ValueError, "tol: expected"),
         ({"max_rounds": 0}, ValueError, "max_rounds: expected"),
         ({"seed": -1}, ValueError, "seed: expected"),

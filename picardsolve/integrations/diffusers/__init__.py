@@ -1,4 +1,4 @@
-"""Run diffusers pipelines in parallel over their steps, unmodified: same seed, same image."""
+"""Run diffusers pipelines in parallel over their steps, unmodified: same seed, the same image to a tolerance."""
 
 try:
     import diffusers as _diffusers  # noqa: F401

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from picardsolve.integrations.diffusers.batching import Batch, Outputs, tensors
 from picardsolve.integrations.diffusers.replay import Call, Replay
 from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.warmth import called_before
 from picardsolve.integrations.diffusers.window_tensor import Lanes, WindowTensor, find, pick
 
 # How far a state's output in company may be from its output alone, relative to its size. Rounding, in single precision
@@ -32,6 +33,7 @@ class Answers:
         rows: of the states that the denoiser is given for one step (guidance doubles them).
         started: when this iteration first really called the denoiser.
         seconds: from there to the end of its step.
+        warm: whether all calls of this iteration were of kinds that had been made before in this process.
     """
 
     batch: Batch
@@ -44,6 +46,8 @@ class Answers:
     rows: int = 1
     started: float | None = None
     seconds: float = 0.0
+    warm: bool = False
+    _kinds: list[tuple[Any, Any]] = field(default_factory=list)  # of this iteration's calls
     _step: int = 0
     _number: int = 0
     _busy: bool = False
@@ -62,6 +66,7 @@ class Answers:
             self._first.clear()  # what was not compared in the first round is not called again
         self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
+        self._kinds = []
         if not replaying:
             self.replay.keep(range(0))
 
@@ -70,6 +75,8 @@ class Answers:
         if isinstance(state, Tensor) and state.is_cuda:
             torch.cuda.synchronize(state.device)
         self.seconds = 0.0 if self.started is None else perf_counter() - self.started
+        before = [called_before(called, (form, self.evaluated)) for called, form in self._kinds]
+        self.warm = bool(before) and all(before)
 
     def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """What the module returns."""
@@ -83,6 +90,7 @@ class Answers:
             self.missed = True
             self.report.misses += 1
         lanes, windows = self.lanes, find((args, kwargs))
+        self._kinds.append((getattr(module, "function", module), _kind(args, kwargs)))
         if lanes is not None and not windows:
             output = self._call(original, args, kwargs)
             self.replay.remember(self._step, number, module, args, kwargs, output)
@@ -171,6 +179,10 @@ class Answers:
 
 def _form(module: nn.Module, args: tuple, kwargs: dict) -> Any:
     return id(module), tuple(tensor.shape for tensor in tensors((args, kwargs)))  # a window tensor's is its items'
+
+
+def _kind(args: tuple, kwargs: dict) -> Any:
+    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors((args, kwargs)))
 
 
 def _distance(output: Any, expected: Any) -> float:

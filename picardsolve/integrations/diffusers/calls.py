@@ -1,12 +1,19 @@
 """The two calls of this integration: ``sample(pipe, ...)`` and ``denoise(model, scheduler, x, ...)``."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from picardsolve import Guess, Iteration
+from picardsolve.integrations.diffusers.arguments import (
+    merged,
+    named_like_ours,
+    refuse_unread_by_model,
+    refuse_unread_by_pipeline,
+)
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape
 from picardsolve.integrations.diffusers.numerics import Numerics
 from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
@@ -15,6 +22,7 @@ from picardsolve.integrations.diffusers.sampler import attach, sampler
 
 # What a loop raises that cannot carry a window of states; it is run again, one step at a time.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+_OURS = tuple(inspect.signature(sampler).parameters)[1:]
 
 
 class _ReportedTuple(tuple):
@@ -31,9 +39,13 @@ def sample(
     max_batch: int | None = None,
     iteration: Iteration | None = None,
     guess: Guess | None = None,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Call ``pipe(*args, **kwargs)`` in parallel over its steps.
+
+    An argument that is neither one of these nor one that the pipeline reads is refused, also where the pipeline would
+    swallow it: it reads those of its signature, and those that its code or its documentation names.
 
     Args:
         pipe: a diffusers pipeline.
@@ -43,12 +55,20 @@ def sample(
         max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
+        pipeline_kwargs: passed on to the pipeline as they are: what it hands on to something else, or calls by one of
+            the names above.
         **kwargs: passed on to the pipeline.
 
     Returns:
         What the pipeline returns, with an attribute ``report``.
+
+    Raises:
+        TypeError: an argument is read by nobody; see `sampler` for more.
+        ValueError: see `sampler`.
     """
     run = sampler(pipe, window=window, tolerance=tolerance, max_batch=max_batch, iteration=iteration, guess=guess)
+    refuse_unread_by_pipeline(pipe, kwargs, _OURS)
+    kwargs = merged("pipeline_kwargs", pipeline_kwargs, kwargs)
     tapes = [NoiseTape.of(given, torch.device("cpu")) for given in (None, kwargs.get("generator"))]
     states = [tape.states() for tape in tapes]
     try:
@@ -64,6 +84,11 @@ def sample(
         run.why = f"its loop failed on a window of states ({type(error).__name__}: {error})"
         with run:
             out = pipe(*args, **kwargs)
+    for name in named_like_ours(pipe, _OURS):
+        run.report.note(
+            f"{name}= is the window's here; {type(pipe).__name__} has an argument of that name, too, which "
+            f"pipeline_kwargs={{{name!r}: ...}} reaches."
+        )
     if isinstance(out, tuple):
         out = _ReportedTuple(out)
     out.report = run.report
@@ -82,6 +107,7 @@ def denoise(
     guess: Guess | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     eta: float | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     **conditioning: Any,
 ) -> tuple[Tensor, Report]:
     """The sampling loop without a pipeline, for robot policies and research samplers.
@@ -98,12 +124,18 @@ def denoise(
         max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
-        generator: passed on to ``scheduler.step`` where it takes one.
+        generator: passed on to ``scheduler.step``.
         eta: likewise.
+        model_kwargs: passed on to the model as they are: what it calls by one of the names above.
         **conditioning: passed on to the model; tensors with leading dimension B are per sample.
 
     Returns:
         The denoised ``x`` and the report.
+
+    Raises:
+        TypeError: the model reads no such argument, or ``scheduler.step`` takes no generator or eta; see `sampler` for
+            more.
+        ValueError: see `sampler`.
     """
     refuse_tokens(scheduler)
     reason = why_sequential(scheduler)
@@ -114,7 +146,12 @@ def denoise(
     module = model if isinstance(model, nn.Module) else _Function(model)
     accepted = inspect.signature(scheduler.step).parameters
     given = {"generator": generator, "eta": eta}
-    extra = {key: value for key, value in given.items() if value is not None and key in accepted}
+    extra = {key: value for key, value in given.items() if value is not None}
+    for name in extra:
+        if name not in accepted:
+            raise TypeError(f"{name}: {type(scheduler).__name__}.step takes none; leave it out.")
+    refuse_unread_by_model(model, conditioning, _OURS)
+    conditioning = merged("model_kwargs", model_kwargs, conditioning)
     run = attach(scheduler, [module], Numerics(window, tolerance, iteration, guess, max_batch))
     with torch.no_grad(), run:
         return _loop(module, scheduler, x, extra, conditioning), run.report
@@ -131,7 +168,7 @@ def _loop(module: nn.Module, scheduler: Any, x: Tensor, extra: dict[str, Any], c
 class _Function(nn.Module):
     def __init__(self, function: Any):
         super().__init__()
-        self._function = function
+        self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)

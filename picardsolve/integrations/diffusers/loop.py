@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from picardsolve.integrations.diffusers.answers import Answers
 from picardsolve.integrations.diffusers.batching import Batch
 from picardsolve.integrations.diffusers.caution import Caution
+from picardsolve.integrations.diffusers.foresight import Foresight
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape, State, same
 from picardsolve.integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
 from picardsolve.integrations.diffusers.probe import scaled_ahead
 from picardsolve.integrations.diffusers.replay import Replay
-from picardsolve.integrations.diffusers.report import Report, single_step
+from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.same import equal, version
 from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
 from picardsolve.integrations.diffusers.walk import copy_of
@@ -75,6 +76,7 @@ class Loop:
         widest = numerics.widest(len(timesteps))
         self._pace = Pace(widest, min(_FIRST, widest)) if numerics.window == "auto" else None
         self._caution = Caution(len(timesteps), widest)
+        self._foresight = Foresight(len(timesteps))
         self._window: Window | None = None
         self._lanes: Lanes | None = None  # those that travel now, or will in the next iteration
         self._handed: _Handed | None = None
@@ -88,6 +90,8 @@ class Loop:
             self._i, self._stepped = i, 0
             yield from self._iteration()
             self.report.seconds = perf_counter() - start
+        if self._window is not None:
+            self.report.held_slopes = self._chain.held_slopes()
 
     def _iteration(self) -> Iterator[Tensor]:
         lanes, t = self._lanes, self._timesteps[self._i]
@@ -109,6 +113,11 @@ class Loop:
         if self._lanes is not None:
             self._lanes.close()
             self._lanes = None
+
+    @property
+    def _cold(self) -> bool:
+        """Whether a step taken alone is to be timed again: one takes longer the first time."""
+        return self._i == 0 and not self._answers.warm
 
     @property
     def _chain(self) -> SchedulerChain:
@@ -164,6 +173,13 @@ class Loop:
         answers = self._answers
         if answers.started is not None and self._stepped == 1:
             self.report.round_seconds.append((answers.evaluated, answers.seconds))
+            if answers.lanes is None and answers.warm:
+                self.report.single_seconds.append(answers.seconds)
+            self._foresight.note(
+                *(self._i, answers.started, answers.seconds),
+                *(answers.evaluated, answers.warm, self.report.single),
+            )
+            self.report.predicted_gain = self._foresight.gain
         return stepped
 
     # ---- a replay
@@ -258,21 +274,11 @@ class Loop:
         self._answers.replay.keep(range(i + 1, begin))
         chain.forget(i + 1)
         self.report.history = window.history
-        if self._pace is not None and self._answers.started is not None:
+        if self._pace is not None and self._answers.started is not None and not self._cold:
             whole = perf_counter() - self._answers.started
             self._pace.note(len(samples), begin - i, self._answers.seconds if len(samples) == 1 else whole)
             if self._pace.settled and self._pace.width == 1:
                 self.report.sequential = "a wider window would be slower here"
-        if self.report.predicted_gain is None and 4 * begin >= len(self._timesteps) > begin:
-            self.report.predicted_gain = self._predicted_gain(begin)
-
-    def _predicted_gain(self, done: int) -> float | None:
-        """The gain if the remaining steps take as long as those so far, but for the first round."""
-        single = single_step(self.report.round_seconds)
-        later = self.report.round_seconds[1:]
-        if single is None or not later or done < 2:
-            return None
-        return single * (done - 1) / sum(seconds for _, seconds in later)
 
     def _ties(self, handed: Tensor, found: Tensor) -> bool:
         """Whether the loop's only change was to overwrite rows with other rows, as guidance on a doubled batch does."""
@@ -301,6 +307,8 @@ class Loop:
         rows = window.ask()
         asked = min(len(rows.step) // len(state), self._caution.cap)
         if self._pace is not None:
+            if self._cold:
+                return stepped
             limit = self._numerics.max_batch or asked * self._answers.rows
             asked = min(asked, self._pace.width, max(1, limit // self._answers.rows))
         if not self._answers.checked:

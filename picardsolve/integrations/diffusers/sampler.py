@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
-from picardsolve.checks import check_optional_positive_integer
+from picardsolve.checks import check_not_negative, check_optional_positive_integer
 from picardsolve.integrations.diffusers.batching import Batch
 from picardsolve.integrations.diffusers.loop import Loop
 from picardsolve.integrations.diffusers.numerics import Numerics
@@ -167,19 +167,22 @@ def sampler(
     iteration: Iteration | None = None,
     guess: Guess | None = None,
 ) -> Sampler:
-    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified: same seed, same image.
+    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
 
+    Same seed, the same image to a tolerance; what that was worth is measured in ``docs/pipelines.md``.
     What cannot be run in parallel runs as it is, and ``report.sequential`` says why.
 
     Args:
         pipe: a diffusers pipeline with a ``scheduler`` and a denoiser.
         window: steps solved at once, at least 1; "auto" tries widths and settles on the fastest, or on one step at a
             time where that is (which width that is depends on the clock, and so does the last digit of the result).
-        tolerance: a state has converged when a round changes it by less than this, relative to its size; 0 gives the
+        tolerance: a state is accepted when its change in a round, and the residuals up to it added up (what Picard
+            iteration would still change), are at most this, relative to its size. That says what is left to change,
+            and bounds no distance to the untouched pipeline's result: see ``report.certificate``. 0 gives the
             sequential result, to the last bits of the denoiser's own batching. Above 0 it is at least the resolution
             of the states' type (``report.tolerance``).
         max_batch: rows that a denoiser call may have (guidance counts twice); a wider window is cut into chunks.
-        iteration: how a window answers to a round; by default `picardsolve.Picard`, or `picardsolve.Exponential` for
+        iteration: how a window answers to a round; by default `picardsolve.Secant`, or `picardsolve.Exponential` for
             schedulers whose step starts from an earlier state (UniPC, Heun).
         guess: what states entering the window start from; by default the last predicted sample held fixed where the
             sampler draws noise, else the last output.
@@ -201,8 +204,7 @@ def attach(scheduler: Any, modules: list[nn.Module], numerics: Numerics, pipe: A
     window, tolerance = numerics.window, numerics.tolerance
     if window != "auto" and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
         raise ValueError(f'window: expected an integer >= 1 or "auto", got {window!r}.')
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance: expected a number >= 0, got {tolerance!r}.")
+    check_not_negative("tolerance", tolerance)
     check_optional_positive_integer("max_batch", numerics.max_batch)
     if not isinstance(numerics.guess, Copy | FrozenOutput | FrozenSample | None):
         raise TypeError(

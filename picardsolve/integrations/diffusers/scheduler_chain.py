@@ -122,6 +122,16 @@ class SchedulerChain(Chain):
         self._noise = {n: noise for n, noise in self._noise.items() if n >= step}
         self.walk.tape.forget(step)
 
+    def held_slopes(self) -> Tensor | None:
+        """By how much each step scales a change of its state with the output held fixed, ``(N,)`` float64.
+
+        Where nothing of a predicted sample is clipped. None where it is not known.
+        """
+        table = self._table(self.length)
+        if table is None:
+            return None
+        return torch.from_numpy(table.x[:, 0] + (0 if table.clip is None else table.clip.q * table.clip.c))
+
     # ---- how
 
     def _table(self, end: int) -> StepTable | None:

@@ -68,6 +68,10 @@ class PlanChain(DriftChain):
         assert self._noise is not None
         return self._noise[torch.from_numpy(n), torch.from_numpy(sample)]
 
+    def clipped(self, sample: Tensor) -> Tensor:
+        """A predicted sample as the scheduler takes it."""
+        return sample.clamp(-self._steps.limit, self._steps.limit)
+
     def counts(self) -> tuple[int, int]:
         """Model calls and evaluations so far."""
         return self._calls, self._evaluations

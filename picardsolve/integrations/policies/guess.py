@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from picardsolve.guesses import Entering, Guess
+from picardsolve.guesses import Entering, FrozenSample, Guess
 from picardsolve.integrators.base import Evaluated
 
 
@@ -14,13 +15,19 @@ class Towards(Guess):
 
     Attributes:
         plan: ``(B, D)``.
+        expected: ``(B,)`` booleans: whose plan is; the others' states start from what is known before any plan. None:
+            all.
     """
 
     plan: Tensor
+    expected: Tensor | None = None
 
-    def first(self, entering: Entering) -> Tensor:
+    def first(self, entering: Entering) -> Tensor | None:
         """The way to the plan."""
-        return self._way(entering, self.plan)
+        way, without = self._way(entering, self.plan), FrozenSample().first(entering)
+        if self.expected is None or without is None:
+            return way
+        return torch.where(self.expected[:, None], way, without)
 
     def ahead(self, entering: Entering) -> Tensor:
         """The way to the last predicted sample."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -19,10 +18,12 @@ from picardsolve.checks import (
     check_positive_integer,
     check_type,
 )
-from picardsolve.guesses import FrozenSample
+from picardsolve.guesses import FrozenSample, Guess
 from picardsolve.integrations.policies.chain import PlanChain
 from picardsolve.integrations.policies.guess import Towards
-from picardsolve.integrations.policies.solver import Solver
+from picardsolve.integrations.policies.noise import Noise
+from picardsolve.integrations.policies.robots import numbers_of
+from picardsolve.integrations.policies.solver import Solved, Solver
 from picardsolve.integrations.policies.steps import PlanSteps
 from picardsolve.integrators.base import Index
 from picardsolve.iterations import Iteration, Newton, Secant
@@ -34,12 +35,14 @@ class Plan:
     """A plan, and what it took.
 
     Attributes:
-        actions: ``(B, horizon, ...)``.
+        actions: ``(B, horizon, ...)``; NaN of the robots that failed.
         solution: the states at all diffusion steps, the rounds, and whether they converged.
+        failed: ``(B,)`` whether the sequential sampler's steps are not finite.
     """
 
     actions: Tensor
     solution: Solution
+    failed: Tensor
 
     @property
     def rounds(self) -> int:
@@ -53,7 +56,10 @@ class Plan:
 
     @property
     def converged(self) -> bool:
-        """Whether it is the sequential sampler's to the tolerance; False where ``max_rounds`` came first."""
+        """Whether it is estimated to be the sequential sampler's to the tolerance.
+
+        False where ``max_rounds`` came first, or a robot failed.
+        """
         return self.solution.result is Result.converged
 
     @property
@@ -71,8 +77,12 @@ class ParallelPolicy:
         for t in scheduler.timesteps:
             x = scheduler.step(model(x, t, observation), t, x, generator=generator).prev_sample
 
-    From the second plan on, all states start from the way to the plan before, without the actions that were executed
-    and with the noise of the new one: that saves rounds, and changes the plan by no more than the tolerance.
+    From the second plan of an episode on, all states start from the way to the plan before, without the actions that
+    were executed and with the noise of the new one: that saves rounds, and is estimated to change the plan by no more
+    than the tolerance. A batch of another size than the last starts without.
+
+    Noise goes on from plan to plan and, over `reset`, from episode to episode: the same seed gives the same sequence of
+    episodes, no two of which have the same noise.
 
     Args:
         model: called as ``model(x, t, observation)`` with ``x`` of shape ``(rows, *shape)``, ``t`` ``(rows,)`` of the
@@ -81,18 +91,21 @@ class ParallelPolicy:
         scheduler: `DDPMScheduler`, `DDIMScheduler` or `DPMSolverMultistepScheduler` (DPM-Solver++) of diffusers, with
             its timesteps set. It is read now, and never stepped.
         shape: of a plan: its horizon first, then of an action.
-        executed: actions that are executed of a plan before the next one: how far the next starts from it.
-        tol: root mean square of the distance to the sequential sampler's plan, in the model's units (actions of
-            diffusion policies are scaled to [-1, 1]). 0: to the last bits.
+        executed: actions that are executed of a plan before the next one, from 1 to the horizon: how far the next
+            starts from it. None: 8, or all of a shorter horizon. Where the first k actions of a plan lie in the past,
+            as with k + 1 observations, no more than the horizon less k can be executed.
+        tol: what the root mean square of the distance to the sequential sampler's plan is estimated to be at most, in
+            the model's units (actions of diffusion policies are scaled to [-1, 1]). 0: to the last bits.
         max_rounds: the latency budget: return what there is after so many model calls. None: no limit.
-        seed: of the random generator that all noise is drawn from.
+        seed: of the random generator that all noise is drawn from, below 2**64.
         iteration: how a plan answers to a round.
         spread: standard deviation that actions are expected to have, given the observation; changes rounds alone.
         dtype: of the plans.
 
     Raises:
         TypeError: an argument has the wrong type, or the scheduler is not one of these.
-        ValueError: an argument has a wrong value, or the scheduler's steps are not linear but for a clipped sample.
+        ValueError: an argument has a wrong value, such as more actions to execute than a plan has, or the scheduler's
+            steps are not linear but for a clipped sample.
     """
 
     def __init__(
@@ -101,7 +114,7 @@ class ParallelPolicy:
         scheduler: Any,
         shape: tuple[int, ...],
         *,
-        executed: int = 8,
+        executed: int | None = None,
         tol: float = 5e-3,
         max_rounds: int | None = None,
         seed: int = 0,
@@ -111,68 +124,91 @@ class ParallelPolicy:
     ):
         check_callable("model", model)
         _check_shape(shape)
-        check_positive_integer("executed", executed)
+        executed = min(8, shape[0]) if executed is None else executed
+        _check_executed(executed, shape[0])
         check_not_negative("tol", tol)
         check_optional_positive_integer("max_rounds", max_rounds)
-        check_count("seed", seed)
+        _check_seed(seed)
         check_not_negative("spread", spread)
         _check_iteration(iteration)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}; pass torch.float32.")
         self._model, self._shape, self._executed, self._tol = model, tuple(shape), executed, tol
-        self._max_rounds, self._iteration, self._dtype = max_rounds, iteration or Secant(), dtype
+        self._max_rounds, self._iteration = max_rounds, iteration or Secant()
         self._steps = PlanSteps.of(scheduler, spread)
         self._ts = torch.cat([self._steps.timesteps, torch.tensor([-1])]).double()
-        self._seed = seed
-        self.reset()
+        self._noise = Noise(self._shape, dtype, self._steps.noisy, self._steps.noise_dtype)
+        self._noise.begin(seed)
+        self._previous: Tensor | None = None
+        self._warm = torch.zeros(0, dtype=torch.bool)  # whose previous plan the next one may start from
 
-    def reset(self, seed: int | None = None) -> None:
-        """Forget the last plan, and start the noise anew: what to do when an episode begins.
+    def reset(self, seed: int | None = None, *, generator: torch.Generator | None = None, robots: Any = None) -> None:
+        """Begin an episode: forget the last plans, and go on with new noise, or begin the noise anew.
 
         Args:
-            seed: instead of the one before.
+            seed: of the noise from now on, and so of the same noise each time; None: the noise goes on.
+            generator: that the noise is drawn from now on, in the place of a seed.
+            robots: those of the batch whose episode begins, as a number, several, or a mask of booleans; None: all. The
+                others' plans are what they would have been. With a seed or a generator they draw, from then on, what a
+                batch of these robots alone would draw.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: it has a wrong value, or there is no such robot.
         """
         if seed is not None:
-            check_count("seed", seed)
-            self._seed = seed
-        self._previous: Tensor | None = None
-        self._generator: torch.Generator | None = None
+            _check_seed(seed)
+        if generator is not None:
+            check_type("generator", generator, torch.Generator, "torch.Generator().manual_seed(0)")
+            if seed is not None:
+                raise ValueError("generator: expected a seed or a generator, got both; pass one of them.")
+        given = seed if generator is None else generator
+        if robots is None:
+            numbers, self._previous = None, None
+        else:
+            numbers = numbers_of(robots, None if self._previous is None else len(self._previous))
+            self._warm[[number for number in numbers if number < len(self._warm)]] = False
+        if given is not None and numbers != []:
+            self._noise.begin(given, numbers)
 
     @torch.no_grad()
-    def plan(self, observation: Any, *, max_rounds: int | None = None) -> Plan:
-        """Plan for a batch of observations.
+    def plan(self, observation: Any, *, max_rounds: int | None = None, throw: bool = True) -> Plan:
+        """Plan for a batch of observations. No robot's plan depends on the company that it is made in.
 
         Args:
-            observation: a tensor, or a tuple, list or dict of them, each with leading dimension B.
+            observation: a tensor, or a tuple, list or dict of them, each with leading dimension B, on one device.
             max_rounds: instead of the policy's own.
+            throw: whether to raise where a robot's steps are not finite, as of an observation with NaN; else its
+                actions are NaN, and `Plan.failed` says so. Either way the other robots' next plans start from these.
 
         Raises:
             TypeError: the observation holds no tensors.
             ValueError: they differ in B, or the model returns another shape.
+            SolveError: a robot's steps are not finite; ``error.solution.ys[-1]`` has the plans of the others.
         """
         check_optional_positive_integer("max_rounds", max_rounds)
+        check_type("throw", throw, bool, "True or False")
         batch, device = _batch_of(observation)
-        if self._generator is None:
-            self._generator = torch.Generator(device).manual_seed(self._seed)
-        x, noise = self._drawn(batch, device)
-        chain = PlanChain(self._steps.to(x), partial(self._evaluated, observation, batch), noise)
-        warm = self._previous is not None and len(self._previous) == batch
-        guess = Towards(self._expected()) if warm else FrozenSample()
-        solver = Solver(chain, x, self._shape, self._ts, self._iteration)
-        self._previous, solution = solver.solve(guess, self._tol, max_rounds or self._max_rounds)
-        return Plan(self._previous.clone(), solution)
+        self._noise.check(batch)
+        before = self._noise.state()
+        try:
+            solved = self._solved(observation, batch, device, max_rounds or self._max_rounds)
+        except BaseException:  # as if it had not been asked for
+            self._noise.wind(before)
+            raise
+        self._previous, self._warm = solved.plans, ~solved.failed
+        if solved.error is not None and throw:
+            raise solved.error
+        return Plan(solved.plans.clone(), solved.solution, solved.failed.clone())
 
-    def _drawn(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """The first states ``(B, D)`` and the noise of all steps, in the order in which the sequential loop draws."""
-        shape, steps = (batch, *self._shape), self._steps
-        x = torch.randn(shape, generator=self._generator, device=device, dtype=self._dtype).flatten(1)
-        if not steps.noisy.any():
-            return x, None
-        dtype = steps.noise_dtype or self._dtype
-        noise = torch.zeros(len(steps.noisy), *shape, dtype=dtype, device=device)
-        for n in np.flatnonzero(steps.noisy):
-            torch.randn(shape, generator=self._generator, out=noise[n])
-        return x, noise.flatten(2).to(x)
+    def _solved(self, observation: Any, batch: int, device: torch.device, max_rounds: int | None) -> Solved:
+        x, noise = self._noise.draw(batch, device)
+        chain = PlanChain(self._steps.to(x), partial(self._evaluated, observation, batch), noise)
+        guess: Guess = FrozenSample()
+        if self._previous is not None and len(self._previous) == batch and self._warm.any():
+            expected = None if self._warm.all() else self._warm.to(device)
+            guess = Towards(self._expected().to(device), expected)
+        return Solver(chain, x, self._shape, self._ts, self._iteration).solve(guess, self._tol, max_rounds)
 
     def _expected(self) -> Tensor:
         """The last plan without what was executed of it, its last action for the rest, ``(B, D)``."""
@@ -205,6 +241,25 @@ def _check_shape(shape: object) -> None:
         check_positive_integer("shape", size)
 
 
+def _check_executed(executed: object, horizon: int) -> None:
+    check_positive_integer("executed", executed)
+    if isinstance(executed, int) and executed > horizon:
+        raise ValueError(
+            f"executed: expected at most {horizon}, for a plan has no more actions, got {executed}; pass how many are "
+            f"executed before the next plan is made, or a shape with a longer horizon than {horizon}."
+        )
+
+
+def _check_seed(seed: object) -> None:
+    if isinstance(seed, torch.Generator):
+        raise TypeError("seed: expected an integer >= 0, got a Generator; pass generator= to reset.")
+    if isinstance(seed, list | tuple | slice | Tensor):
+        raise TypeError(f"seed: expected an integer >= 0, got {seed!r}; pass robots= to reset for some robots only.")
+    check_count("seed", seed)
+    if isinstance(seed, int) and seed >= 2**64:
+        raise ValueError(f"seed: expected an integer below 2**64, got {seed}.")
+
+
 def _check_iteration(iteration: object) -> None:
     if iteration is not None:
         check_type("iteration", iteration, Iteration, "picardsolve.Secant()")
@@ -223,4 +278,7 @@ def _batch_of(observation: Any) -> tuple[int, torch.device]:
     sizes = sorted({len(leaf) for leaf in leaves})
     if len(sizes) > 1 or not sizes[0]:
         raise ValueError(f"observation: expected one leading dimension, at least 1, in every tensor, got {sizes}.")
+    devices = sorted({str(leaf.device) for leaf in leaves})
+    if len(devices) > 1:
+        raise ValueError(f"observation: expected tensors on one device, got {', '.join(devices)}; move them to one.")
     return sizes[0], leaves[0].device

@@ -1,7 +1,7 @@
 """Solving the diffusion steps of a batch of plans: once, more sharply, or one after the other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,6 +26,23 @@ _ROOM = 2**20  # bytes of a model and its observations that go along into a pick
 
 
 @dataclass(frozen=True)
+class Solved:
+    """Plans, and how they came about.
+
+    Attributes:
+        plans: ``(B, *shape)``; NaN of those that failed.
+        solution: where the budget was spent, states of which the last round says nothing are NaN.
+        failed: ``(B,)`` whether a step of the sequential sampler is not finite.
+        error: of the first that failed; None where none did.
+    """
+
+    plans: Tensor
+    solution: Solution
+    failed: Tensor
+    error: SolveError | None
+
+
+@dataclass(frozen=True)
 class Solver:
     """What is solved, and by which iteration.
 
@@ -43,16 +60,8 @@ class Solver:
     ts: Tensor
     iteration: Iteration
 
-    def solve(self, guess: Guess, tol: float, max_rounds: int | None) -> tuple[Tensor, Solution]:
-        """Run rounds until the plans have converged, or the budget is spent.
-
-        Returns:
-            The plans ``(B, *shape)``, and how they came about. Where the budget was spent, states of which the last
-            round says nothing are NaN in the latter.
-
-        Raises:
-            SolveError: a step of the sequential sampler is not finite.
-        """
+    def solve(self, guess: Guess, tol: float, max_rounds: int | None) -> Solved:
+        """Run rounds until the plans have converged or failed, or the budget is spent."""
         length, tiny = self.chain.length, torch.finfo(self.x.dtype).eps
         estimate = ErrorEstimate(Tolerance(atol=tol or tiny), length)
         exact = None if tol else Increment(Tolerance())
@@ -61,26 +70,46 @@ class Solver:
         with torch.inference_mode():
             window, plans = self._run(settings, path, max_rounds)
         result = Result.converged if window.done else Result.max_rounds
+        result = Result.nonfinite if window.failed.any() else result
         solution = self._solution(path, result, window.history, before, estimate.tolerance)
-        if window.failed.any():
-            sample = int(window.failed.argmax())
-            step = int(window.begin[sample])
-            time = float(self.ts[step])
-            message = (
-                f"Step {step} of plan {sample}, at timestep {time:g}, is not finite: check the model's output there."
-            )
-            raise SolveError(message, replace(solution, result=Result.nonfinite), step, time)
-        return plans.clone().reshape(-1, *self.shape), solution  # a copy may be differentiated, unlike what is inferred
+        # a copy may be differentiated, unlike what is inferred
+        return Solved(
+            plans.clone().reshape(-1, *self.shape),
+            solution,
+            torch.from_numpy(window.failed),
+            self._error(window, solution),
+        )
+
+    def _error(self, window: Window, solution: Solution) -> SolveError | None:
+        if not window.failed.any():
+            return None
+        sample = int(window.failed.argmax())
+        step = int(window.begin[sample])
+        time, others = float(self.ts[step]), int((~window.failed).sum())
+        message = f"Step {step} of plan {sample}, at timestep {time:g}, is not finite: check "
+        message += "the observation, and the model's output there."
+        if others:
+            message += f" The plans of the {others} others are not touched by it: pass throw=False for them."
+        return SolveError(message, solution, step, time)
 
     def _run(self, settings: Settings, path: Tensor, max_rounds: int | None) -> tuple[Window, Tensor]:
         """The window after its rounds, and the plans ``(B, D)``."""
-        window = Window(self.chain, self.x, settings, path)
+        window, predicted = Window(self.chain, self.x, settings, path), self.x.clone()
         while not window.done and (max_rounds is None or len(window.history) < max_rounds):
-            window.tell(self.chain.evaluate(window.ask()))
-        ends = np.minimum(self.chain.length - window.begin, len(window.x) - 1)
+            rows = window.ask()
+            outputs = self.chain.evaluate(rows)
+            furthest = len(rows.sample) - 1 - np.unique(rows.sample[::-1], return_index=True)[1]
+            predicted[torch.from_numpy(rows.sample[furthest])] = outputs[torch.from_numpy(furthest)]
+            window.tell(outputs)
+        left = self.chain.length - window.begin
+        ends = np.minimum(left, len(window.x) - 1)
         plans = window.x[torch.from_numpy(ends), torch.arange(len(ends))]
+        # a window that was narrowed ends in a state with noise: what is predicted from there is nearer to a plan
+        short = torch.from_numpy(ends < left)[:, None].to(plans.device)
+        plans = torch.where(short, self.chain.clipped(predicted), plans)
         if not window.done:
             _accept_all(window)
+        plans = plans.masked_fill(torch.from_numpy(window.failed)[:, None].to(plans.device), torch.nan)
         return window, plans
 
     def _solution(
@@ -128,7 +157,10 @@ class _Again:
 
     def finer(self, solution: Solution, factor: float) -> Solution:
         """Solve again, from a solution, to a fraction of its tolerance."""
-        return self.solver.solve(Towards(solution.ys[-1].flatten(1)), factor * self.tol, None)[1]
+        solved = self.solver.solve(Towards(solution.ys[-1].flatten(1)), factor * self.tol, None)
+        if solved.error is not None:
+            raise solved.error
+        return solved.solution
 
     def sequential(self) -> Solution:
         """One step after the other."""

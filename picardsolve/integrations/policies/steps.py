@@ -79,7 +79,7 @@ class PlanSteps:
                     f"{scheduler.config['algorithm_type']!r}; pass algorithm_type='dpmsolver++' or 'sde-dpmsolver++'."
                 )
         r = torch.zeros_like(c) if clip is None else torch.from_numpy(clip.q)
-        p, gain = x[:, 0] - q[0] * c, alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
+        p, gain = x[:, 0] - q[0] * c, alpha / (alpha**2 + (sigma / spread) ** 2) if spread else torch.zeros_like(alpha)
         expected = p + (r + sum(q)) * gain
         table = torch.stack([c, d, p, r, torch.from_numpy(steps.s), expected, *q], 1)
         limit = torch.inf if clip is None else clip.limit

@@ -1,0 +1,163 @@
+"""Arguments that somebody else is to use: each is one that it reads, or refused with the one that is meant."""
+
+import dis
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import partial
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+from picardsolve import solve
+
+_MEANT = {name: "tolerance" for name in ("tol", "rtol", "atol", "error")} | {"width": "window", "batch": "max_batch"}
+_MISSPELT = 0.85  # similarity from which on a name is taken for another one, written wrongly
+_CONDITIONING = {"args", "cond"}  # of solve's arguments, what models call theirs, too
+
+
+def merged(name: str, given: Mapping[str, Any] | None, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments given by name, and in a mapping.
+
+    Raises:
+        TypeError: it is no mapping from names, or has a name that was given beside it.
+    """
+    given = {} if given is None else given
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise TypeError(f"{name}: expected a dict of arguments by name, got {given!r}.")
+    twice = sorted(given.keys() & others.keys())
+    if twice:
+        raise TypeError(f"{twice[0]}: given twice, beside {name} and in it; pass it once.")
+    return {**others, **given}
+
+
+def refuse_unread_by_pipeline(pipe: Any, names: Iterable[str], ours: Collection[str]) -> None:
+    """Refuse arguments that a pipeline's call would swallow.
+
+    It reads those of its signature, those whose names stand in its code as words (``kwargs.pop("callback")``), and
+    those of its documentation; where it hands on to the class that it is made from, those of the latter, too.
+
+    Raises:
+        TypeError: a name is none of these.
+    """
+    known: set[str] = set()
+    for call in _calls_of(type(pipe)):
+        known |= _named(call) | _words(_code_of(call)) | _documented(call)
+    for name in names:
+        if name not in known and known:
+            whose = type(pipe).__name__
+            raise TypeError(
+                f"{name}: neither an argument of sample nor one that {whose} reads; {_instead(name, ours, known)} "
+                f"pipeline_kwargs={{{name!r}: ...}} if {whose} hands it on to something that reads it."
+            )
+
+
+def named_like_ours(pipe: Any, ours: Collection[str]) -> list[str]:
+    """Arguments of a pipeline's call that are called like ours."""
+    named = set().union(*map(_named, _calls_of(type(pipe))))
+    return [name for name in ours if name in named]
+
+
+def refuse_unread_by_model(model: Any, names: Iterable[str], ours: Collection[str]) -> None:
+    """Refuse arguments that a model would swallow, and those that are meant for somebody else.
+
+    A model that hands all of its arguments on may be given any, but for what `picardsolve.solve` is given, and what is
+    one of our own written wrongly.
+
+    Raises:
+        TypeError: it is one of these.
+    """
+    call = _forward_of(model)
+    known = _named(call)
+    if not known and not _swallows(call):
+        return  # it cannot be told
+    read = _reads_all(call)
+    foreign = set(inspect.signature(solve).parameters) - _CONDITIONING | _MEANT.keys()
+    for name in names:
+        meant = name in foreign or get_close_matches(name, ours, 1, _MISSPELT)
+        if name not in known and (meant or not read):
+            raise TypeError(
+                f"{name}: neither an argument of denoise nor one that the model reads; {_instead(name, ours, known)} "
+                f"model_kwargs={{{name!r}: ...}} if the model hands it on to something that reads it."
+            )
+
+
+def _instead(name: str, ours: Collection[str], known: Collection[str]) -> str:
+    near = _MEANT.get(name) or next(iter(get_close_matches(name, [*ours, *known], 1)), None)
+    return "leave it out, or pass" if near is None else f"pass {near}=, or"
+
+
+def _calls_of(kind: type) -> Iterator[Callable[..., Any]]:
+    """The call of a class, and those that it hands its arguments on to."""
+    for owner in kind.__mro__:
+        call = vars(owner).get("__call__")
+        if call is None:
+            continue
+        yield call
+        code = _code_of(call)
+        if not _swallows(call) or code is None or not {"super", "__call__"} & set(code.co_names):
+            return
+
+
+def _forward_of(model: Any) -> Callable[..., Any]:
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    return model.forward if isinstance(model, nn.Module) else model
+
+
+def _parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _named(call: Callable[..., Any]) -> set[str]:
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {p.name for p in _parameters(call) if p.kind not in variable}
+
+
+def _swallows(call: Callable[..., Any]) -> str | None:
+    """The name under which a call collects the arguments that it does not name; None if it does not."""
+    return next((p.name for p in _parameters(call) if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+
+
+def _code_of(call: Any) -> CodeType | None:
+    call = inspect.unwrap(call.func if isinstance(call, partial) else call)
+    if not inspect.isroutine(call):  # an object that can be called
+        call = type(call).__call__ if callable(call) else None
+    return getattr(getattr(call, "__func__", call), "__code__", None)
+
+
+def _words(code: CodeType | None) -> set[str]:
+    """The strings in a function's code, and in the functions inside."""
+    found: set[str] = set()
+    for value in () if code is None else code.co_consts:
+        if isinstance(value, CodeType):
+            found |= _words(value)
+        elif isinstance(value, tuple | frozenset):
+            found |= {part for part in value if isinstance(part, str)}
+        elif isinstance(value, str):
+            found.add(value)
+    return found
+
+
+def _documented(call: Callable[..., Any]) -> set[str]:
+    """Names that lines of a docstring begin with: ``name (`type`): ...`` or ``name : type``."""
+    text = inspect.getdoc(call) or ""
+    return set(re.findall(r"^\s*`*(\w+)`*\s*(?:\(.*\)\s*)?:", text, re.MULTILINE))
+
+
+def _reads_all(call: Callable[..., Any]) -> bool:
+    """Whether the arguments that a call does not name are looked at at all; True where that cannot be told."""
+    collected, code = _swallows(call), _code_of(call)
+    if collected is None:
+        return False
+    return code is None or any(_loads(code, collected))
+
+
+def _loads(code: CodeType, name: str) -> Iterator[bool]:
+    for instruction in dis.get_instructions(code):
+        names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+        yield "LOAD" in instruction.opname and name in names

@@ -1,0 +1,98 @@
+"""The noise of robots' plans: which robot draws from which random generator."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Drawn = tuple[Tensor, Tensor | None]  # the first states (B, D), and the noise of all steps (N, B, D) where any is drawn
+
+
+@dataclass
+class _Stream:
+    """A generator, and the robots that draw from it together; None: all there are."""
+
+    robots: list[int] | None
+    generator: torch.Generator | None
+    seed: int = 0
+
+    def begun(self, device: torch.device) -> torch.Generator:
+        if self.generator is None:
+            self.generator = torch.Generator(device).manual_seed(self.seed)
+        return self.generator
+
+
+class Noise:
+    """What robots draw, plan after plan, and episode after episode.
+
+    All robots of a batch draw from one generator, together, as the scheduler's own loop does. Some may begin anew with
+    a seed of their own: they draw together from then on, what a batch of them alone would draw, and the others draw
+    what they would have drawn anyway.
+
+    Args:
+        shape: of a plan.
+        dtype: of the first states.
+        noisy: ``(N,)`` whether a step draws noise.
+        noise_dtype: what it is drawn in.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, noisy: np.ndarray, noise_dtype: torch.dtype | None):
+        self._shape, self._dtype, self._noisy, self._noise_dtype = shape, dtype, noisy, noise_dtype or dtype
+        self._streams: list[_Stream] = []
+
+    def begin(self, given: int | torch.Generator, robots: list[int] | None = None) -> None:
+        """Let some robots, or all, draw from a seed or a generator from now on."""
+        stream = _Stream(robots, None, given) if isinstance(given, int) else _Stream(robots, given)
+        kept = [] if robots is None else self._streams
+        own = set(robots or ())
+        # robots that drew together go on so, for the sake of the others; who has left draws in vain
+        self._streams = [old for old in kept if old.robots is None or not own >= set(old.robots)] + [stream]
+
+    def check(self, batch: int) -> None:
+        """Refuse a batch without the robots that have a seed of their own.
+
+        Raises:
+            ValueError: it is too small.
+        """
+        last = max((robot for stream in self._streams for robot in stream.robots or ()), default=-1)
+        if last >= batch:
+            raise ValueError(
+                f"observation: expected at least {last + 1} robots, for robot {last} was reset with noise of its own, "
+                f"got {batch}; pass all of them, or call reset(seed) first."
+            )
+
+    def draw(self, batch: int, device: torch.device) -> Drawn:
+        """The noise of one plan of ``batch`` robots, in the order in which the sequential loop draws."""
+        first, *others = self._streams
+        x, noise = self._drawn(first.begun(device), batch, device)
+        for stream in others:
+            robots: Sequence[int] = stream.robots or ()
+            own, own_noise = self._drawn(stream.begun(device), len(robots), device)
+            x[robots] = own
+            if noise is not None and own_noise is not None:
+                noise[:, robots] = own_noise
+        return x, noise
+
+    def state(self) -> list[tuple[_Stream, Tensor | None]]:
+        """Where all generators stand."""
+        return [(s, None if s.generator is None else s.generator.get_state()) for s in self._streams]
+
+    def wind(self, state: list[tuple[_Stream, Tensor | None]]) -> None:
+        """Put them back."""
+        for stream, at in state:
+            if at is None:
+                stream.generator = None
+            elif stream.generator is not None:
+                stream.generator.set_state(at)
+
+    def _drawn(self, generator: torch.Generator, batch: int, device: torch.device) -> Drawn:
+        shape, at = (batch, *self._shape), generator.device
+        x = torch.randn(shape, generator=generator, device=at, dtype=self._dtype).flatten(1).to(device)
+        if not self._noisy.any():
+            return x, None
+        noise = torch.zeros(len(self._noisy), *shape, dtype=self._noise_dtype, device=at)
+        for n in np.flatnonzero(self._noisy):
+            torch.randn(shape, generator=generator, out=noise[n])
+        return x, noise.flatten(2).to(x)

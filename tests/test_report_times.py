@@ -1,0 +1,142 @@
+"""What a report says of speed, with a denoiser that is slow the first time and a clock that only it moves."""
+
+from functools import wraps
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_diffusers_features import Clock, cheap, clock, ddim, noise
+
+from picardsolve.integrations.diffusers import Report, denoise
+
+__all__ = ["clock"]
+
+FIRST, CALL, ROW, BODY = 0.5, 4e-3, 1e-3, 2e-4  # seconds: of the first call of a shape, of any, of a row; of the loop
+
+
+class Slow(torch.nn.Module):
+    """Takes ``call + row * rows`` seconds, and ``first`` more for each shape that it has not seen."""
+
+    def __init__(self, clock: Clock, call: float = CALL, row: float = ROW, first: float = FIRST):
+        super().__init__()
+        self.clock, self.cost, self.shapes = clock, (call, row, first), set()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        call, row, first = self.cost
+        self.clock.sleep(call + row * len(x) + (first if x.shape not in self.shapes else 0))
+        self.shapes.add(x.shape)
+        return cheap(x.double(), t).to(x)
+
+
+def run(model: Any, clock: Clock, batch: int = 1, body: float = BODY, dtype=torch.float64, **more: Any) -> Report:
+    """A run whose scheduler takes ``body`` seconds for each of the loop's own steps."""
+    scheduler = ddim(60)
+    scheduler.step = timed(scheduler.step, clock, body)
+    given = {"window": 8, "tolerance": 1e-3, **more}
+    return denoise(model, scheduler, noise(batch, 4, 4, 4, seed=1).to(dtype), **given)[1]
+
+
+def timed(step: Any, clock: Clock, body: float) -> Any:
+    @wraps(step)
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        clock.sleep(body)
+        return step(*args, **kwargs)
+
+    return slow
+
+
+def truth(report: Report, batch: int = 1, body: float = BODY, call: float = CALL, row: float = ROW) -> float:
+    """How many times as fast as the sequential loop with a warm denoiser."""
+    return report.steps * (call + row * batch + body) / report.seconds
+
+
+def test_a_first_run_measures_no_single_step_and_says_so(clock):
+    report = run(Slow(clock), clock)
+    assert report.round_seconds[0] == (1, pytest.approx(FIRST + CALL + ROW + BODY))
+    assert report.single_seconds == []
+    assert report.measured_gain is None
+    assert report.predicted_gain is None
+    assert "was not measured" in str(report)
+    assert "times as fast" not in str(report)
+
+
+def test_a_second_run_measures_the_truth(clock):
+    model = Slow(clock)
+    run(model, clock)
+    report = run(model, clock)
+    assert report.measured_gain == pytest.approx(truth(report), rel=1e-6)
+    assert 0.5 * truth(report) < report.predicted_gain < 1.1 * truth(report)  # the pace grows towards the end
+    assert f"{report.measured_gain:.2f} times as fast as one step at a time" in str(report)
+
+
+def test_a_function_is_known_again(clock):
+    slow = Slow(clock)
+
+    def model(x, t):
+        return slow(x, t)
+
+    assert run(model, clock).measured_gain is None
+    again = run(model, clock)
+    assert again.measured_gain == pytest.approx(truth(again), rel=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "dtype"), [(2, torch.float64), (1, torch.float32)])
+def test_another_shape_or_type_is_another_first_call(batch, dtype, clock):
+    model = Slow(clock)
+    run(model, clock)
+    reports = [run(model, clock, batch=batch, dtype=dtype) for _ in range(2)]
+    assert reports[0].measured_gain is None
+    assert reports[1].measured_gain == pytest.approx(truth(reports[1], batch), rel=1e-6)
+
+
+def test_single_steps_later_in_a_run_are_measurements(clock):
+    """A window of one: every step but the first is a warm one, and nothing is gained."""
+    report = run(Slow(clock), clock, window=1)
+    assert len(report.single_seconds) == 59
+    assert report.measured_gain == pytest.approx(60 * (CALL + ROW + BODY) / report.seconds)
+    assert report.measured_gain < 1
+
+
+costs = st.fixed_dictionaries(
+    {
+        "call": st.floats(1e-4, 1e-2),
+        "row": st.floats(0, 1e-2),
+        "first": st.floats(0, 2.0),
+    }
+)
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(costs, st.floats(0, 1e-2), st.integers(2, 16), st.integers(1, 3))
+def test_no_gain_is_claimed_that_is_not_true(clock, cost, body, window, batch):
+    """Whatever calls cost, in a first run and in later ones, wide first calls included."""
+    model, kept = Slow(clock, **cost), {key: cost[key] for key in ("call", "row")}
+    for number in range(3):
+        report = run(model, clock, body=body, window=window, batch=batch)
+        true = truth(report, batch, body, **kept)
+        assert (report.measured_gain is None) is (not report.single_seconds)
+        assert number == 0 or report.single_seconds
+        for gain, least, most in ((report.measured_gain, 0.999, 1.001), (report.predicted_gain, 0.5, 1.2)):
+            assert gain is None or least * true <= gain <= most * true
+
+
+def test_what_is_foreseen_does_not_take_the_first_call_of_a_width_for_a_usual_one(clock):
+    """One step was measured before, windows were not: their first call is paid once, and not for every window."""
+    model = Slow(clock)
+    run(model, clock, window=1)
+    report = run(model, clock)
+    assert max(seconds for width, seconds in report.round_seconds if width > 1) > FIRST
+    assert report.predicted_gain == pytest.approx(truth(report), rel=0.2)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.05, 1.0])
+def test_auto_is_not_taken_in_by_a_slow_first_call(first, clock):
+    """Time grows with the rows: no window pays, however long the first call of one step took."""
+    model = Slow(clock, call=0.0, row=2e-3, first=first)
+    for shape in (2, 3, 4, 5, 6, 7, 8, 16, 32, 60):  # wide calls are warm
+        model.shapes.add(torch.Size((shape, 4, 4, 4)))
+    report = run(model, clock, body=0.0, window="auto")
+    assert report.sequential == "a wider window would be slower here"
+    assert report.evaluations < 3 * 60
