@@ -155,7 +155,7 @@ class Adjoint:
             return np.zeros(shape) if pulled is None else _array(pulled).reshape(shape)
 
         posed = [sample.posed for sample in self.trajectory.samples]
-        residual = min(max(_SHARPER * each.rtol, 4 * each.unit) for each in posed)
+        residual = min(max(_SHARPER * float(each.rtol.min()), 4 * each.unit) for each in posed)
         mu = window.iterate(pull, following, residual, _DIRECTIONS)
         if mu is None and shape[-1] > _LARGEST:
             times = window.stack.times[window.at]

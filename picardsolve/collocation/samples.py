@@ -38,15 +38,15 @@ class Posed:
     Attributes:
         start: ``(d,)``.
         ts: ``(T,)`` times of the solution; ``ts[0]`` is that of the start.
-        rtol, atol: the tolerance.
+        rtol, atol: the tolerance, ``(d,)`` each.
         unit: unit roundoff of the drift.
         second_order: whether states are (positions, velocities), and accelerations depend on positions.
     """
 
     start: np.ndarray
     ts: np.ndarray
-    rtol: float
-    atol: float
+    rtol: np.ndarray
+    atol: np.ndarray
     unit: float
     second_order: bool
 
@@ -102,8 +102,7 @@ class Sample:
         size, method = posed.unknowns, self.method
         usual = _order(size) if self.used == "newton" else 20
         at = nodes(method.nodes, (method.order or usual) + (method.nodes != "radau"))
-        typical = 1e-3 * np.abs(posed.start) + 1e-6 * np.abs(posed.start).max() + posed.atol + np.finfo(float).tiny
-        differences = Differences(posed.second_order, posed.unit, typical)
+        differences = Differences.of(posed.second_order, posed.unit, posed.rtol, posed.atol)
         sweep: Sweep = (
             Newton(at, differences, self.used == "panels")
             if quadratic
@@ -123,9 +122,10 @@ class Sample:
 
     def _ahead(self) -> float:
         """What Picard aims at, in tolerances: sharper than asked for, but not at rounding."""
-        largest = np.abs(self.posed.start).max()
+        largest = np.abs(self.posed.start)
         allowed = self.posed.atol + self.posed.rtol * largest
-        return min(1.0, max(_AHEAD, 64 * self.posed.unit * largest / allowed))
+        rounding = np.divide(largest, allowed, out=np.zeros_like(largest), where=largest > 0).max()
+        return min(1.0, max(_AHEAD, 64 * self.posed.unit * float(rounding)))
 
     @property
     def over(self) -> bool:
