@@ -22,6 +22,8 @@ Choice: TypeAlias = Literal["picard", "secant", "panels", "newton"]
 
 _DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
 _ROWS = 20_000  # of a round of a march that is guided
+_IN_FLIGHT = 12  # segments, usually
+_NUMBERS = 2**20  # at the nodes of all segments in flight, but that one always is
 _AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
 _SEEN = 6  # drift calls whose cost is seen before iterations are compared
@@ -109,7 +111,7 @@ class Sample:
             else Picard(at, posed.second_order, self.used == "secant")
         )
         ahead = 1.0 if quadratic else self._ahead()
-        in_flight = method.in_flight or 12
+        in_flight = method.in_flight or min(_IN_FLIGHT, max(_NUMBERS // (at.n * len(posed.start)), 1))
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
         )

@@ -24,6 +24,7 @@ from picardsolve.tolerances import Tolerance
 
 _REACH = 16.0  # units of rounding that a tolerance may ask for
 _ROUNDS = 10_000
+_NUMBERS = 2**22  # in the states of a drift call: it may hold many more numbers on its way than there are in states
 
 
 def collocate(
@@ -58,7 +59,8 @@ def collocate(
         progress: likewise.
         throw: likewise.
     """
-    function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=max_batch)  # pyright: ignore
+    most = max_batch or max(_NUMBERS // layout.size, 1)
+    function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=most)  # pyright: ignore
     readings = [[Reading(event, layout, function.args_of(i)) for event in events] for i in range(layout.batch)]
     samples = _posed(term, layout, y, ts, tolerance, method, choice, readings)
     recorded, parameters = torch.is_grad_enabled(), []

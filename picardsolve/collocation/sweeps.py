@@ -104,10 +104,10 @@ class Picard(Sweep):
             segments = [flight.segments[i] for i in known]
             moved = np.array([segment.moved for segment in segments])
             turned = drift[known] - np.array([segment.drift for segment in segments])
-            allowed, states = flight.allowed[known][:, None], flight.states[known]
-            moved, turned, states = moved / allowed, turned / allowed, states / allowed
+            weights, states = 1 / flight.allowed[known], flight.states[known]
             size, along, large = (
-                np.einsum("snd,snd->s", *pair) for pair in ((moved, moved), (moved, turned), (states, states))
+                np.einsum("snd,sd,snd,sd->s", one, weights, other, weights)
+                for one, other in ((moved, moved), (moved, turned), (states, states))
             )
             slopes = np.clip(along / size, -30 / flight.h[known], 1 / flight.h[known])
             # a change at the level of rounding says nothing
