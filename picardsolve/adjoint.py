@@ -54,7 +54,7 @@ def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any,
     def states(at: Tensor) -> Any:
         return layout.unpack_path(_States.apply(trajectory, by, at, times[0], *inputs))
 
-    return replace(solution, ys=states(times), dense=states)
+    return replace(solution, ys=states(times[-len(solution.ts) :]), dense=states)
 
 
 class _States(torch.autograd.Function):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from picardsolve.collocation.accuracy import Accuracy
 from picardsolve.collocation.samples import Sample
+from picardsolve.solution import Solution
 from picardsolve.state import Layout
 
 
@@ -35,10 +36,11 @@ class Estimate:
     warnings: tuple[str, ...] = field(default=())
 
     @staticmethod
-    def of(samples: list[Sample], layout: Layout, solution: object) -> "Estimate":
+    def of(samples: list[Sample], layout: Layout, solution: Solution) -> "Estimate":
         """Read the checks of the accepted segments."""
         columns = [_of(sample) for sample in samples]
-        error, allowed, floor = (np.stack([column[k] for column in columns], 1) for k in range(3))
+        last = slice(-len(solution.ts), None)  # of which only the end is kept where so much was asked for
+        error, allowed, floor = (np.stack([column[k] for column in columns], 1)[last] for k in range(3))
         growth = np.array([column[3] for column in columns])
         warnings = ()
         if np.isnan(growth).any():

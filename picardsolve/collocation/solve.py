@@ -38,6 +38,7 @@ def collocate(
     tolerance: Tolerance,
     events: Sequence[Event],
     max_batch: int | None,
+    only_last: bool,
     max_rounds: int | None,
     progress: bool,
     throw: bool,
@@ -55,6 +56,7 @@ def collocate(
         tolerance: of which ``rtol`` and ``atol`` are meant.
         events: to be found.
         max_batch: as in `picardsolve.solve`.
+        only_last: whether nothing is asked for but the states at the last time.
         max_rounds: likewise.
         progress: likewise.
         throw: likewise.
@@ -62,6 +64,7 @@ def collocate(
     most = max_batch or max(_NUMBERS // layout.size, 1)
     function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=most)  # pyright: ignore
     readings = [[Reading(event, layout, function.args_of(i)) for event in events] for i in range(layout.batch)]
+    ts, saved = (ts[[0, -1]], ts[-1:]) if only_last else (ts, ts)
     samples = _posed(term, layout, y, ts, tolerance, method, choice, readings)
     recorded, parameters = torch.is_grad_enabled(), []
 
@@ -79,7 +82,7 @@ def collocate(
     steps = max(len(sample.refinement.march.accepted) for sample in samples)
     stats = Stats(steps, rounds, function.evaluations, function.calls, width)
     trajectory = Trajectory(samples, function, tuple(parameters))
-    return _finished(trajectory, ts, stats, len(events), throw), trajectory
+    return _finished(trajectory, saved, stats, len(events), throw), trajectory
 
 
 def _posed(
