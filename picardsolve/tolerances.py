@@ -67,7 +67,8 @@ class Tolerance:
         size = rms(change)
         if self.nothing:
             return _any(change), size  # not by the size, whose squares may underflow
-        if not _is_zero(self.rtol) or _has_elements(self.atol):
+        relative = not (_is_zero(self.state) and (noise is None or _is_zero(self.noise)))
+        if not relative or not _is_zero(self.rtol) or _has_elements(self.atol):  # the squares of changes may underflow
             return self._by_element(change, y, noise), size
         allowed = self.atol + (0 if noise is None else self.noise * noise)
         allowed = allowed if _is_zero(self.state) else allowed + self.state * rms(y)

@@ -198,6 +198,19 @@ def test_fixed_grids_in_any_units(seed, kind, d, iteration):
     assert sol.certificate.recheck().error.max() < torch.inf  # solves again, to a fraction of the same
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e25])
+@pytest.mark.parametrize("tolerance", [(1e-4, 1e-4), (1e-4, 0.0), (0.0, 1e-4)])
+@pytest.mark.parametrize("iteration", [None, ps.Secant(), ps.Newton()])
+@pytest.mark.parametrize("integrator", [ps.RK4(), ps.Collocation()])
+def test_single_precision_whose_squares_it_cannot_hold(unit, tolerance, iteration, integrator):
+    (rtol, atol), ts = tolerance, torch.linspace(0, 5, 101)
+    rates, y0 = torch.tensor([[-1.0, 0.5], [-0.5, -0.3]]), torch.tensor([1.0, 2.0]) * unit
+    given = {"integrator": integrator, "iteration": iteration, "rtol": rtol, "atol": atol * unit}
+    got = ps.solve(ps.ODE(lambda t, y: y @ rates.T), y0, ts, **given).ys / unit
+    exact = torch.stack([torch.matrix_exp(rates.double() * t) @ torch.tensor([1.0, 2.0]).double() for t in ts.double()])
+    assert ((got - exact).abs() <= 2 * (atol + rtol * exact.abs()) + 1e-5).all()
+
+
 # ---- what users have
 
 
