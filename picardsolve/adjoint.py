@@ -6,6 +6,7 @@ collocation method: Sandu 2006; equilibrium models: Bai, Kolter & Koltun 2019); 
 drift at all nodes gives the gradients of whatever it depends on.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,8 @@ _DENSE = 300  # unknowns of a segment whose equations are factorised at once
 _LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _NUMBERS = 2**24  # in the matrices of a window, or in the directions of its iteration
 _TOGETHER = 8  # segments of a sample that are iterated on together
-_DIRECTIONS = 60  # of the iteration
+_FEW = 16  # directions of the iteration, which are kept: so many times what the states at the nodes are
+_DIRECTIONS = 60  # where those do not do, as far as `_NUMBERS` allows
 _SHARPER = 0.1  # of rtol: the residual that an iteration leaves
 
 _ONCE = "gradient: solutions by collocation have first derivatives only; leave create_graph=True out."
@@ -50,7 +52,7 @@ def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any,
         return solution
 
     dense = _Differentiable(trajectory, by, times[0], inputs)
-    return replace(solution, ys=dense(times), dense=dense)
+    return replace(solution, ys=dense(times[-len(solution.ts) :]), dense=dense)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Adjoint:
         """How many segments of a sample, and of all, are solved together."""
         _, n, d = stack.states.shape
         rows = n if d > _LARGEST else n * d  # a row carries a cotangent, or one for each of its numbers
-        numbers = n * d * (_DIRECTIONS if d > _LARGEST else n * d)
+        numbers = n * d * (_FEW if d > _LARGEST else n * d)
         most = max(min(_NUMBERS // numbers, (self.function.max_batch or _NUMBERS) // rows), 1)
         return (min(_TOGETHER, most) if n * d > _DENSE else most), most
 
@@ -182,8 +184,11 @@ class Adjoint:
             return np.zeros(shape) if pulled is None else _array(pulled).reshape(shape)
 
         posed = [sample.posed for sample in self.trajectory.samples]
-        residual = min(max(_SHARPER * each.rtol, 4 * each.unit) for each in posed)
-        mu = window.iterate(pull, following, residual, _DIRECTIONS)
+        residual = min(max(_SHARPER * float(each.rtol.min()), 4 * each.unit) for each in posed)
+        few, more = min(_FEW, _DIRECTIONS), min(_DIRECTIONS, _NUMBERS // math.prod(shape))
+        mu = window.iterate(pull, following, residual, few)
+        if mu is None and more > few:
+            mu = window.iterate(pull, following, residual, more)
         if mu is None and shape[-1] > _LARGEST:
             times = window.stack.times[window.at]
             raise RuntimeError(

@@ -16,6 +16,7 @@ from picardsolve.path import Path
 from picardsolve.state import Layout
 from picardsolve.stopping import Stop
 from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE, Term
+from picardsolve.tolerance_shapes import read
 from picardsolve.tolerances import Tolerance
 
 
@@ -88,37 +89,25 @@ def tolerance_of(
     term: Term,
     layout: Layout,
     tol: float | Tensor | None,
-    rtol: float | Tensor | None,
-    atol: float | Tensor | None,
+    rtol: Any,
+    atol: Any,
     stop: Stop,
 ) -> Tolerance:
     """The tolerance that ``tol``, or ``rtol`` and ``atol``, ask for."""
-    for name, value in (("tol", tol), ("rtol", rtol), ("atol", atol)):
-        if value is None:
-            continue
-        if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
-            raise TypeError(f"{name}: expected a number or a tensor of one per sample, got {value!r}.")
-        values = torch.as_tensor(value)
-        if values.dim() and tuple(values.shape) != (layout.batch,):
-            raise ValueError(f"{name}: expected a number or shape ({layout.batch},), got {tuple(values.shape)}.")
-        if not bool((values >= 0).all()):
-            raise ValueError(f"{name}: expected values >= 0, got {value!r}; 0 asks for the sequential answer itself.")
+    tol = None if tol is None else read("tol", tol, layout, by_component=False)
+    rtol, atol = (
+        None if value is None else read(name, value, layout, by_component=not isinstance(term, Denoiser))
+        for name, value in (("rtol", rtol), ("atol", atol))
+    )
     if tol is not None and (rtol is not None or atol is not None):
         raise ValueError("tol: stands alone; pass either tol, or rtol and atol.")
     shown = 2 * torch.finfo(layout.dtype).eps  # half precision shows less than defaults ask for
     if tol is None and rtol is None and atol is None and isinstance(term, Denoiser):
         tol = max(1e-3, shown) if stop != "increment" else 0.05
-    on = {"device": layout.device, "dtype": layout.compute_dtype}
-
-    def moved(value: float | Tensor) -> float | Tensor:
-        return value.to(**on) if isinstance(value, Tensor) and value.dim() else float(value)
-
     if tol is None:
-        return Tolerance(
-            atol=moved(1e-7 if atol is None else atol), rtol=moved(max(1e-5, shown) if rtol is None else rtol)
-        )
+        return Tolerance(atol=1e-7 if atol is None else atol, rtol=max(1e-5, shown) if rtol is None else rtol)
     if isinstance(term, Denoiser) and stop != "increment":
-        return Tolerance(state=moved(tol))
+        return Tolerance(state=tol)
     if isinstance(term, ODE | SecondOrderODE | SemilinearODE) or stop != "increment":
-        return Tolerance(atol=moved(tol), rtol=moved(tol))
-    return Tolerance(noise=moved(tol))
+        return Tolerance(atol=tol, rtol=tol)
+    return Tolerance(noise=tol)

@@ -55,7 +55,8 @@ def odeint(
         y0: tensor, or tuple of tensors.
         t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``.
         rtol: relative tolerance: adaptively, of the distance to the solution of the equation; on a fixed grid, of the
-            iteration against the sequential solver. Of several values, as torchdiffeq takes them, the smallest counts.
+            iteration against the sequential solver. A tensor that broadcasts over y0: for each component its own; for
+            a tuple of states a tuple of numbers or tensors, or a tensor of one for each state, as in torchdiffeq.
             Default 1e-7, or what the dtype of y0 can reach; where errors grow too much for a default, up to a hundred
             times as much, with a `ConvergenceWarning`.
         atol: absolute tolerance likewise. Default 1e-9.
@@ -95,7 +96,7 @@ def odeint(
     given = dict(options or {})
     full_output = given.pop("full_output", False)
     term = ODE(func, given.pop("vectorized", False))
-    tolerances = _smallest("rtol", rtol), _smallest("atol", atol)
+    tolerances = _by_component("rtol", rtol, y0), _by_component("atol", atol, y0)
     if event_fn is not None:
         if method in _FIXED:
             raise ValueError(f"event_fn: found between steps, which {method!r} does not know; leave method out.")
@@ -112,23 +113,48 @@ def odeint(
     return (answer, solution) if full_output else answer
 
 
-def _smallest(name: str, value: Any) -> float | None:
-    """A tolerance as one number: the smallest of torchdiffeq's, of elements or of the parts of a state."""
-    if value is None:
-        return None
-    if isinstance(value, tuple | list | Tensor):
-        parts = value.flatten().tolist() if isinstance(value, Tensor) else [_smallest(name, part) for part in value]
-        value = min((part for part in parts if part is not None), default=None)
-    if not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, a tensor or a tuple of them, got {value!r}.")
-    return float(value)
+def _by_component(name: str, value: Any, y0: Any) -> Any:
+    """A tolerance in the structure of y0, as torchdiffeq broadcasts it: over a tensor, or a value for each of several.
+
+    Raises:
+        TypeError: it is no number, real tensor, or tuple of them for a tuple of states.
+        ValueError: its shape or length does not fit that of y0.
+    """
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return float(value)
+    if isinstance(y0, tuple):
+        if not isinstance(value, tuple | list | Tensor):
+            raise TypeError(f"{name}: expected a number, a tensor or a tuple of them, got {value!r}.")
+        if len(value) != len(y0):
+            raise ValueError(f"{name}: expected one value for each of the {len(y0)} states, got {len(value)}.")
+        return tuple(_over(name, part, state) for part, state in zip(value, y0, strict=True))
+    return _over(name, value, y0)
+
+
+def _over(name: str, value: Any, state: Tensor) -> Tensor:
+    """One for each component of a tensor."""
+    try:
+        values = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a number, a tensor or a tuple of them, got {value!r}.") from None
+    if values.dim() == 1 and len(values) == state.numel():
+        return values.reshape(state.shape)
+    try:
+        return values.expand(state.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a number or a tensor that broadcasts over {tuple(state.shape)}, got "
+            f"{tuple(values.shape)}."
+        ) from None
 
 
 def _adaptive(
     term: ODE,
     y0: Any,
     grid: Tensor,
-    tolerances: tuple[float | None, float | None],
+    tolerances: tuple[Any, Any],
     method: str | None,
     options: dict[str, Any],
     **more: Any,
@@ -165,7 +191,7 @@ def _until(
     term: ODE,
     y0: Any,
     grid: Tensor,
-    tolerances: tuple[float | None, float | None],
+    tolerances: tuple[Any, Any],
     method: str | None,
     options: dict[str, Any],
 ) -> Solution:
@@ -192,7 +218,7 @@ def _on_grid(
     term: ODE,
     y0: Any,
     grid: Tensor,
-    tolerances: tuple[float | None, float | None],
+    tolerances: tuple[Any, Any],
     method: str,
     options: dict[str, Any],
 ) -> tuple[Any, Solution]:

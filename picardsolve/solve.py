@@ -61,7 +61,7 @@ def solve(
     integrator: Integrator | Collocation,
     iteration: Iteration | Parareal | None = None,
     guess: Guess | Callable[[Tensor, Any], Any] | None = None,
-    window: int | Literal["auto"] = 32,
+    window: int | Literal["auto"] | None = None,
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
@@ -97,20 +97,24 @@ def solve(
         guess: what states entering the window start from; the last evaluation held fixed by default. A function
             ``guess(ts, y)`` of the times ``(L,)`` asked for and the last known state returns ``(L, *y0.shape)``. Unused
             by `Parareal`.
-        window: steps solved at once, at least 1 (which is the sequential solver); of `Parareal`, most cores, of which
-            ``solution.notes`` says how many there were. "auto": as
-            many as pay, found in the rounds that are run anyway: how long a round of so many steps takes is fitted;
-            never more than ``max_batch`` and the arithmetic's precision allow; one at a time where that is fastest.
+        window: steps solved at once, at least 1 (which is the sequential solver), 32 by default; of `Parareal`, most
+            cores, of which ``solution.notes`` says how many there were. `Collocation` has segments in flight instead,
+            and refuses it. "auto": as many as pay, found in the rounds that are run anyway: how long a round of so many
+            steps takes is fitted; never more than ``max_batch`` and the arithmetic's precision allow; one at a time
+            where that is fastest.
         tol: tolerance, relative to the root mean square of the state for a `Denoiser` (0.001 where none is given, more
             in half precision), to ``1 + |y|`` elementwise for an `ODE` or `SDE`. 0 gives the sequential answer to the
             last bits. A tensor ``(B,)``: per sample.
-        rtol: instead of ``tol``: relative to ``|y|``. Default 1e-5 where tol is not given.
-        atol: with ``rtol``: absolute. Default 1e-7 where tol is not given.
+        rtol: instead of ``tol``: relative to ``|y|``. Default 1e-5 where tol is not given. Shapes as of ``atol``.
+        atol: with ``rtol``: absolute, in the units of y. Default 1e-7 where tol is not given. A number; or one for each
+            component, in the shape or structure of y0 (in the place of a tensor of several a number does). With
+            ``batch_dims=1``: ``(B,)`` is one for each sample, ``(1, *shape)`` one for each component of a sample,
+            ``(B, *shape)`` one for each of each; ``shape`` alone is refused, for it could mean either.
         stop: what the tolerance is about. "error": states are left when their estimated distance to the sequential
             solution is within it. "residual": when their change in a round and the residuals up to them, added up, are.
             "increment": when a round changes them by no more (ParaDiGMS); ``tol`` is then relative to the noise of the
             step for a `Denoiser` (default 0.05) or an `SDE`.
-        brownian: the noise; ``BrownianPath(seed=0)`` by default.
+        brownian: the noise; ``BrownianPath(seed=0)`` by default. `Collocation` has none, and refuses it.
         args: passed on to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed on to a `Denoiser`'s model by name; tensors hold an entry per sample.
         batch_dims: 1: ``y0[i]`` are independent samples, each with its own window, tolerance and end. 0: ``y0`` is one
@@ -122,7 +126,8 @@ def solve(
             ``2 * order + 1`` places of a segment. As in scipy: an attribute ``terminal`` of True or a count ends the
             solve there (``ys`` is NaN at later times), ``direction`` of 1 or -1 takes only what rises or falls, and
             zero at the start is an event where it is left in that direction. Each sample of a batch by itself.
-        save: "all" keeps the state at every time, "last" only at the last: memory of one window.
+        save: "all" keeps the state at every time, "last" only at the last: memory of one window. By `Collocation` only
+            the last time is then held to the tolerance; its polynomials are kept.
         progress: show a bar of converged steps and rounds.
         throw: False returns a failed solve's partial solution instead of raising.
 
@@ -135,18 +140,21 @@ def solve(
         SolveError: a sequential step is not finite, or ``max_rounds`` was reached; it carries the partial solution.
     """
     problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
-    check_width(window)
+    check_choice("save", save, ("all", "last"))
+    if window is not None:
+        check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
     if isinstance(integrator, Collocation):
-        found = _collocated(
-            problem, y, integrator, iteration, guess, stop, (tol, rtol, atol), events, max_rounds, progress, throw
-        )
-        return differentiable(*found, y0, ts, args) if torch.is_grad_enabled() else found[0]
+        _refuse_of_grids(window, brownian)
+        how = iteration, guess, stop, (tol, rtol, atol), events, save
+        found = _collocated(problem, y, integrator, *how, max_rounds, progress, throw)
+        times = ts if isinstance(ts, Tensor) else problem.ts
+        return differentiable(*found, y0, times, args) if torch.is_grad_enabled() else found[0]
     if events is not None:
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
     kept = {"max_batch": max_batch, "save": save}
-    how = iteration, guess, window, stop, max_rounds, progress, throw
+    how = iteration, guess, 32 if window is None else window, stop, max_rounds, progress, throw
     noted = [] if torch.is_grad_enabled() and isinstance(problem.term, ODE | SDE) else None
     fixed = pytree.tree_map(_detached, problem.args)
     problem = replace(problem, args=fixed, parameters=noted)
@@ -178,7 +186,6 @@ def _on_grid(
 ) -> Solution:
     """Solve on the grid that was given; ``given`` and ``kept`` is what `sequential` is also passed."""
     (term, y0), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
-    check_choice("save", save, ("all", "last"))
     check_choice("stop", stop, get_args(Stop))
     tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
@@ -233,6 +240,16 @@ def _on_grid(
     return solution
 
 
+def _refuse_of_grids(window: object, brownian: object) -> None:
+    if window is not None:
+        raise ValueError(
+            f"window: got {window!r}, but Collocation has no steps that a window could be of; pass "
+            "Collocation(in_flight=...), the most segments at once, or leave it out."
+        )
+    if brownian is not None:
+        raise ValueError("brownian: an ODE has no noise, and Collocation solves nothing else; leave it out.")
+
+
 def _collocated(
     problem: Problem,
     y: Tensor,
@@ -242,6 +259,7 @@ def _collocated(
     stop: str,
     tolerances: tuple[Any, Any, Any],
     events: Any,
+    save: Save,
     *run: Any,
 ) -> tuple[Solution, Trajectory]:
     """Solve by collocation, which has windows, guesses and a rule to stop of its own."""
@@ -256,7 +274,7 @@ def _collocated(
     tolerance = tolerance_of(problem.term, problem.layout, *tolerances, "error")
     args = pytree.tree_map(_detached, problem.args)
     posed = problem.term, problem.layout, y, problem.ts, args, method, choice, tolerance
-    return collocate(*posed, Event.of(events), problem.max_batch, *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
+    return collocate(*posed, Event.of(events), problem.max_batch, save == "last", *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
 
 
 def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_rounds: int | None) -> int:
@@ -347,8 +365,9 @@ def _rounds_left(chain: DriftChain, loop: Window, max_rounds: int | None) -> int
 def _scale(path: Tensor, tolerance: Tolerance) -> Tensor:
     """By which changes of each number are measured, ``(B, D)``: its usual size, and that below which it is as none."""
     usual = path.square().mean(0).sqrt()
-    floor = torch.as_tensor(tolerance.atol) / torch.as_tensor(tolerance.rtol).clamp(min=1e-300)
-    floor = floor.to(usual).expand(len(usual))[:, None].nan_to_num(0, 0)
+    atol, rtol = (torch.as_tensor(value).to(usual) for value in (tolerance.atol, tolerance.rtol))
+    atol, rtol = (value[:, None] if value.dim() == 1 else value for value in (atol, rtol))
+    floor = (atol / rtol.clamp(min=torch.finfo(usual.dtype).tiny)).nan_to_num(0, 0)
     scale = usual + floor
     return torch.where(scale > 0, scale, 1)
 

@@ -14,7 +14,8 @@ _TINY = 1e-30  # weights at least as large are normal numbers in every dtype tha
 class Tolerance:
     """What changes and errors of states are measured by, in root mean square over the state.
 
-    Each field is a number, or a tensor of shape ``(B,)`` with one value per sample.
+    Each field is a number, or a tensor of shape ``(B,)`` with one value per sample; ``atol`` and ``rtol`` may also be
+    ``(1, D)`` or ``(B, D)``, with one value for each element of a state.
 
     Args:
         atol: absolute tolerance.
@@ -38,17 +39,20 @@ class Tolerance:
     def scaled(self, factor: float | Tensor) -> "Tolerance":
         """The same, times a number, or one for each sample."""
         given = self.atol, self.rtol, self.noise, self.state
-        return Tolerance(*(value if _is_zero(value) else value * factor for value in given))
+        return Tolerance(*(value if _is_zero(value) else _times(value, factor) for value in given))
 
     @property
     def smallest(self) -> float:
         """The smallest relative tolerance of any sample, or the absolute one where there is none."""
-        relative = torch.as_tensor(self.rtol) + torch.as_tensor(self.state)
-        return float(torch.where(relative > 0, relative, torch.as_tensor(self.atol)).min())
+        rtol, state, atol = (torch.as_tensor(_column(value)) for value in (self.rtol, self.state, self.atol))
+        relative = rtol + state
+        return float(torch.where(relative > 0, relative, atol).min())
 
     def size(self, y: Tensor) -> Tensor:
         """Root mean square error that is allowed of states ``(..., D)``; noise left aside."""
-        return rms(y) * (self.rtol + self.state) + self.atol
+        if not (_has_elements(self.rtol) or _has_elements(self.atol)):
+            return rms(y) * (self.rtol + self.state) + self.atol
+        return rms(y.abs() * _column(self.rtol) + _column(self.atol)) + rms(y) * self.state
 
     def measure(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Measure changes in units of what is allowed.
@@ -65,7 +69,8 @@ class Tolerance:
         size = rms(change)
         if self.nothing:
             return _any(change), size  # not by the size, whose squares may underflow
-        if not _is_zero(self.rtol):
+        relative = not (_is_zero(self.state) and (noise is None or _is_zero(self.noise)))
+        if not relative or not _is_zero(self.rtol) or _has_elements(self.atol):  # the squares of changes may underflow
             return self._by_element(change, y, noise), size
         allowed = self.atol + (0 if noise is None else self.noise * noise)
         allowed = allowed if _is_zero(self.state) else allowed + self.state * rms(y)
@@ -101,5 +106,14 @@ def _is_zero(value: float | Tensor) -> bool:
     return not isinstance(value, Tensor) and value == 0
 
 
+def _has_elements(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2
+
+
+def _times(value: float | Tensor, factor: float | Tensor) -> float | Tensor:
+    return value * (_column(factor) if _has_elements(value) else factor)
+
+
 def _column(value: float | Tensor) -> float | Tensor:
-    return value[:, None] if isinstance(value, Tensor) else value
+    """As it applies to the elements of states."""
+    return value[:, None] if isinstance(value, Tensor) and value.dim() == 1 else value

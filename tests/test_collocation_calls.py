@@ -331,3 +331,36 @@ def test_a_state_that_looks_for_its_first_step_is_not_called_stiff():
     problem = PROBLEMS["burgers"]
     sol = solve(problem.f, problem.y0, problem.span, rtol=1e-9, atol=1e-9)
     assert float(((sol.ys[-1] - problem.y1).abs() / (1 + problem.scale)).max()) <= 1e-8
+
+
+# ---- arguments of grids
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"window": 32}, r"^window: got 32, .* pass Collocation\(in_flight=\.\.\.\)"),
+        ({"window": "auto"}, r"^window: got 'auto'"),
+        ({"brownian": ps.BrownianPath(seed=0)}, r"^brownian: .* leave it out"),
+        ({"save": "first"}, r"^save: "),
+    ],
+)
+def test_arguments_of_grids_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        ps.solve(ps.ODE(lambda t, y: -y), torch.ones(2).double(), [0.0, 1.0], integrator=ps.Collocation(), **given)
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_the_last_state_alone_is_that_of_all_with_its_gradient(batch_dims):
+    """And its certificate; also where a solve fails."""
+    y0, ts = torch.tensor([0.5, 1.0, 2.0]).double().requires_grad_(), torch.tensor([0.0, 0.3, 2.0]).double()
+    given = {"integrator": ps.Collocation(), "tol": 1e-9, "batch_dims": batch_dims}
+    every, last = (ps.solve(ps.ODE(lambda t, y: -y * y), y0, ts, save=save, **given) for save in ("all", "last"))
+    assert torch.equal(last.ts, ts[-1:])
+    assert last.ys.shape == (1, 3)
+    torch.testing.assert_close(last.ys, every.ys[-1:], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(*(torch.autograd.grad(sol.ys[-1].sum(), y0)[0] for sol in (every, last)))
+    assert last.certificate.error.shape == every.certificate.error[-1:].shape
+    failed = ps.solve(ps.ODE(lambda t, y: y * y), y0.detach(), ts, save="last", throw=False, **given)
+    assert failed.ys.shape == (1, 3)
+    assert failed.ys.isnan().any()

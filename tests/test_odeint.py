@@ -228,11 +228,58 @@ def test_tuples_and_complex_numbers():
         torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-8)
 
 
-def test_tolerances_of_parts_count_by_the_smallest():
-    many = {"rtol": torch.tensor([1e-9, 1e-3]), "atol": (1e-11, torch.tensor([1e-2, 1e-6]))}
-    _, sharp = ps.odeint(pendulum, Y0, T, options={"full_output": True}, **many)
-    _, same_ = ps.odeint(pendulum, Y0, T, options={"full_output": True}, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(sharp.certificate.allowed, same_.certificate.allowed, rtol=1e-6, atol=0.0)
+def test_tolerances_of_components_act_on_them_alone():
+    """What is allowed of a component is its own tolerance; the worst component's is what the certificate shows."""
+    full = {"options": {"full_output": True}}
+    for loose in (0, 1):
+        atol = torch.tensor([1e-10, 1e-10], dtype=torch.float64)
+        atol[loose] = 1e-1
+        exact = ps.odeint(pendulum, Y0, T, rtol=1e-12, atol=1e-12)
+        ours, sol = ps.odeint(pendulum, Y0, T, rtol=0.0, atol=atol, **full)
+        assert ((ours - exact).abs() <= 10 * atol).all()
+        assert {1e-10, 1e-1} >= {float(f"{value:.2g}") for value in sol.certificate.allowed.tolist()}
+
+
+def doubles(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+ONE, PAIR = torch.ones(2, 3).double(), (Y0, torch.ones(3).double())
+
+
+@pytest.mark.parametrize(
+    ("y0", "asked", "meant"),
+    [
+        (Y0, {"atol": doubles(1e-9, 1e-3)}, {"atol": doubles(1e-9, 1e-3)}),
+        (Y0, {"rtol": doubles(1e-9, 1e-3)}, {"rtol": doubles(1e-9, 1e-3)}),
+        (ONE, {"atol": doubles(1e-9, 1e-6, 1e-3)}, {"atol": doubles(1e-9, 1e-6, 1e-3).expand(2, 3)}),
+        (ONE, {"atol": doubles(1e-9, 1e-3)[:, None]}, {"atol": doubles(1e-9, 1e-3)[:, None].expand(2, 3)}),
+        (PAIR, {"rtol": (1e-8, 1e-4)}, {"rtol": (1e-8, 1e-4)}),
+        (PAIR, {"atol": doubles(1e-9, 1e-3)}, {"atol": (doubles(1e-9, 1e-9), doubles(1e-3, 1e-3, 1e-3))}),
+        (PAIR, {"atol": (1e-9, doubles(1e-1, 1e-2, 1e-3))}, {"atol": (1e-9, doubles(1e-1, 1e-2, 1e-3))}),
+    ],
+)
+def test_tolerances_broadcast_as_in_torchdiffeq(y0, asked, meant):
+    """Which takes these very arguments; `solve` has one value for each component, or for each part."""
+
+    def decay(t, y):
+        return tuple(-part for part in y) if isinstance(y, tuple) else -y
+
+    usual = {"rtol": 1e-5, "atol": 1e-7}
+    ours = ps.odeint(decay, y0, T, **usual | asked)
+    same = ps.solve(ps.ODE(decay, vectorized=False), y0, T, integrator=ps.Collocation(), **usual | meant).ys
+    theirs = torchdiffeq.odeint(decay, y0, T, **usual | asked)
+    for mine, other, reference in zip(
+        *((x if isinstance(x, tuple) else (x,)) for x in (ours, same, theirs)), strict=True
+    ):
+        assert torch.equal(mine, other)
+        torch.testing.assert_close(mine, reference, rtol=1e-2, atol=1e-1)
+
+
+@pytest.mark.parametrize("atol", [torch.ones(3), (1e-9, 1e-9, 1e-9), torch.tensor([1e-9, -1.0])])
+def test_tolerances_that_do_not_fit_are_refused(atol):
+    with pytest.raises(ValueError, match=r"^atol: "):
+        ps.odeint(pendulum, Y0, T, atol=atol)
 
 
 def test_a_default_that_growth_puts_out_of_reach_is_loosened_with_a_warning():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from picardsolve.collocation.check import Checked
+from picardsolve.collocation.segments import Bounds
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Accuracy:
     Attributes:
         error: ``(S, d)`` with its sign: what to add to the states there.
         floor: ``(S, d)`` what rounding may have become.
-        growth: largest factor that an error grew by on its way to the end; NaN where flows are not known.
+        growth: largest factor that an error, in tolerances, grew by on its way to the end; NaN where flows are not
+            known.
     """
 
     error: np.ndarray
@@ -23,16 +25,16 @@ class Accuracy:
     growth: float
 
     @staticmethod
-    def of(segments: Sequence[Checked]) -> "Accuracy":
+    def of(segments: Sequence[Checked], bounds: Bounds) -> "Accuracy":
         """``e[s + 1] = flow[s] e[s] + error[s]``; where flows are not known, sizes are added up."""
         known = all(segment.flow is not None for segment in segments)
         size = len(segments[0].error)
         error, floor = np.zeros((len(segments), size)), np.zeros((len(segments), size))
-        carried, noise, growth = np.zeros(size), np.zeros((size, size)), 1.0
-        flown = np.eye(size) if known else None
+        carried, growth = np.zeros(size), np.nan
+        noise, flown = (np.zeros((size, size)), np.eye(size)) if known else (None, None)
         with np.errstate(all="ignore"):
             for s, segment in enumerate(segments):
-                if known:
+                if noise is not None and flown is not None:
                     assert segment.flow is not None
                     carried = segment.flow @ carried + segment.error
                     # independent errors: their covariance is carried, and its diagonal read
@@ -44,5 +46,7 @@ class Accuracy:
                     floor[s] = segment.noise + (floor[s - 1] if s else 0)
                 error[s] = carried
             if flown is not None:
+                allowed = bounds.allowed(np.max([segment.scale for segment in segments], 0))
+                flown = flown * (allowed / allowed[:, None])
                 growth = float(np.linalg.norm(flown, 2)) if np.isfinite(flown).all() else np.inf
-        return Accuracy(error, floor, growth if known else np.nan)
+        return Accuracy(error, floor, growth)

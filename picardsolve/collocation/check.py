@@ -82,17 +82,18 @@ class Check:
         linears = [segment.linear for segment in segments]
         if self._probes(segments):
             jacobians = self.differences.jacobians(to_seen(nodes) @ values, None, drift[len(segments) * count :])
-            linears = Panels.of(nodes, lengths, jacobians, self.differences.second_order)
+            units = self.differences.units(values)
+            linears = Panels.of(nodes, lengths, jacobians, self.differences.second_order, units)
         answers = [
             (own, None) if linear is None else linear.answer(own) for linear, own in zip(linears, rho, strict=True)
         ]
         largest = np.maximum(np.abs(states).max(1), np.abs(starts))
         noise = bounds.unit * (largest + lengths[:, None] * np.abs(at).max(1))
         allowed = bounds.allowed(largest)
-        limits = np.maximum(_LIMIT, 50 * (noise / allowed).max(1))
+        limits = np.maximum(_LIMIT * allowed, 50 * noise)
         out: list[Checked | None] = []
         for i, (segment, (error, flow)) in enumerate(zip(segments, answers, strict=True)):
-            inside = (np.abs(error).max(0) / allowed[i]).max() <= limits[i]
+            inside = (np.abs(error).max(0) <= limits[i]).all()
             passed = Checked(segment.t, segment.h, values[i], flow, error[-1], noise[i], largest[i])
             out.append(passed if inside else None)
         return out

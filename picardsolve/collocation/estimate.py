@@ -8,6 +8,7 @@ from torch import Tensor
 
 from picardsolve.collocation.accuracy import Accuracy
 from picardsolve.collocation.samples import Sample
+from picardsolve.solution import Solution
 from picardsolve.state import Layout
 
 
@@ -18,12 +19,13 @@ class Estimate:
     Fields of shape ``(T,)`` or, for samples, ``(T, B)`` belong to the times of the solution.
 
     Attributes:
-        error: largest error of a component: residuals at points that the iteration did not use, carried on by the
-            linearised equation. Of states of more than 64 numbers that Newton did not solve, sizes of errors are added
-            up without their growth.
+        error: of the component that is worst, in tolerances: residuals at points that the iteration did not use,
+            carried on by the linearised equation. Of states of more than 64 numbers that Newton did not solve, sizes of
+            errors are added up without their growth.
         allowed: what the tolerance allows it to be.
         precision_floor: what rounding may have become.
-        growth: factor that an error at the start has grown by at the end; NaN where not known. ``()`` or ``(B,)``.
+        growth: factor that an error at the start has grown by at the end, both in tolerances of the components' largest
+            values; NaN where not known. ``()`` or ``(B,)``.
         warnings: what to know.
     """
 
@@ -41,10 +43,11 @@ class Estimate:
         return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
 
     @staticmethod
-    def of(samples: list[Sample], layout: Layout, solution: object) -> "Estimate":
+    def of(samples: list[Sample], layout: Layout, solution: Solution) -> "Estimate":
         """Read the checks of the accepted segments."""
         columns = [_of(sample) for sample in samples]
-        error, allowed, floor = (np.stack([column[k] for column in columns], 1) for k in range(3))
+        last = slice(-len(solution.ts), None)  # of which only the end is kept where so much was asked for
+        error, allowed, floor = (np.stack([column[k] for column in columns], 1)[last] for k in range(3))
         growth = np.array([column[3] for column in columns])
         warnings = ()
         if np.isnan(growth).any():
@@ -61,11 +64,11 @@ def _of(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     clock, missing = posed.clock, np.full(len(posed.ts), np.nan)
     if not march.accepted:
         return missing, missing, missing, np.nan
-    accuracy = sample.refinement.accuracy or Accuracy.of(march.accepted)
+    accuracy = sample.refinement.accuracy or Accuracy.of(march.accepted, march.bounds)
     ends = np.array([segment.end for segment in march.accepted])
     at = np.minimum(np.searchsorted(ends, clock * (1 - 1e-12)), len(ends) - 1)
     scale = np.array([segment.scale for segment in march.accepted])[at]
-    allowed = posed.atol + posed.rtol * scale
+    allowed = march.bounds.allowed(scale) / sample.refinement.scaled
     before = np.concatenate([0 * accuracy.error[:1], accuracy.error])
     error = np.maximum(np.abs(before[at]), np.abs(before[at + 1]))  # at either end of the segment that a time is in
     worst = (error / allowed).argmax(1)

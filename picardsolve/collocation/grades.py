@@ -17,7 +17,7 @@ class Grades:
 
     Attributes:
         change: the last change of its states, in tolerances.
-        relative: the same relative to the states.
+        relative: the same relative to the states, all in tolerances.
         tail: the last terms of its polynomial, in tolerances or in floors, whichever are larger: what it leaves out.
         floor: what rounding may do, in tolerances.
     """
@@ -31,7 +31,7 @@ class Grades:
     def of(flight: Flight, swept: Swept, drift: np.ndarray, bounds: Bounds) -> "Grades":
         """Of the states after a sweep, which `flight` holds."""
         nodes, states, terms = flight.nodes, flight.states, flight.nodes.last_terms
-        ratios = np.empty((4, *flight.starts.shape))
+        ratios = np.empty((3, *flight.starts.shape))
         largest = np.abs(states).max(1)
         np.maximum(largest, np.abs(flight.starts), out=largest)
         change = np.abs(swept.change).max(1, out=ratios[0])
@@ -45,12 +45,13 @@ class Grades:
         noise *= flight.h[:, None]
         noise += largest
         noise *= _FLOOR * bounds.unit
-        np.divide(change, largest.max(1, keepdims=True) + bounds.atol, out=ratios[3])
-        ratios[:3] /= bounds.allowed(largest)
+        allowed = bounds.allowed(largest)
+        ratios /= allowed
         ratios[1] -= _NOISE / _FLOOR * ratios[2]  # terms below the noise tell nothing
         ratios[1] /= np.maximum(ratios[2], 1)
-        changes, tails, floors, relative = ratios.max(2).tolist()
-        return Grades(changes, relative, tails, floors)
+        changes, tails, floors = ratios.max(2)
+        relative = changes / ((largest / allowed).max(1) + 1)
+        return Grades(changes.tolist(), relative.tolist(), tails.tolist(), floors.tolist())
 
     def known(self, i: int) -> bool:
         """Whether a segment has converged well enough for its tail to be the solution's."""

@@ -72,23 +72,28 @@ def _coarse(fine: Nodes) -> tuple[Nodes, np.ndarray]:
 class Dense(Linear):
     """J at every node, one LU factorisation of ``I - h A J``: as good as the nodes, also for stiff equations.
 
-    Of a second-order equation only positions are unknown, and the factors an eighth of the size.
+    Of a second-order equation only positions are unknown, and the factors an eighth of the size. Factors are of the
+    equations in units ``(d,)`` of the components, in which pivots are told apart.
     """
 
     nodes: Nodes
     h: float
     jacobian: np.ndarray
     second_order: bool
+    units: np.ndarray
 
     @staticmethod
-    def of(nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool) -> "list[Dense]":
-        """Of S segments of lengths ``(S,)``, by Jacobians ``(S, n, size, size)``."""
-        return [Dense(nodes, *part, second_order) for part in zip(h.tolist(), jacobians, strict=True)]
+    def of(nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool, units: np.ndarray) -> "list[Dense]":
+        """Of S segments of lengths ``(S,)``, by Jacobians ``(S, n, size, size)`` and units ``(S, d)``."""
+        parts = zip(h.tolist(), jacobians, units, strict=True)
+        return [Dense(nodes, length, own, second_order, unit) for length, own, unit in parts]
 
     def __post_init__(self):
         n, size, _ = self.jacobian.shape
         block = -(self.h**2) * self.nodes.twice if self.second_order else -self.h * self.nodes.integrate
-        matrix = (block[:, None, :, None] * self.jacobian.transpose(1, 0, 2)).reshape(n * size, n * size)
+        own = self.units[:size]
+        scaled = self.jacobian * (own / own[:, None])
+        matrix = (block[:, None, :, None] * scaled.transpose(1, 0, 2)).reshape(n * size, n * size)
         matrix.flat[:: n * size + 1] += 1
         self.singular = not np.isfinite(matrix).all()
         if not self.singular:
@@ -116,11 +121,13 @@ class Dense(Linear):
         return answers[..., 0], answers[-1, :, 1:]
 
     def _back(self, right: np.ndarray) -> np.ndarray:
-        flat = right.reshape(len(self._pivots), -1)
-        return dgetrs(self._lu, self._pivots, flat, trans=1)[0].reshape(right.shape)
+        units = np.tile(self.units[: right.shape[1]], len(right))[:, None]
+        flat = right.reshape(len(units), -1) / units
+        return (units * dgetrs(self._lu, self._pivots, flat, trans=1)[0]).reshape(right.shape)
 
     def followed(self, h: float, drift: np.ndarray) -> np.ndarray:
         """On fewer nodes."""
         few, spread = _coarse(self.nodes)
         held = np.broadcast_to(self.jacobian[-1], (few.n, *self.jacobian.shape[1:]))
-        return spread @ Dense(few, h, held, self.second_order).solve(h * few.c[:, None] * drift)
+        ahead = Dense(few, h, held, self.second_order, self.units)
+        return spread @ ahead.solve(h * few.c[:, None] * drift)

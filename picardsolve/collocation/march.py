@@ -82,7 +82,7 @@ class March:
             return np.zeros(1), self.start[None]
         rows: list[tuple[np.ndarray, np.ndarray]] = []
         if self.queue:
-            self._flight = Flight(self.queue, self.nodes)
+            self._flight = Flight(self.queue, self.nodes, self.bounds)
             rows.append((self._flight.times.ravel(), self._flight.states.reshape(-1, len(self.start))))
             rows.append(self.sweep.asks(self._flight) or (rows[0][0][:0], rows[0][1][:0]))
         self._counts = [len(t) for t, _ in rows]
@@ -126,7 +126,8 @@ class March:
             first = self.guide.segment(0.0, self.start, self.span)
             self._next = first.h
             return first
-        size, speed = np.abs(self.start).max(), np.abs(drift).max()
+        allowed = self.bounds.allowed(np.abs(self.start))
+        size, speed = (float(np.linalg.norm(value / allowed)) for value in (self.start, drift))
         h = max(0.5 * size / speed, 1e-6 * self.span) if size and speed else 1e-3 * self.span
         if self.bounds.first is not None:
             h = self.bounds.first
@@ -135,6 +136,7 @@ class March:
         straight = self.start + h * self.nodes.c[:, None] * drift
         if not h * speed < 10 * size:
             straight = np.tile(self.start, (self.nodes.n, 1))
+        self.check.differences.begin(np.maximum(np.abs(self.start), np.abs(straight[-1])))
         return Segment(0.0, h, self.start, straight)
 
     def _judge(self, drift: np.ndarray) -> Segment | None:
@@ -282,6 +284,6 @@ class March:
                 continue
             if k and self._longer is None:
                 return
-            self.queue.append(self.sweep.follow(behind, fitted(length, left)))
+            self.queue.append(self.sweep.follow(behind, fitted(length, left), self.bounds))
             if self._longer == _GROWS and tail < 1e-3:
                 length = min(_GROWS * length, self.bounds.longest)

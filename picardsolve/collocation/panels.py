@@ -65,6 +65,7 @@ class Panels(Linear):
 
     Attributes:
         jacobian: at `SEEN`, or at one point for all.
+        units: ``(d,)`` of the components, in which pivots are told apart.
         x: ``(panels, d, d)``; of one point one panel for all.
         phi: likewise.
         at_ends: the Jacobians at the panels' ends, times their length.
@@ -72,6 +73,7 @@ class Panels(Linear):
 
     nodes: Nodes
     jacobian: np.ndarray
+    units: np.ndarray
     second_order: bool
     x: np.ndarray
     phi: np.ndarray
@@ -79,8 +81,10 @@ class Panels(Linear):
     singular: bool
 
     @staticmethod
-    def of(nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool) -> "list[Panels]":
-        """Of S segments of lengths ``(S,)``, by Jacobians ``(S, 10 or 1, size, size)``."""
+    def of(
+        nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool, units: np.ndarray | None = None
+    ) -> "list[Panels]":
+        """Of S segments of lengths ``(S,)``, by Jacobians ``(S, 10 or 1, size, size)`` and units ``(S, d)`` or 1."""
         x = at_ends = (_whole(jacobians) if second_order else jacobians) * (h / _PANELS)[:, None, None, None]
         if x.shape[1] > 1:
             read = (_on_panels() @ x.reshape(*x.shape[:2], -1)).reshape(len(x), -1, *x.shape[2:])
@@ -92,10 +96,13 @@ class Panels(Linear):
         matrix.reshape(*x.shape[:2], -1)[..., :: x.shape[-1] + 1] += 1
         finite = np.asarray(np.isfinite(matrix).all((1, 2, 3)))
         phi = np.full_like(matrix, np.nan)
-        phi[finite] = np.linalg.inv(matrix[finite])
+        units = np.ones((len(x), x.shape[-1])) if units is None else units
+        ratios = (units[:, None] / units[:, :, None])[:, None]
+        phi[finite] = np.linalg.inv((matrix * ratios)[finite])
+        phi /= ratios
         singular = (~finite).tolist()
-        parts = zip(jacobians, x, phi, at_ends, singular, strict=True)
-        return [Panels(nodes, part[0], second_order, *part[1:]) for part in parts]
+        parts = zip(jacobians, units, x, phi, at_ends, singular, strict=True)
+        return [Panels(nodes, jacobian, own, second_order, *made) for jacobian, own, *made in parts]
 
     def solve(self, residual: np.ndarray) -> np.ndarray:
         """From panel to panel."""
@@ -110,7 +117,8 @@ class Panels(Linear):
 
     def followed(self, h: float, drift: np.ndarray) -> np.ndarray:
         """On as many panels."""
-        (ahead,) = Panels.of(self.nodes, np.array([h]), self.jacobian[None, -1:], self.second_order)
+        length, units = np.array([h]), self.units[None]
+        (ahead,) = Panels.of(self.nodes, length, self.jacobian[None, -1:], self.second_order, units)
         return ahead.solve(h * self.nodes.c[:, None] * drift)
 
     def fill(self, rises: np.ndarray, answers: np.ndarray, slopes: np.ndarray) -> None:

@@ -69,7 +69,7 @@ class Refinement:
             # the terminal event that shortened the span has moved beyond it, or does not happen
             self.march.extend(float(self.wanted[-1]))
             return
-        accuracy = Accuracy.of(self.march.accepted)
+        accuracy = Accuracy.of(self.march.accepted, self.march.bounds)
         error, floor = self._in_tolerances(accuracy.error), self._in_tolerances(accuracy.floor)
         if floor > _HOPELESS:
             raise Unreachable(floor)
@@ -97,8 +97,8 @@ class Refinement:
 
     def _finest(self) -> float:
         """By what factor the present march's tolerance can be sharpened before all is rounding."""
-        bounds, largest = self.march.bounds, max(float(segment.scale.max()) for segment in self.march.accepted)
-        return float(_FINEST * bounds.unit * largest / bounds.allowed(largest))
+        bounds, largest = self.march.bounds, np.max([segment.scale for segment in self.march.accepted], 0)
+        return float((_FINEST * bounds.unit * largest / bounds.allowed(largest)).max())
 
     def _again(self, factor: float) -> None:
         """March again, to a sharper tolerance."""

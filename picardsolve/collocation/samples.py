@@ -22,6 +22,8 @@ Choice: TypeAlias = Literal["picard", "secant", "panels", "newton"]
 
 _DENSE = 240  # unknowns of a segment's Newton system that pay on a CPU whatever the drift costs
 _ROWS = 20_000  # of a round of a march that is guided
+_IN_FLIGHT = 12  # segments, usually
+_NUMBERS = 2**20  # at the nodes of all segments in flight, but that one always is
 _AHEAD = 1e-3  # of the tolerance: what Picard, whose rounds hardly depend on it, aims at
 _TOO_MANY = 3000  # rounds foreseen, beyond which a solve without Jacobians is called stiff
 _SEEN = 6  # drift calls whose cost is seen before iterations are compared
@@ -38,15 +40,15 @@ class Posed:
     Attributes:
         start: ``(d,)``.
         ts: ``(T,)`` times of the solution; ``ts[0]`` is that of the start.
-        rtol, atol: the tolerance.
+        rtol, atol: the tolerance, ``(d,)`` each.
         unit: unit roundoff of the drift.
         second_order: whether states are (positions, velocities), and accelerations depend on positions.
     """
 
     start: np.ndarray
     ts: np.ndarray
-    rtol: float
-    atol: float
+    rtol: np.ndarray
+    atol: np.ndarray
     unit: float
     second_order: bool
 
@@ -102,15 +104,14 @@ class Sample:
         size, method = posed.unknowns, self.method
         usual = _order(size) if self.used == "newton" else 20
         at = nodes(method.nodes, (method.order or usual) + (method.nodes != "radau"))
-        typical = 1e-3 * np.abs(posed.start) + 1e-6 * np.abs(posed.start).max() + posed.atol + np.finfo(float).tiny
-        differences = Differences(posed.second_order, posed.unit, typical)
+        differences = Differences.of(posed.second_order, posed.unit, posed.rtol, posed.atol)
         sweep: Sweep = (
             Newton(at, differences, self.used == "panels")
             if quadratic
             else Picard(at, posed.second_order, self.used == "secant")
         )
         ahead = 1.0 if quadratic else self._ahead()
-        in_flight = method.in_flight or 12
+        in_flight = method.in_flight or min(_IN_FLIGHT, max(_NUMBERS // (at.n * len(posed.start)), 1))
         bounds = Bounds(
             ahead * posed.rtol, ahead * posed.atol, posed.unit, in_flight, method.max_step or np.inf, method.first_step
         )
@@ -123,9 +124,10 @@ class Sample:
 
     def _ahead(self) -> float:
         """What Picard aims at, in tolerances: sharper than asked for, but not at rounding."""
-        largest = np.abs(self.posed.start).max()
+        largest = np.abs(self.posed.start)
         allowed = self.posed.atol + self.posed.rtol * largest
-        return min(1.0, max(_AHEAD, 64 * self.posed.unit * largest / allowed))
+        rounding = np.divide(largest, allowed, out=np.zeros_like(largest), where=largest > 0).max()
+        return min(1.0, max(_AHEAD, 64 * self.posed.unit * float(rounding)))
 
     @property
     def over(self) -> bool:

@@ -8,29 +8,33 @@ import numpy as np
 from picardsolve.collocation.linear import Linear
 from picardsolve.collocation.nodes import Nodes
 
+_LEAST = 1e-290  # error that is allowed where the tolerance is 0, as it is of what stays 0 without an absolute one
+
 
 @dataclass(frozen=True)
 class Bounds:
     """What a march may do.
 
+    Components have units of their own: whatever is compared or added up over them is divided by `allowed` before.
+
     Attributes:
-        rtol, atol: tolerance of a segment; relative to the largest value of each component on it.
+        rtol, atol: tolerance of a segment, ``(d,)`` each or numbers; relative to the largest value of each component.
         unit: unit roundoff of the drift.
         in_flight: most segments at once.
         longest: most time in a segment.
         first: length of the first segment; None: chosen.
     """
 
-    rtol: float
+    rtol: np.ndarray | float
     atol: np.ndarray | float
     unit: float
     in_flight: int
     longest: float = np.inf
     first: float | None = None
 
-    def allowed(self, largest: np.ndarray | float) -> np.ndarray:
-        """Error that is allowed of components whose largest values are given."""
-        return np.asarray(self.atol + self.rtol * largest)
+    def allowed(self, largest: np.ndarray) -> np.ndarray:
+        """Error that is allowed of components whose largest values are given, ``(..., d)``."""
+        return np.maximum(self.atol + self.rtol * largest, _LEAST)
 
 
 def fitted(length: float, left: float) -> float:
@@ -98,10 +102,12 @@ class Flight:
     Attributes:
         segments: S of them, each beginning where the one before ends.
         nodes: of every one.
+        bounds: of the march.
     """
 
     segments: list[Segment]
     nodes: Nodes
+    bounds: Bounds
 
     def __post_init__(self):
         self.h = np.array([segment.h for segment in self.segments])
@@ -109,6 +115,11 @@ class Flight:
         self.times = begin[:, None] + self.h[:, None] * self.nodes.c
         self.states = np.array([segment.states for segment in self.segments])
         self.starts = np.array([segment.start for segment in self.segments])
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """Error that is allowed of components, ``(S, d)``."""
+        return self.bounds.allowed(np.maximum(np.abs(self.states).max(1), np.abs(self.starts)))
 
     @cached_property
     def jumps(self) -> np.ndarray:

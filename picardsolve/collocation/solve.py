@@ -9,7 +9,7 @@ from torch import Tensor
 
 from picardsolve.collocation.estimate import Estimate
 from picardsolve.collocation.events import Event, Reading
-from picardsolve.collocation.march import Stuck
+from picardsolve.collocation.march import March, Stuck
 from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.refinement import Unreachable
 from picardsolve.collocation.samples import Choice, Posed, Sample, Stiff, run
@@ -24,6 +24,7 @@ from picardsolve.tolerances import Tolerance
 
 _REACH = 16.0  # units of rounding that a tolerance may ask for
 _ROUNDS = 10_000
+_NUMBERS = 2**22  # in the states of a drift call: it may hold many more numbers on its way than there are in states
 
 
 def collocate(
@@ -37,6 +38,7 @@ def collocate(
     tolerance: Tolerance,
     events: Sequence[Event],
     max_batch: int | None,
+    only_last: bool,
     max_rounds: int | None,
     progress: bool,
     throw: bool,
@@ -54,12 +56,15 @@ def collocate(
         tolerance: of which ``rtol`` and ``atol`` are meant.
         events: to be found.
         max_batch: as in `picardsolve.solve`.
+        only_last: whether nothing is asked for but the states at the last time.
         max_rounds: likewise.
         progress: likewise.
         throw: likewise.
     """
-    function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=max_batch)  # pyright: ignore
+    most = max_batch or max(_NUMBERS // layout.size, 1)
+    function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=most)  # pyright: ignore
     readings = [[Reading(event, layout, function.args_of(i)) for event in events] for i in range(layout.batch)]
+    ts, saved = (ts[[0, -1]], ts[-1:]) if only_last else (ts, ts)
     samples = _posed(term, layout, y, ts, tolerance, method, choice, readings)
     recorded, parameters = torch.is_grad_enabled(), []
 
@@ -77,7 +82,7 @@ def collocate(
     steps = max(len(sample.refinement.march.accepted) for sample in samples)
     stats = Stats(steps, rounds, function.evaluations, function.calls, width)
     trajectory = Trajectory(samples, function, tuple(parameters))
-    return _finished(trajectory, ts, stats, len(events), throw), trajectory
+    return _finished(trajectory, saved, stats, len(events), throw), trajectory
 
 
 def _posed(
@@ -92,23 +97,34 @@ def _posed(
 ) -> list[Sample]:
     unit = torch.finfo(layout.dtype).eps
     starts, grid = y.to("cpu", torch.float64).numpy(), ts.numpy()
-    rtol, atol = (
-        np.broadcast_to(np.asarray(value.cpu() if isinstance(value, Tensor) else value, float), len(starts))
-        for value in (tolerance.rtol, tolerance.atol)
-    )
+    rtol, atol = (_by_component(value, starts.shape) for value in (tolerance.rtol, tolerance.atol))
     samples = []
     for i, start in enumerate(starts):
-        largest = float(np.abs(start).max())
-        least = _REACH * unit * largest
-        if rtol[i] * largest + atol[i] <= least:
-            raise ValueError(
-                f"rtol, atol: got {rtol[i]:g} and {atol[i]:g}, less than {layout.dtype} can reach with states of size "
-                f"{largest:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= {max(1.1 * least, 1e-300):.1e}."
-            )
+        _check_reach(layout, np.abs(start), rtol[i], atol[i])
         times = grid if grid.ndim == 1 else grid[:, i]
         posed = Posed(start, times, rtol[i], atol[i], unit, isinstance(term, SecondOrderODE))
         samples.append(Sample(posed, method, choice, readings[i]))
     return samples
+
+
+def _by_component(value: float | Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(value.cpu() if isinstance(value, Tensor) else value, float)
+    return np.broadcast_to(values[:, None] if values.ndim == 1 else values, shape)
+
+
+def _check_reach(layout: Layout, sizes: np.ndarray, rtol: np.ndarray, atol: np.ndarray) -> None:
+    """Refuse less than rounding leaves of any component at the start; of one that is 0 nothing is known."""
+    unit = torch.finfo(layout.dtype).eps
+    least = _REACH * unit * sizes
+    known = sizes > 0 if sizes.any() else np.ones_like(sizes, bool)
+    beyond = np.where(known & (rtol * sizes + atol <= least), sizes, -1.0)
+    worst = int(beyond.argmax())
+    if beyond[worst] >= 0:
+        raise ValueError(
+            f"rtol, atol: got {rtol[worst]:g} and {atol[worst]:g}, less than {layout.dtype} can reach with states of "
+            f"size {sizes[worst]:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= "
+            f"{max(1.1 * least[worst], 1e-300):.1e}."
+        )
 
 
 def _show(bar: Progress, samples: list[Sample], rounds: int) -> None:
@@ -161,8 +177,7 @@ def _explained(i: int, sample: Sample, layout: Layout) -> tuple[Result, str, flo
     time = float(posed.ts[0] + posed.sign * march.reached)
     which = f"Sample {i}: " if layout.batched else ""
     if isinstance(failure, Unreachable):
-        value = posed.rtol * failure.factor, posed.atol * failure.factor
-        said = f"{which}errors grow so much that rtol={value[0]:.1e}, atol={value[1]:.1e} is what can be reached."
+        said = f"{which}errors grow so much that {_reachable(posed, failure.factor)} can be reached."
         return Result.unreachable, f"{said} {Result.unreachable.value}", time
     if isinstance(failure, Stiff):
         said = f"{which}{failure} rounds are foreseen; t = {time:g} was reached. {Result.stiff.value}"
@@ -170,12 +185,34 @@ def _explained(i: int, sample: Sample, layout: Layout) -> tuple[Result, str, flo
     if not isinstance(failure, Stuck):
         return Result.max_rounds, f"{which}t = {time:g} was reached. {Result.max_rounds.value}", time
     bad = march.not_finite
-    largest = max((float(segment.scale.max()) for segment in march.accepted[-1:]), default=0.0)
+    largest, grown = _growth(march)
     if bad is not None:
         at = float(posed.ts[0] + posed.sign * bad)
         result, said = Result.nonfinite_drift, f"{which}the drift is not finite at t = {at:.6g}."
-    elif largest > 1e4 * (1 + float(np.abs(posed.start).max())):
+    elif grown > 1e4:
         result, said = Result.diverged, f"{which}the state grows to {largest:.1e} at t = {time:.6g}."
     else:
         result, said = Result.unresolved, f"{which}no step is short enough at t = {time:.6g}."
     return result, f"{said} {result.value}", time
+
+
+def _reachable(posed: Posed, factor: float) -> str:
+    """What tolerance a solve could have held."""
+    rtol, atol = (posed.rtol * factor).max(), (posed.atol * factor).max()
+    if not rtol < 1 or not np.isfinite(factor):
+        return "not one digit"
+    least = (posed.atol * factor).min()
+    of_several = f"{least:.1e} to " if least < atol else ""
+    return f"rtol={rtol:.1e}, atol={of_several}{atol:.1e} is what"
+
+
+def _growth(march: March) -> tuple[float, float]:
+    """The largest value of the component that has grown the most since half of the time, and by what factor."""
+    if not march.accepted:
+        return 0.0, 0.0
+    early = [segment.scale for segment in march.accepted if segment.end <= march.reached / 2]
+    before = np.maximum(np.abs(march.start), np.max([np.zeros_like(march.start), *early], 0))
+    now = march.accepted[-1].scale
+    factors = now / (before + march.bounds.allowed(before))
+    most = int(factors.argmax())
+    return float(now[most]), float(factors[most])

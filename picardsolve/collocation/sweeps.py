@@ -10,7 +10,7 @@ from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.linear import Dense
 from picardsolve.collocation.nodes import Nodes
 from picardsolve.collocation.panels import SEEN, Panels, through, to_seen
-from picardsolve.collocation.segments import Flight, Segment
+from picardsolve.collocation.segments import Bounds, Flight, Segment
 
 _STEEP = 0.5  # of h times slope: below it, a secant does not pay for its solve
 
@@ -54,7 +54,7 @@ class Sweep(ABC):
         """New states from the drifts at the nodes ``(S, n, d)`` and at the rows asked for ``(rows, d)``."""
 
     @abstractmethod
-    def follow(self, segment: Segment, h: float) -> Segment:
+    def follow(self, segment: Segment, h: float, bounds: Bounds) -> Segment:
         """The segment after a given one, with its guess."""
 
     @abstractmethod
@@ -66,8 +66,8 @@ class Sweep(ABC):
 class Picard(Sweep):
     """``Y = start + h A F``; or, where a segment's drift has a slope c along the last change, ``(1 - h c A)^-1`` of it.
 
-    The slope is the scalar secant ``<dX, dF> / <dX, dX>`` of the last two rounds. Second-order equations cascade:
-    velocities first, positions from the new velocities.
+    The slope is the scalar secant ``<dX, dF> / <dX, dX>`` of the last two rounds, in tolerances. Second-order equations
+    cascade: velocities first, positions from the new velocities.
     """
 
     nodes: Nodes
@@ -104,9 +104,10 @@ class Picard(Sweep):
             segments = [flight.segments[i] for i in known]
             moved = np.array([segment.moved for segment in segments])
             turned = drift[known] - np.array([segment.drift for segment in segments])
-            states = flight.states[known]
+            weights, states = 1 / flight.allowed[known], flight.states[known]
             size, along, large = (
-                np.einsum("snd,snd->s", *pair) for pair in ((moved, moved), (moved, turned), (states, states))
+                np.einsum("snd,sd,snd,sd->s", one, weights, other, weights)
+                for one, other in ((moved, moved), (moved, turned), (states, states))
             )
             slopes = np.clip(along / size, -30 / flight.h[known], 1 / flight.h[known])
             # a change at the level of rounding says nothing
@@ -143,7 +144,7 @@ class Picard(Sweep):
         residual[..., :half] += carried[:, None, :half]
         return Swept(residual, carried)
 
-    def follow(self, segment: Segment, h: float) -> Segment:
+    def follow(self, segment: Segment, h: float, bounds: Bounds) -> Segment:
         """Goes on along the parabola through the last three points."""
         values = segment.values(self.nodes)[-3:]
         guess = self.nodes.extrapolate(1 + h / segment.h * self.nodes.c, 3) @ values
@@ -209,18 +210,21 @@ class Newton(Sweep):
             return
         jacobians = self.differences.jacobians(self._at, None if self.panels else drift[self._stale], beside)
         lengths, second_order = flight.h[self._stale], self.differences.second_order
-        made = (Panels if self.panels else Dense).of(self.nodes, lengths, jacobians, second_order)
+        units = self.differences.units(self._at)
+        made = (Panels if self.panels else Dense).of(self.nodes, lengths, jacobians, second_order, units)
         for i, linear in zip(self._stale, made, strict=True):
             flight.segments[i].linear = linear
 
-    def follow(self, segment: Segment, h: float) -> Segment:
+    def follow(self, segment: Segment, h: float, bounds: Bounds) -> Segment:
         """Goes on with the flow that is linearised at the segment's end."""
         start, drift, linear = segment.states[-1], segment.end_drift, segment.linear
         assert drift is not None
         assert linear is not None
         moved = linear.followed(h, drift)
-        if not np.abs(moved).max() <= 100 * np.abs(segment.states).max():
-            moved = h * self.nodes.c[:, None] * drift
+        straight, largest = h * self.nodes.c[:, None] * drift, np.abs(segment.states).max(0)
+        allowed = bounds.allowed(largest)
+        if not (np.abs(moved).max(0) / allowed).max() <= 100 * ((largest + np.abs(straight[-1])) / allowed).max():
+            moved = straight
         new = Segment(segment.end, h, start, start + moved, linear=linear)
         new.end_drift = drift + linear.at_end(moved[-1])
         return new

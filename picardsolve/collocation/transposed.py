@@ -24,6 +24,7 @@ class Stack:
         states: ``(S, n, d)`` at the nodes.
         cotangent: ``(S, n, d)`` of those states.
         starts: ``(S, d)`` cotangents of the states that segments start from.
+        units: ``(S, d)`` powers of two of about the tolerances of the components: cotangents times them are compared.
     """
 
     nodes: Nodes
@@ -33,6 +34,7 @@ class Stack:
     states: np.ndarray
     cotangent: np.ndarray
     starts: np.ndarray
+    units: np.ndarray
 
     @staticmethod
     def several(trajectory: Trajectory, clocks: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
@@ -55,7 +57,10 @@ class Stack:
             starts = values[:, 0] if extra else np.zeros_like(values[:, 0])
             times = path.begins[:, None] + path.lengths[:, None] * path.nodes.c
             where = np.full(len(times), i), own.sign * path.lengths, own.ts[0] + own.sign * times
-            kinds.setdefault(path.nodes, []).append((*where, path.values[:, extra:], values[:, extra:], starts))
+            allowed = trajectory.samples[i].refinement.march.bounds.allowed(np.abs(path.values).max(1))
+            units = np.exp2(np.round(np.log2(allowed)))
+            rows = path.values[:, extra:], values[:, extra:], starts, units
+            kinds.setdefault(path.nodes, []).append((*where, *rows))
         return [Stack(at, *map(np.concatenate, zip(*rows, strict=True))) for at, rows in kinds.items()]
 
     def windows(self, longest: int, most: int) -> "Iterator[Window]":
@@ -109,15 +114,16 @@ class Window:
         Returns:
             ``mu``, ``(m, n, d)``.
         """
-        m, n, d, _ = jacobian.shape
+        (m, n, d, _), units = jacobian.shape, self.stack.units[self.at, None]
+        jacobian = jacobian * (units[:, :, None] / units[..., None])
         integrate = -self.stack.h[self.at, None, None] * self.stack.nodes.integrate.T
         matrix = integrate[:, :, None, :, None] * jacobian.swapaxes(-1, -2)[:, :, :, None, :]
         matrix = matrix.reshape(m, n * d, n * d)
         matrix[:, np.arange(n * d), np.arange(n * d)] += 1
         right = np.zeros((m, n * d, 1 + d))
-        right[:, :, 0] = self.stack.cotangent[self.at].reshape(m, -1)
-        right[:, -d:, 1:] = np.eye(d)
-        answer = np.linalg.solve(matrix, right).reshape(m, n, d, 1 + d)
+        right[:, :, 0] = (units * self.stack.cotangent[self.at]).reshape(m, -1)
+        right[:, -d:, 1:] = units * np.eye(d)
+        answer = np.linalg.solve(matrix, right).reshape(m, n, d, 1 + d) / units[..., None]
         return self._carried(answer[..., 0], self.stack.starts[self.at], following, answer[..., 1:])
 
     def iterate(
@@ -134,19 +140,21 @@ class Window:
         Returns:
             ``mu``; None, and ``following`` as it was, where it does not converge.
         """
-        given = self.stack.cotangent[self.at]
+        given, units = self.stack.cotangent[self.at], self.stack.units[self.at, None]
         starts, nothing = self.stack.starts[self.at], np.zeros_like(self.stack.starts[self.at])
 
         def residual(flat: np.ndarray) -> np.ndarray:
-            mu = flat.reshape(given.shape)
-            return (mu - self._carried(pull(self.onto_drift(mu)), nothing, np.zeros_like(following))).ravel()
+            mu = flat.reshape(given.shape) / units
+            mu -= self._carried(pull(self.onto_drift(mu)), nothing, np.zeros_like(following))
+            mu *= units
+            return mu.ravel()
 
-        right = self._carried(given, starts, following.copy()).ravel()
+        right = (units * self._carried(given, starts, following.copy())).ravel()
         operator = LinearOperator((right.size, right.size), residual, dtype=right.dtype)  # pyright: ignore
         mu, left = gmres(operator, right, rtol=tolerance, restart=min(directions, right.size), maxiter=_RESTARTS)
         if left or not np.isfinite(mu).all():
             return None
-        mu = mu.reshape(given.shape)
+        mu = mu.reshape(given.shape) / units
         for at in self.levels:
             following[self.stack.sample[self.at[at]]] = starts[at] + mu[at].sum(1)
         return mu

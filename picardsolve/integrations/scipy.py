@@ -39,7 +39,7 @@ class ParallelCollocation(OdeSolver):
         t_bound: where to end.
         max_step: most time in a segment.
         rtol: relative tolerance, to the largest value of a component on a segment.
-        atol: absolute tolerance; of several the smallest counts.
+        atol: absolute tolerance, a number or ``(n,)``.
         vectorized: see above.
         first_step: length of the first segment; None: chosen.
         nodes: of `picardsolve.Collocation`, as are ``order`` and ``in_flight``.
@@ -82,18 +82,30 @@ class ParallelCollocation(OdeSolver):
             warnings.warn(f"rtol: {rtol:g} is too small, setting to {100 * _UNIT:.1e}.", stacklevel=3)
             rtol = 100 * _UNIT
         super().__init__(fun, t0, y0, t_bound, vectorized, support_complex=True)
-        self.rtol, self.atol = float(rtol), float(np.min(atol))
+        self.rtol, self.atol = float(rtol), self._by_component(atol)
         self.method = Collocation(nodes, order, in_flight, first_step, max_step)
         self._iteration: Choice | None = iteration
         self._checked = not vectorized
         if self.n and t0 != t_bound:
             self._begin(iteration)
 
+    def _by_component(self, atol: Any) -> np.ndarray:
+        """Of every number of the state, complex ones are two."""
+        if np.shape(atol) not in ((), (self.n,)):
+            raise ValueError(f"atol: expected a number or shape ({self.n},), got {np.shape(atol)}.")
+        of_one = 2 if np.iscomplexobj(self.y) else 1
+        return np.repeat(np.broadcast_to(np.asarray(atol, float), self.n), of_one)
+
     def _begin(self, iteration: Choice | None) -> None:
         """March from where scipy stands."""
         self.y = np.ascontiguousarray(self.y)
         posed = Posed(
-            self.y.view(float), np.array([self.t, self.t_bound]), self.rtol, self.atol, _UNIT, second_order=False
+            self.y.view(float),
+            np.array([self.t, self.t_bound]),
+            np.full(len(self.atol), self.rtol),
+            self.atol,
+            _UNIT,
+            second_order=False,
         )
         self._sample = Sample(posed, self.method, iteration)
         self._march = self._sample.refinement.march
