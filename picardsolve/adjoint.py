@@ -105,7 +105,7 @@ class Adjoint:
         fresh = [leaves[i].detach().requires_grad_() for i in by]
         for i, leaf in zip(by, fresh, strict=True):
             leaves[i] = leaf
-        function = replace(trajectory.function, args=pytree.tree_unflatten(leaves, structure))
+        function = replace(trajectory.function, args=pytree.tree_unflatten(leaves, structure), parameters=None)
         wanted = [*fresh, *tensors[len(by) :]]
         return Adjoint(trajectory, function, wanted, [torch.zeros_like(tensor) for tensor in wanted])
 
@@ -135,7 +135,7 @@ class Adjoint:
         """Carry cotangents over a window, and add up what it gives the tensors."""
         stack, (m, n, d) = window.stack, window.stack.states[window.at].shape
         states = self._tensor(stack.states[window.at].reshape(-1, d)).requires_grad_()
-        times, sample = self._tensor(stack.times[window.at].ravel()), stack.sample[window.at].repeat(n)
+        times, sample = torch.from_numpy(stack.times[window.at].ravel()), stack.sample[window.at].repeat(n)
         with torch.enable_grad():
             drift = self.function(times, states, torch.from_numpy(sample))
         mu = self._iterated(window, drift, states, following) if n * d > _DENSE else None
@@ -190,7 +190,7 @@ class Adjoint:
 
     def _along(self, times: Tensor, states: Tensor, sample: Tensor, cotangent: Tensor) -> Tensor:
         """The drift times a cotangent, ``(R,)``."""
-        drift = self.function(times.detach().to(states), states, sample)
+        drift = self.function(times.detach(), states, sample)
         return (drift * cotangent).sum(1).to("cpu", torch.float64)
 
 

@@ -25,6 +25,7 @@ _METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {
     "midpoint": (StochasticMidpoint(), ("stratonovich",)),
 }
 _NOISES = ("additive", "diagonal", "scalar", "general")
+_NEAR = 4.0  # spans from zero, up to which a list of times may be rounded
 _SOLVES = {"window", "iteration", "guess", "stop", "max_batch", "max_rounds", "progress"}
 
 
@@ -55,7 +56,9 @@ def sdeint(
             ``options={"vectorized": True}`` once for many samples and times, t being ``(rows, 1)``. Neither knows which
             sample it is called for.
         y0: ``(batch, d)``.
-        ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``.
+        ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``. Steps are added up in their dtype; of a list
+            in that of y0, as in torchsde, or float64 where they are far from zero. ``f`` and ``g`` get times
+            as the drift of an `ODE` does.
         bm: the noise, ``BrownianPath(seed=0)`` by default. torchsde's own are taken by
             `picardsolve.integrations.torchsde.sdeint`.
         method: "euler", "milstein", "srk" (additive noise: `SRA1`, diagonal and scalar: `SRID2`), and for equations of
@@ -90,9 +93,10 @@ def sdeint(
     if unknown:
         raise ValueError(f"options: got unknown {', '.join(map(repr, unknown))}; see sdeint's docstring.")
     integrator = _integrator(method, term)
-    times = ts.detach() if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=y0.dtype)
-    if not bool((grids.given(times).diff() > 0).all()):
+    exact = grids.given(ts)
+    if not bool((exact.diff() > 0).all()):
         raise ValueError("ts: expected increasing times for an SDE; write the reverse-time equation forward.")
+    times = ts.detach() if isinstance(ts, Tensor) else _as_torchsde(exact, y0)
     grid = _grid(times, dt, keep_all=not isinstance(bm, BrownianPath | None))
     solution = solve(term, y0, grid, integrator=integrator, brownian=bm, batch_dims=1, rtol=rtol, atol=atol, **given)
     ys = _between(solution.ys, grid, times.to("cpu", torch.float64))
@@ -153,6 +157,12 @@ def _integrator(method: str | None, term: SDE) -> Integrator:
     return integrator
 
 
+def _as_torchsde(ts: Tensor, y0: Tensor) -> Tensor:
+    """A list of times in the dtype of y0, as torchsde reads it, where that is as good as in float64."""
+    dtype = torch.promote_types(y0.dtype, torch.float32)
+    return ts.to(dtype) if float(ts.abs().max()) <= _NEAR * float(ts[-1] - ts[0]) else ts
+
+
 def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
     """Steps of ``dt`` added up one by one in the precision of ``ts``, as torchsde adds them: the same times.
 
@@ -160,6 +170,8 @@ def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
     """
     times = ts.to("cpu").numpy() if ts.is_floating_point() else ts.to("cpu", torch.float64).numpy()
     count = int(np.ceil((times[-1] - times[0]) / dt)) + 2
+    if times[-1] - times.dtype.type(dt) == times[-1] and count > 2:
+        raise ValueError(f"dt: a step of {dt:g} is nothing beside t = {times[-1]:g} in {ts.dtype}; pass ts.double().")
     steps = np.full(count + 1 + count // 1000, dt, dtype=times.dtype)
     steps[0] = times[0]
     grid = np.add.accumulate(steps, dtype=times.dtype)
