@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from picardsolve.collocation import Trajectory
 from picardsolve.collocation.transposed import Stack, Window
 from picardsolve.drift import RowFunction
+from picardsolve.parameters import recordable
 from picardsolve.refused import Refused
 from picardsolve.solution import Solution
 
@@ -42,7 +43,8 @@ def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any,
         args: likewise.
     """
     layout = trajectory.function.layout
-    start, times = layout.pack(y0), ts.to("cpu", torch.float64) if isinstance(ts, Tensor) else solution.ts
+    start = layout.pack(y0)
+    times = recordable(ts).to("cpu", torch.float64) if isinstance(ts, Tensor) else solution.ts
     given = pytree.tree_leaves(tuple(args))
     by = tuple(i for i, leaf in enumerate(given) if isinstance(leaf, Tensor) and leaf.requires_grad)
     inputs = start, *(given[i] for i in by), *trajectory.parameters

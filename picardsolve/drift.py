@@ -137,8 +137,8 @@ class RowFunction:
             try:
                 out = value(t, state.clone(), args)
             except (RuntimeError, ValueError) as error:
-                if "requires grad" not in str(error):  # numpy inside
-                    raise
+                if not any(reason in str(error) for reason in ("requires grad", "Inference tensors")):
+                    raise  # and not numpy inside, or parameters that were made in inference mode
                 out = value(t, x, args)
         self.parameters.extend(leaf for leaf in leaves(out) if leaf is not state)
         return out.detach()
