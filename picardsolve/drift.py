@@ -237,7 +237,7 @@ class RowFunction:
             if rows == self.layout.batch or rows == 1:
                 return None
             return f"failed when called with {rows} rows of {self.layout.batch} samples.{own}"
-        if rows > self.layout.batch or not self.layout.batched:
+        if rows != self.layout.batch or not self.layout.batched:
             own = own if self.layout.batched else ""
             return (
                 f"failed when called with {rows} states at once; make it accept y of shape (rows, *state) and t of "

@@ -171,19 +171,19 @@ def _on_grid(
     check_choice("stop", stop, get_args(Stop))
     tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
-    chain = integrator.chain(problem)
+    chain, together = integrator.chain(problem), isinstance(term, SDE) and term.takes == "batch"
     iteration = iteration_for(iteration, term, chain)
     path = _path(chain, y) if save == "all" else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(iteration, Parareal):
         allowed = tolerance_of(term, problem.layout, *tolerances, "increment")
-        loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
+        loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path, together)
     else:
         denoises = isinstance(term, Denoiser)
         stopping, meter = stopping_of(stop, tolerance, chain, denoises), None
         if stop != "error" and not tolerance.nothing:
             meter = ErrorEstimate(meant, chain.length, denoises, implicit=chain.implicit)
-        settings = Settings(widest, iteration, guess_for(guess, problem, chain), stopping, meter=meter)
+        settings = Settings(widest, iteration, guess_for(guess, problem, chain), stopping, together, meter)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         pace = Pace(widest) if window == "auto" and not chain.implicit else None
@@ -193,6 +193,8 @@ def _on_grid(
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
     stats = Stats(chain.length, rounds * chain.rounds + chain.further_rounds, evaluations, calls, width)
+    if together:
+        _fail_where_not_finite(loop)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
@@ -395,13 +397,23 @@ def _wavefront(
     cores: int,
     tolerance: Tolerance,
     path: Tensor | None,
+    together: bool,
 ) -> Wavefront:
     if chain.memory:
         raise TypeError(
             f"integrator: Parareal goes on from single states, and {integrator!r} also reads the outputs of earlier "
             "steps; pass a one-step integrator such as DDIM() or DPMSolver(1), or another iteration."
         )
-    return Wavefront(chain, y, iteration, cores, tolerance, path)
+    return Wavefront(chain, y, iteration, cores, tolerance, path, together)
+
+
+def _fail_where_not_finite(loop: Window | Wavefront) -> None:
+    """Samples that keep to common steps go on when one of them is not finite: say so in the end."""
+    broken = ~torch.isfinite(loop.x[0]).all(-1).cpu().numpy()
+    if loop.path is not None and broken.any():
+        finite = torch.isfinite(loop.path).all(-1).cpu().numpy()
+        loop.begin = np.where(broken, np.logical_and.accumulate(finite, 0).sum(0) - 1, loop.begin)
+    loop.failed = loop.failed | broken
 
 
 def _path(chain: Chain, y: Tensor) -> Tensor:
