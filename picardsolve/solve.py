@@ -29,6 +29,7 @@ from picardsolve.history import Round
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
+from picardsolve.parameters import within_reach
 from picardsolve.path import Path
 from picardsolve.prediction import expected_after
 from picardsolve.progress import Progress
@@ -73,7 +74,10 @@ def solve(
 
     Gradients are recorded by y0, args and whatever the functions close over: with `Collocation`, by ts too, to its
     tolerance (`picardsolve.adjoint`); on a grid, of an `ODE` or `SDE` with an explicit integrator, along its steps and
-    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told.
+    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told; but of a `Denoiser` by y0 and
+    ``cond`` only, not by the model's parameters. What a function closes over is what its first call shows, and the
+    modules and tensors in its closure, its object, or the globals that it names, whether they are used at first or not:
+    by what was not used there is none. A parameter that is met beyond these is an error of ``backward``.
 
     Args:
         term: an `ODE`, `SemilinearODE`, `SDE` or `Denoiser`.
@@ -130,7 +134,7 @@ def solve(
         found = _collocated(
             problem, y, integrator, iteration, guess, stop, (tol, rtol, atol), events, max_rounds, progress, throw
         )
-        return differentiable(*found, y0, ts, args) if torch.is_grad_enabled() else found[0]
+        return differentiable(*found, y0, ts, args, _reach(term, args)) if torch.is_grad_enabled() else found[0]
     if events is not None:
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
@@ -141,7 +145,16 @@ def solve(
     problem = replace(problem, args=fixed, parameters=noted)
     solution = _on_grid(problem, y, (term, y0, ts), (tol, rtol, atol), *how, given=given, kept=kept)
     wanted = args if cond is None else cond
-    return recorded(solution, problem, integrator, y0, ts, wanted) if torch.is_grad_enabled() else solution
+    if not torch.is_grad_enabled():
+        return solution
+    return recorded(solution, problem, integrator, y0, ts, wanted, _reach(term, args))
+
+
+def _reach(term: Term, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """What its functions may have gradients by, beside their arguments; of a model's own parameters nobody asks."""
+    if isinstance(term, Denoiser):
+        return ()
+    return within_reach(term, [arg for arg in pytree.tree_leaves(tuple(args)) if not isinstance(arg, Tensor)])
 
 
 def _detached(arg: Any) -> Any:
