@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.clock import Clock
-from picardsolve.lifting import Lifted, Takes, check_takes_arguments, random
+from picardsolve.lifting import SINGLE, Lifted, Takes, check_takes_arguments, not_random, random
 from picardsolve.parameters import leaves
 from picardsolve.state import Layout, sorted_keys
 
@@ -65,8 +65,10 @@ class RowFunction:
         """
         if self.takes == "batch":
             return self._in_batches(t, x, sample)
-        if self._checked or self.takes == "state" or self.time_last:
+        if self._checked or self.takes == "state":
             return self._in_chunks(t, x, sample)
+        if self.time_last:
+            return self._call_of_model(t, x, sample)
         if self._probe is not None and len(t) > self.layout.batch:
             return self._call_checking_rows(t, x, sample)
         out = self._in_chunks(t, x, sample)
@@ -82,6 +84,13 @@ class RowFunction:
         copies = t.repeat_interleave(samples), x.repeat_interleave(samples, -2), torch.arange(samples).repeat(rows)
         return self._in_chunks(*copies)[..., (torch.arange(rows) * samples + sample).to(x.device), :]
 
+    def _call_of_model(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+        """The second call for more rows than samples must not be random; rows of a network are not mixed."""
+        if not self.calls or len(t) <= self.layout.batch:
+            return self._in_chunks(t, x, sample)
+        self._checked = True
+        return not_random(self.name, self.layout.device, lambda: self._in_chunks(t, x, sample))
+
     def _call_checking_rows(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
         """Once, carry the first row in another batch, where a function that mixes rows gives itself away."""
         assert self._probe is not None
@@ -89,14 +98,15 @@ class RowFunction:
         first_t, first_x, first_sample, expected = self._probe
         if x.dim() > 2:
             first_x = torch.cat([first_x[None], first_x.new_zeros(len(x) - 1, *first_x.shape)])
-        out = self._in_chunks(torch.cat([t, first_t]), torch.cat([x, first_x], -2), torch.cat([sample, first_sample]))
+        rows = torch.cat([t, first_t]), torch.cat([x, first_x], -2), torch.cat([sample, first_sample])
+        out = not_random(self.name, self.layout.device, lambda: self._in_chunks(*rows))
         if not self._same(_values(out)[-1:], expected):
             alone = self._in_chunks(first_t, first_x, first_sample)
             if not self._same(_values(alone), _values(self._in_chunks(first_t, first_x, first_sample))):
                 raise random(self.name)
             raise ValueError(
                 f"{self.name}: its value at one state changes with the other states it is called with; make every "
-                "row of y independent, or pass vectorized=False to have it lifted from one state to many."
+                f"row of y independent, or {SINGLE} to have it lifted from one state to many."
             )
         return out[..., :-1, :]
 
@@ -178,9 +188,10 @@ class RowFunction:
             self._value(t, state, args)  # what is wrong with the function itself is said as ever
             if self._lifted.one_by_one and not before:
                 return self._value_and_derivatives(t, x, args)
+            cause = error.__cause__ or error
             raise ValueError(
                 f"{self.name}: torch.func.jvp and vmap, which Newton needs, cannot differentiate it; pass another "
-                f"iteration, such as picardsolve.Secant(). It raised {type(error).__name__}: {error}"
+                f"iteration, such as picardsolve.Secant(). It raised {type(cause).__name__}: {cause}"
             ) from error
         return torch.cat([value[None], derivatives])
 
@@ -241,7 +252,7 @@ class RowFunction:
             own = own if self.layout.batched else ""
             return (
                 f"failed when called with {rows} states at once; make it accept y of shape (rows, *state) and t of "
-                f"shape (rows, 1, ...), or pass vectorized=False.{own}"
+                f"shape (rows, 1, ...), or {SINGLE}.{own}"
             )
         return None
 
@@ -302,7 +313,7 @@ class RowFunction:
             raise ValueError(
                 f"{self.name}: expected to return shape {wanted} for {rows} states at once, got "
                 f"{', '.join(map(str, shapes)) or type(out).__name__}; return one value per state"
-                + (", or pass vectorized=False if it is written for a single state." if self._liftable() else ".")
+                + (f", or {SINGLE} if it is written for a single state." if self._liftable() else ".")
             )
         for leaf in leaves:
             if leaf.device != self.layout.device:

@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 
 from picardsolve.diagnostics import ConvergenceWarning
 
+Out = TypeVar("Out")
+MANY = "write it for many states at once and pass vectorized=True (in odeint and sdeint options={'vectorized': True})"
+SINGLE = "pass vectorized=False (in odeint and sdeint leave options['vectorized'] out)"
 # what a function is written for: many states with their times, one state and one time, all samples at one time
 Takes: TypeAlias = Literal["rows", "state", "batch"]
 
@@ -50,18 +53,21 @@ class Lifted:
         if "data-dependent control flow" in said or ".item()" in said:
             if not self.branches:
                 raise ValueError(
-                    f"{self.name}: could not be lifted by torch.func.vmap (no `if` on values, .item()); write it for "
-                    f"many states at once and pass vectorized=True. It raised {type(error).__name__}: {error}"
+                    f"{self.name}: could not be lifted by torch.func.vmap (no `if` on values, .item()); {MANY}. It "
+                    f"raised {type(error).__name__}: {error}"
                 ) from error
         elif "randomness" in said:
             raise random(self.name) from error
         out = self._in_turn(t, y, args, dims)  # raises what is wrong with the function itself
-        _check_same(self.name, out, self._in_turn(t[:1], pytree.tree_map(lambda leaf: leaf[:1], y), args, dims))
+        first = pytree.tree_map(lambda leaf: leaf[:1], y)
+        again = not_random(self.name, t.device, lambda: self._in_turn(t[:1], first, args, dims))
+        pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True)
+        if not all(torch.allclose(one[:1], other, equal_nan=True) for one, other in pairs):
+            raise random(self.name)
         self.one_by_one = True
         warnings.warn(
             f"{self.name}: called for one time after the other, which gains nothing, for torch.func.vmap cannot lift "
-            f"it; write it for many states at once and pass vectorized=True. It raised {type(error).__name__}: "
-            f"{said.splitlines()[0] if said else ''}",
+            f"it; {MANY}. It raised {type(error).__name__}: {said.splitlines()[0] if said else ''}",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -86,11 +92,21 @@ def random(name: str) -> ValueError:
     )
 
 
-def _check_same(name: str, out: Any, again: Any) -> None:
-    """Refuse a function that gives the first state another value the second time."""
-    pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True)
-    if not all(torch.allclose(first[:1], second, equal_nan=True) for first, second in pairs):
+def not_random(name: str, device: torch.device, call: Callable[[], Out]) -> Out:
+    """What a call returns, that must not draw from torch's generators (one before it may have seeded them).
+
+    Raises:
+        ValueError: it does.
+    """
+    before, out = _generators(device), call()
+    if not all(torch.equal(*states) for states in zip(before, _generators(device), strict=True)):
         raise random(name)
+    return out
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """States of those that are used on a device."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def check_takes_arguments(name: str, function: Callable[..., Any], arguments: Sequence[Any], error: Exception) -> None:

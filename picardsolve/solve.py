@@ -74,8 +74,8 @@ def solve(
 
     Gradients are recorded by y0, args and whatever the functions close over: with `Collocation`, by ts too, to its
     tolerance (`picardsolve.adjoint`); on a grid, of an `ODE` or `SDE` with an explicit integrator, along its steps and
-    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told; but of a `Denoiser` by y0 and
-    ``cond`` only, not by the model's parameters. What a function closes over is what its first call shows, and the
+    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told; but not of those by the
+    parameters of a `Denoiser`'s model. What a function closes over is what its first call shows, and the
     modules and tensors in its closure, its object, or the globals that it names, whether they are used at first or not:
     by what was not used there is none. A parameter that is met beyond these is an error of ``backward``.
 
