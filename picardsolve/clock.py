@@ -15,7 +15,7 @@ from picardsolve.state import Layout
 Out = TypeVar("Out")
 
 RESOLVED = 100.0  # steps of a grid that a drift is thought to take for a change of its own size
-_NEAR = 4.0  # such times from zero: up to here a time is rounded no worse than a state
+_NEAR = 16.0  # such changes from zero: up to here rounding a time does little more than rounding a state
 _FINE = 0.02  # of the shortest step: what rounding may move a time by without a word
 _COARSE = 0.25  # of the shortest step: what it may move a time by at all
 

@@ -165,7 +165,7 @@ class RowFunction:
 
     def _call_strange(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
         rows = len(t)
-        if self.max_batch is not None and rows + 1 > self.max_batch:
+        if self.max_batch is not None:
             pieces = zip(t.split(rows - 1), x.split(rows - 1, -2), sample.split(rows - 1), strict=True)
             return torch.cat([self._call(*piece) for piece in pieces], -2)
         more = torch.cat([t, t[:1]]), torch.cat([x, x[..., :1, :]], -2), torch.cat([sample, sample[:1]])

@@ -24,7 +24,7 @@ from picardsolve.tolerances import Tolerance
 
 _REACH = 16.0  # units of rounding that a tolerance may ask for
 _ROUNDS = 10_000
-_SCALES = 20.0  # of a segment: more than the time that a drift on it takes to change by its own size
+_SCALES = 5.0  # of a segment: more than the time that a drift on it takes to change by its own size
 
 
 def collocate(
