@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from picardsolve.clock import Clock
 from picardsolve.lifting import SINGLE, Lifted, Takes, check_takes_arguments, not_random, random
-from picardsolve.parameters import leaves
+from picardsolve.parameters import held, leaves
 from picardsolve.state import Layout, sorted_keys
 
 
@@ -154,22 +155,23 @@ class RowFunction:
         return out.detach()
 
     def _strange(self, sample: Tensor) -> bool:
-        """Whether rows are as many as samples, but not those in order.
+        """Whether rows are as many as samples, but not those in order, and the function holds something as long.
 
-        There a tensor that the function closes over, with a row for each sample, would go to the wrong ones. With one
-        row more it is refused.
+        There a tensor with a row for each sample would go to the wrong ones. In two calls it is refused.
         """
         samples = self.layout.batch
-        coincides = self.takes == "rows" and samples > 1 and len(sample) == samples
-        return coincides and not bool((sample == torch.arange(samples)).all())
+        if self.takes != "rows" or samples == 1 or len(sample) != samples:
+            return False
+        return not bool((sample == torch.arange(samples)).all()) and self._holds_as_many
+
+    @cached_property
+    def _holds_as_many(self) -> bool:
+        return any(tensor.ndim > 0 and len(tensor) == self.layout.batch for tensor in held(self.function))
 
     def _call_strange(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
-        rows = len(t)
-        if self.max_batch is not None:
-            pieces = zip(t.split(rows - 1), x.split(rows - 1, -2), sample.split(rows - 1), strict=True)
-            return torch.cat([self._call(*piece) for piece in pieces], -2)
-        more = torch.cat([t, t[:1]]), torch.cat([x, x[..., :1, :]], -2), torch.cat([sample, sample[:1]])
-        return self._call(*more)[..., :rows, :]
+        first = len(t) - 1
+        pieces = zip(t.split(first), x.split(first, -2), sample.split(first), strict=True)
+        return torch.cat([self._call(*piece) for piece in pieces], -2)
 
     def _value_and_derivatives(self, t: Tensor, x: Tensor, args: Any) -> Tensor:
         """One call of the function, that carries the tangents along (forward-mode differentiation)."""

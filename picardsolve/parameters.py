@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
@@ -37,12 +38,20 @@ def leaves(output: Tensor) -> tuple[Tensor, ...]:
 
 
 def within_reach(*roots: Any) -> tuple[Tensor, ...]:
-    """Leaves that functions could have gradients by, whether a call uses them or not.
-
-    All parameters of modules, and tensors, that are found in closures, defaults, bound objects, partial functions,
-    containers, attributes, and among the globals that the code of a function reads.
-    """
+    """Leaves that functions could have gradients by, whether a call uses them or not."""
     found: dict[int, Tensor] = {}
+    for tensor in held(*roots):
+        if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_inference():
+            found.update((id(leaf), leaf) for leaf in ((tensor,) if tensor.is_leaf else leaves(tensor)))
+    return tuple(found.values())
+
+
+def held(*roots: Any) -> Iterator[Tensor | np.ndarray]:
+    """Tensors and arrays that functions hold.
+
+    Those of modules, and those that are found in closures, defaults, bound objects, partial functions, containers,
+    attributes, and among the globals that the code of a function reads.
+    """
     seen: dict[int, Any] = {}  # keeps what it names alive: numbers of objects are given again
     ahead = list(roots)
     while ahead and len(seen) < _MOST:
@@ -50,12 +59,10 @@ def within_reach(*roots: Any) -> tuple[Tensor, ...]:
         if isinstance(item, _PLAIN) or id(item) in seen:
             continue
         seen[id(item)] = item
-        if isinstance(item, Tensor):
-            if item.requires_grad and not item.is_inference():
-                found.update((id(leaf), leaf) for leaf in ((item,) if item.is_leaf else leaves(item)))
+        if isinstance(item, Tensor | np.ndarray):
+            yield item
         else:
             ahead += _inside(item)
-    return tuple(found.values())
 
 
 def _inside(item: Any) -> Iterable[Any]:

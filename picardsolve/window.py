@@ -111,10 +111,6 @@ class Window:
         """The rows of the next round. Without a guess yet the window is one step: the exact first one."""
         span = np.minimum(np.minimum(np.minimum(self._cap, self.width), self._reach), self.chain.length - self.begin)
         span[self.failed] = 0
-        if (
-            span.sum() == len(span) and span.max() > 1
-        ):  # other rows than one of each sample, but as many: see RowFunction
-            span[span.argmax()] -= 1
         self._take_stock(np.minimum(span, max(len(self.x) - 1, 1)))
         width, mask = len(self._mask), self._mask
         step, sample = self._n + self._zero, self._sample[:width]
