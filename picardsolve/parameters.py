@@ -96,7 +96,9 @@ def _of_class(kind: type) -> Iterator[Any]:
     for base in kind.__mro__:
         if not _is_others(base):
             yield from (
-                value for value in vars(base).values() if isinstance(value, Tensor | torch.nn.Module | list | dict)
+                value
+                for value in vars(base).values()
+                if isinstance(value, Tensor | np.ndarray | torch.nn.Module | list | dict)
             )
 
 

@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 import picardsolve as ps
+from picardsolve.integrations.scipy import ParallelCollocation
 
 OFFSETS = [0.0, 1e3, 1.7e9]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -144,6 +147,14 @@ def test_gradients_do_not_depend_on_when_it_begins(integrator, dtype):
     for other in found[1:]:
         for ours, theirs in zip(other, found[0], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_the_solver_of_scipy_too(vectorized):
+    for offset in OFFSETS:
+        how = {"method": ParallelCollocation, "vectorized": vectorized, "rtol": 1e-6, "atol": 1e-8}
+        ys = solve_ivp(lambda t, y, o=offset: np.cos(t - o) + 0 * y, (offset, offset + SPAN), [0.0, 1.0], **how).y
+        assert np.abs(ys[:, -1] - [math.sin(SPAN), 1 + math.sin(SPAN)]).max() < 1e-6
 
 
 def embedded(offset, network):
