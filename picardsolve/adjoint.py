@@ -8,7 +8,7 @@ drift at all nodes gives the gradients of whatever it depends on.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from picardsolve.collocation import Course, Trajectory
 from picardsolve.collocation.transposed import Stack, Window
 from picardsolve.drift import RowFunction
+from picardsolve.parameters import Held, Strangers, added, recordable
 from picardsolve.refused import Refused
 from picardsolve.solution import Solution
 
@@ -33,7 +34,9 @@ _SHARPER = 0.1  # of rtol: the residual that an iteration leaves
 _ONCE = "gradient: solutions by collocation have first derivatives only; leave create_graph=True out."
 
 
-def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any, args: Sequence[Any]) -> Solution:
+def differentiable(
+    solution: Solution, trajectory: Trajectory, y0: Any, ts: Any, args: Sequence[Any], reach: Sequence[Tensor]
+) -> Solution:
     """The same solution, with gradients by whatever of y0, ts, args and the drift's parameters requires them.
 
     Args:
@@ -42,16 +45,20 @@ def differentiable(solution: Solution, trajectory: Trajectory, y0: Any, ts: Any,
         y0: as the user gave it.
         ts: likewise.
         args: likewise.
+        reach: leaves that the drift may depend on, whether a call has shown it or not.
     """
     layout = trajectory.function.layout
-    start, times = layout.pack(y0), ts.to("cpu", torch.float64) if isinstance(ts, Tensor) else solution.ts
+    start = layout.pack(y0)
+    times = recordable(ts).to("cpu", torch.float64) if isinstance(ts, Tensor) else solution.ts
     given = pytree.tree_leaves(tuple(args))
     by = tuple(i for i, leaf in enumerate(given) if isinstance(leaf, Tensor) and leaf.requires_grad)
-    inputs = start, *(given[i] for i in by), *trajectory.parameters
+    shown = start, *(given[i] for i in by), *dict.fromkeys(trajectory.parameters)
+    known = {id(tensor) for tensor in shown}
+    inputs = *shown, *(leaf for leaf in reach if id(leaf) not in known)
     if not any(tensor.requires_grad for tensor in (times, *inputs)):
         return solution
 
-    dense = _Differentiable(trajectory, by, times[0], inputs)
+    dense = _Differentiable(trajectory, by, len(shown), times[0], inputs)
     return replace(solution, ys=dense(times[-len(solution.ts) :]), dense=dense)
 
 
@@ -62,18 +69,20 @@ class _Differentiable:
     Attributes:
         trajectory: what they are read from.
         by: the places of arguments that require gradients.
+        shown: how many of the inputs are not held back, see `Held`.
         origin: the time of the start, ``()`` or ``(B,)``.
-        inputs: the start, those arguments and parameters.
+        inputs: the start, those arguments, parameters, and what else is in reach.
     """
 
     trajectory: Trajectory
     by: tuple[int, ...]
+    shown: int
     origin: Tensor
     inputs: Sequence[Tensor]
 
     def __call__(self, at: Tensor) -> Any:
         layout = self.trajectory.function.layout
-        return layout.unpack_path(_States.apply(self.trajectory, self.by, at, self.origin, *self.inputs))
+        return layout.unpack_path(_States.apply(self.trajectory, self.by, self.shown, at, self.origin, *self.inputs))
 
     def detached(self) -> Course:
         """Without gradients."""
@@ -92,23 +101,23 @@ class _States(torch.autograd.Function):
         ctx: Any,
         trajectory: Trajectory,
         by: tuple[int, ...],
+        shown: int,
         at: Tensor,
         origin: Tensor,
-        start: Tensor,
-        *tensors: Tensor,
+        *inputs: Tensor,
     ) -> Tensor:
-        ctx.trajectory, ctx.by = trajectory, by
-        ctx.save_for_backward(at, origin, start, *tensors)
+        ctx.trajectory, ctx.by, ctx.held = trajectory, by, Held(inputs[shown:])
+        ctx.save_for_backward(at, origin, *inputs[:shown])
         return trajectory.states(at)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         at, origin, _, *tensors = inputs = ctx.saved_tensors  # refuses parameters that were changed since
         with torch.no_grad():
-            gradients = Adjoint.of(ctx.trajectory, ctx.by, tensors).gradients(at, origin, cotangent)
+            gradients = Adjoint.of(ctx.trajectory, ctx.by, tensors, ctx.held).gradients(at, origin, cotangent)
         if torch.is_grad_enabled():  # create_graph: not by `once_differentiable`, which lets linear losses pass
-            gradients = [Refused.apply(_ONCE, gradient, cotangent, *inputs) for gradient in gradients]
-        return None, None, *gradients
+            gradients = [part if part is None else Refused.apply(_ONCE, part, cotangent, *inputs) for part in gradients]
+        return None, None, None, *gradients
 
 
 @dataclass
@@ -119,27 +128,33 @@ class Adjoint:
         trajectory: of which.
         function: its drift, with arguments of its own that require gradients.
         tensors: what gradients are wanted by: those arguments, and the parameters.
-        sums: the gradients so far.
+        held: what else they may be by.
+        sums: the gradients so far; None by what is held and was not met.
     """
 
     trajectory: Trajectory
     function: RowFunction
     tensors: Sequence[Tensor]
-    sums: list[Tensor]
+    held: Held
+    sums: list[Tensor | None] = field(init=False)
+
+    def __post_init__(self):
+        self.sums = [*map(torch.zeros_like, self.tensors), *[None] * len(self.held.tensors)]
+        self._all = [*self.tensors, *self.held.tensors]
+        self._strangers = Strangers(self._all)
 
     @staticmethod
-    def of(trajectory: Trajectory, by: tuple[int, ...], tensors: Sequence[Tensor]) -> "Adjoint":
+    def of(trajectory: Trajectory, by: tuple[int, ...], tensors: Sequence[Tensor], held: Held) -> "Adjoint":
         """By the arguments at the places ``by`` and the parameters."""
         leaves, structure = pytree.tree_flatten(tuple(trajectory.function.args))
         fresh = [leaves[i].detach().requires_grad_() for i in by]
         for i, leaf in zip(by, fresh, strict=True):
             leaves[i] = leaf
-        function = replace(trajectory.function, args=pytree.tree_unflatten(leaves, structure))
-        wanted = [*fresh, *tensors[len(by) :]]
-        return Adjoint(trajectory, function, wanted, [torch.zeros_like(tensor) for tensor in wanted])
+        function = replace(trajectory.function, args=pytree.tree_unflatten(leaves, structure), parameters=None)
+        return Adjoint(trajectory, function, [*fresh, *tensors[len(by) :]], held)
 
-    def gradients(self, at: Tensor, origin: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """By the times, that of the start, the start ``(B, D)``, and the tensors."""
+    def gradients(self, at: Tensor, origin: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        """By the times, that of the start, the start ``(B, D)``, the tensors, and what is held."""
         clocks, rows = self.trajectory.clocks(at), cotangent.to("cpu", torch.float64).numpy()
         known = ~np.isnan(clocks)
         at_start = (clocks == 0)[..., None]
@@ -150,7 +165,9 @@ class Adjoint:
                 self._solve(window, following)
         following += np.where(at_start, rows, 0).sum(0)
         start = torch.from_numpy(following).to(cotangent)
-        return self._by_times(at, cotangent, known), self._by_origin(origin, start), start, *self.sums
+        self._strangers.refuse()
+        by_time, shown = (self._by_times(at, cotangent, known), self._by_origin(origin, start)), len(self.tensors)
+        return *by_time, start, *self.sums[:shown], *self.held.gradients(self.sums[shown:])
 
     def _window(self, stack: Stack) -> tuple[int, int]:
         """How many segments of a sample, and of all, are solved together."""
@@ -164,16 +181,15 @@ class Adjoint:
         """Carry cotangents over a window, and add up what it gives the tensors."""
         stack, (m, n, d) = window.stack, window.stack.states[window.at].shape
         states = self._tensor(stack.states[window.at].reshape(-1, d)).requires_grad_()
-        times, sample = self._tensor(stack.times[window.at].ravel()), stack.sample[window.at].repeat(n)
+        times, sample = torch.from_numpy(stack.times[window.at].ravel()), stack.sample[window.at].repeat(n)
         with torch.enable_grad():
             drift = self.function(times, states, torch.from_numpy(sample))
+        self._strangers.look(drift, states)
         mu = self._iterated(window, drift, states, following) if n * d > _DENSE else None
         if mu is None:
             mu = window.dense(_jacobian(drift, states).reshape(m, n, d, d), following)
         pushed = self._tensor(window.onto_drift(mu).reshape(-1, d))
-        for total, part in zip(self.sums, _pulled(drift, self.tensors, pushed), strict=True):
-            if part is not None:
-                total += part
+        self.sums = [added(*pair) for pair in zip(self.sums, _pulled(drift, self._all, pushed), strict=True)]
 
     def _iterated(self, window: Window, drift: Tensor, states: Tensor, following: np.ndarray) -> np.ndarray | None:
         """Without Jacobians; None where that fails and they can be had."""
@@ -222,7 +238,7 @@ class Adjoint:
 
     def _along(self, times: Tensor, states: Tensor, sample: Tensor, cotangent: Tensor) -> Tensor:
         """The drift times a cotangent, ``(R,)``."""
-        drift = self.function(times.detach().to(states), states, sample)
+        drift = self.function(times.detach(), states, sample)
         return (drift * cotangent).sum(1).to("cpu", torch.float64)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.integrators import BackwardEuler, DriftChain, Integrator, Problem
+from picardsolve.parameters import Held, Strangers, added
 from picardsolve.refused import Refused
 from picardsolve.sequential import evaluated
 from picardsolve.solution import Result, Solution
@@ -33,7 +34,9 @@ _SENTENCES = {
 }
 
 
-def recorded(solution: Solution, problem: Problem, integrator: Integrator, y0: Any, ts: Any, args: Any) -> Solution:
+def recorded(
+    solution: Solution, problem: Problem, integrator: Integrator, y0: Any, ts: Any, args: Any, reach: Sequence[Tensor]
+) -> Solution:
     """The same solution, with gradients by whatever of y0, args and the functions' parameters requires them.
 
     Args:
@@ -43,11 +46,14 @@ def recorded(solution: Solution, problem: Problem, integrator: Integrator, y0: A
         y0: as the user gave it.
         ts: likewise.
         args: likewise; the keyword arguments of a `Denoiser`.
+        reach: leaves that the functions may depend on, whether a call has shown it or not.
     """
     given = pytree.tree_leaves(args)
     by = tuple(i for i, leaf in enumerate(given) if isinstance(leaf, Tensor) and leaf.requires_grad)
     start = problem.layout.pack(y0)
-    inputs = start, *(given[i] for i in by), *dict.fromkeys(problem.parameters or ())
+    shown = start, *(given[i] for i in by), *dict.fromkeys(problem.parameters or ())
+    known = {id(tensor) for tensor in shown}
+    inputs = *shown, *(leaf for leaf in reach if id(leaf) not in known)
     asked = *inputs, *(t for t in (ts,) if isinstance(t, Tensor))
     if not any(tensor.requires_grad for tensor in asked):
         return solution
@@ -56,7 +62,7 @@ def recorded(solution: Solution, problem: Problem, integrator: Integrator, y0: A
         ys = pytree.tree_map(lambda ys: Refused.apply(_SENTENCES[why], ys, *asked), solution.ys)
     else:
         path = problem.layout.pack_path("ys", solution.ys, len(problem.ts))
-        ys = problem.layout.unpack_path(_Path.apply(problem, integrator, by, path, *inputs))
+        ys = problem.layout.unpack_path(_Path.apply(problem, integrator, by, path, len(shown), *inputs))
     return replace(solution, ys=ys)
 
 
@@ -80,20 +86,29 @@ class _Path(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, problem: Problem, integrator: Integrator, by: tuple[int, ...], path: Tensor, *inputs: Tensor
+        ctx: Any,
+        problem: Problem,
+        integrator: Integrator,
+        by: tuple[int, ...],
+        path: Tensor,
+        shown: int,
+        *inputs: Tensor,
     ) -> Tensor:
-        ctx.posed = problem, integrator, by, path
-        ctx.save_for_backward(*inputs)
+        ctx.posed, ctx.held = (problem, integrator, by, path), Held(inputs[shown:])
+        ctx.save_for_backward(*inputs[:shown])
         return path.clone()
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         inputs = ctx.saved_tensors  # refuses parameters that were changed since
         with torch.no_grad():
-            gradients = _Backward.of(*ctx.posed, tensors=inputs[1:]).gradients(cotangent)
+            gradients = _Backward.of(*ctx.posed, tensors=inputs[1:], held=ctx.held).gradients(cotangent)
         if torch.is_grad_enabled():  # create_graph
-            gradients = [Refused.apply(_SENTENCES["twice"], gradient, cotangent, *inputs) for gradient in gradients]
-        return *[None] * len(ctx.posed), *gradients
+            gradients = [
+                part if part is None else Refused.apply(_SENTENCES["twice"], part, cotangent, *inputs)
+                for part in gradients
+            ]
+        return *[None] * (len(ctx.posed) + 1), *gradients
 
 
 @dataclass
@@ -104,20 +119,29 @@ class _Backward:
         chain: with arguments of its own that require gradients.
         path: ``(N + 1, B, D)``.
         tensors: what gradients are wanted by: those arguments, and the parameters.
-        sums: the gradients so far.
+        held: what else they may be by.
+        sums: the gradients so far; None by what is held and was not met.
     """
 
     chain: DriftChain
     path: Tensor
     tensors: Sequence[Tensor]
-    sums: list[Tensor] = field(init=False)
+    held: Held
+    sums: list[Tensor | None] = field(init=False)
 
     def __post_init__(self):
-        self.sums = [torch.zeros_like(tensor) for tensor in self.tensors]
+        self.sums = [*map(torch.zeros_like, self.tensors), *[None] * len(self.held.tensors)]
+        self._all = [*self.tensors, *self.held.tensors]
+        self._strangers = Strangers(self._all)
 
     @staticmethod
     def of(
-        problem: Problem, integrator: Integrator, by: tuple[int, ...], path: Tensor, tensors: Sequence[Tensor]
+        problem: Problem,
+        integrator: Integrator,
+        by: tuple[int, ...],
+        path: Tensor,
+        tensors: Sequence[Tensor],
+        held: Held,
     ) -> "_Backward":
         """By the arguments at the places ``by`` and the parameters."""
         values, structure = pytree.tree_flatten(problem.args)
@@ -125,10 +149,10 @@ class _Backward:
         for i, leaf in zip(by, fresh, strict=True):
             values[i] = leaf
         posed = replace(problem, args=pytree.tree_unflatten(values, structure), parameters=None)
-        return _Backward(integrator.chain(posed), path, [*fresh, *tensors[len(by) :]])
+        return _Backward(integrator.chain(posed), path, [*fresh, *tensors[len(by) :]], held)
 
-    def gradients(self, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """By the start ``(B, D)``, and the tensors."""
+    def gradients(self, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        """By the start ``(B, D)``, the tensors, and what is held."""
         samples = self.path.shape[1]
         following, end = cotangent[-1], self.chain.length
         width = max(_WIDEST // samples, 1)
@@ -139,7 +163,9 @@ class _Backward:
                 width = max((end - begin) // 2, 1)
             else:
                 following, end, width = reached, begin, min(2 * width, max(_WIDEST // samples, 1))
-        return following, *self.sums
+        self._strangers.refuse()
+        shown = len(self.tensors)
+        return following, *self.sums[:shown], *self.held.gradients(self.sums[shown:])
 
     def _window(self, begin: int, end: int, own: Tensor, following: Tensor) -> Tensor | None:
         """Carry the cotangent of state ``end`` to state ``begin``, both ``(B, D)``; None where sweeps do not settle.
@@ -155,11 +181,12 @@ class _Backward:
         step, sample = np.repeat(np.arange(begin, end), samples), np.tile(np.arange(samples), width)
         with torch.enable_grad():
             images = _images(self.chain, step, sample, x)
+        self._strangers.look(images, x)
         found = own.flip(0).cumsum(0).flip(0) + following  # as if every step left its state unchanged
         for sweep in range(min(_SWEEPS, width)):
             behind = torch.cat([found[1:], following[None]])
             (pulled,) = self._pulled(images, [x], behind)
-            beyond = pulled.reshape(own.shape) - behind
+            beyond = (torch.zeros_like(x) if pulled is None else pulled).reshape(own.shape) - behind
             new = (own + beyond).flip(0).cumsum(0).flip(0) + following
             moved, found = (new - found).abs().max(), new
             if bool(moved <= _SETTLED * torch.finfo(x.dtype).eps * found.abs().max()) or sweep + 1 == width:
@@ -167,14 +194,12 @@ class _Backward:
         else:
             return None
         behind = torch.cat([found[1:], following[None]])
-        for total, part in zip(self.sums, self._pulled(images, self.tensors, behind), strict=True):
-            total += part
+        self.sums = [added(*pair) for pair in zip(self.sums, self._pulled(images, self._all, behind), strict=True)]
         return found[0]
 
-    def _pulled(self, images: Tensor, by: Sequence[Tensor], cotangent: Tensor) -> list[Tensor]:
+    def _pulled(self, images: Tensor, by: Sequence[Tensor], cotangent: Tensor) -> Sequence[Tensor | None]:
         """Vector-Jacobian products; the graph is kept, for it may end in one that belongs to the user."""
         if not by:
             return []
         rows = cotangent.reshape(images.shape)
-        found = torch.autograd.grad(images, list(by), rows, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(t) if part is None else part for t, part in zip(by, found, strict=True)]
+        return torch.autograd.grad(images, list(by), rows, retain_graph=True, allow_unused=True)

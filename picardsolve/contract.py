@@ -12,6 +12,7 @@ from picardsolve.brownian import BrownianPath, resolution_for
 from picardsolve.checks import check_optional_positive_integer, check_type
 from picardsolve.collocation import Collocation
 from picardsolve.integrators import Integrator, Problem
+from picardsolve.parameters import recordable
 from picardsolve.path import Path
 from picardsolve.state import Layout
 from picardsolve.stopping import Stop
@@ -60,7 +61,10 @@ def validated(
         if not layout.structure.is_leaf():
             raise TypeError("y0: expected a single tensor for a SemilinearODE, got several; join them into one.")
         term.operator.check(tuple(layout.shapes[0]))
-    given = cond if isinstance(term, Denoiser) else tuple(args)
+    given = pytree.tree_map(
+        lambda value: recordable(value) if isinstance(value, Tensor) else value,
+        cond if isinstance(term, Denoiser) else tuple(args),
+    )
     name = "cond" if isinstance(term, Denoiser) else "args"
     for value in pytree.tree_leaves(given):
         if layout.batched and isinstance(value, Tensor) and value.dim() and len(value) != layout.batch:

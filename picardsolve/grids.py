@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from picardsolve.parameters import recordable
 from picardsolve.schedules import Schedule
 
 
@@ -64,7 +65,7 @@ def given(ts: Tensor | Sequence[float]) -> Tensor:
         The grid as float64 on the CPU, whatever dtype and device it came in.
     """
     try:
-        grid = ts.detach() if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.float64)
+        grid = recordable(ts.detach()) if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"ts: expected a tensor or a sequence of times, got {type(ts).__name__}.") from error
     if grid.is_complex():

@@ -74,7 +74,9 @@ def measurable(problem: Problem, chain: DriftChain, size: int) -> bool:
     """Whether a few steps tell of the others: not of noise that depends on the state, nor of large states."""
     if chain.implicit or chain.memory or size > _LARGEST or isinstance(problem.term, Denoiser):
         return False
-    return not isinstance(problem.term, SDE) or problem.term.noise == "additive"
+    if not isinstance(problem.term, SDE):
+        return True
+    return problem.term.noise == "additive" and problem.term.takes != "batch"  # samples may act on each other there
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from picardsolve import grids
 from picardsolve.checks import check_callable
+from picardsolve.clock import Clock
 from picardsolve.collocation import Collocation
 from picardsolve.diagnostics import ConvergenceWarning
 from picardsolve.integrators import RK4, Euler, Heun
@@ -53,7 +54,8 @@ def odeint(
         func: ``func(t, y)`` of one state and a 0-d time; lifted to many times by ``torch.func.vmap`` unless
             ``options={"vectorized": True}``.
         y0: tensor, or tuple of tensors.
-        t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``.
+        t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``. Kept in float64; ``func`` and
+            ``event_fn`` get times as the drift of an `ODE` does.
         rtol: relative tolerance: adaptively, of the distance to the solution of the equation; on a fixed grid, of the
             iteration against the sequential solver. A tensor that broadcasts over y0: for each component its own; for
             a tuple of states a tuple of numbers or tensors, or a tensor of one for each state, as in torchdiffeq.
@@ -200,7 +202,8 @@ def _until(
     if len(grid) != 2:
         raise ValueError(f"event_fn: expected two times t, start and direction, got {len(grid)}.")
     layout = Layout.of(y0, 0)
-    signs = event_fn(grid[0].to(layout.device, layout.compute_dtype), y0).detach().sign()
+    begin, clock = grid[0].detach(), Clock.of(grid.detach(), layout)
+    signs = clock.called("event_fn", lambda dtype: event_fn(begin.to(layout.device, dtype), y0)).detach().sign()
 
     def event(t: Tensor, y: Any) -> Tensor:
         return torch.min(event_fn(t, y) * signs)  # > 0 until the first of its elements changes sign

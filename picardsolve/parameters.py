@@ -1,6 +1,25 @@
-"""The tensors that a drift has gradients by."""
+"""The tensors that a function has gradients by: those that a call shows, and those that are seen to be in its reach."""
 
+import dis
+import functools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
+_MOST = 100_000  # objects that are looked at
+_OTHERS = {"torch", "numpy", "scipy", "builtins", "functools", "collections", "typing", "math"}
+_PLAIN = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Generator)
+
+
+def recordable(tensor: Tensor) -> Tensor:
+    """A tensor that autograd may save: a copy of one that was made in inference mode, outside of which it may not."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def leaves(output: Tensor) -> tuple[Tensor, ...]:
@@ -11,7 +30,171 @@ def leaves(output: Tensor) -> tuple[Tensor, ...]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)  # pyright: ignore[reportAttributeAccessIssue]: of AccumulateGrad
+        leaf = getattr(node, "variable", None)  # of AccumulateGrad
+        if leaf is not None and not leaf.is_inference():  # which gets no gradient in torch, either
+            found.append(leaf)
         ahead += [following for following, _ in node.next_functions]
     return tuple(found)
+
+
+def within_reach(*roots: Any) -> tuple[Tensor, ...]:
+    """Leaves that functions could have gradients by, whether a call uses them or not."""
+    found: dict[int, Tensor] = {}
+    for tensor in held(*roots):
+        if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_inference():
+            found.update((id(leaf), leaf) for leaf in ((tensor,) if tensor.is_leaf else leaves(tensor)))
+    return tuple(found.values())
+
+
+def held(*roots: Any) -> Iterator[Tensor | np.ndarray]:
+    """Tensors and arrays that functions hold.
+
+    Those of modules, and those that are found in closures, defaults, bound objects, partial functions, containers,
+    attributes, and among the globals that the code of a function reads.
+    """
+    seen: dict[int, Any] = {}  # keeps what it names alive: numbers of objects are given again
+    ahead = list(roots)
+    while ahead and len(seen) < _MOST:
+        item = ahead.pop()
+        if isinstance(item, _PLAIN) or id(item) in seen:
+            continue
+        seen[id(item)] = item
+        if isinstance(item, Tensor | np.ndarray):
+            yield item
+        else:
+            ahead += _inside(item)
+
+
+def _inside(item: Any) -> Iterable[Any]:
+    """What an object holds."""
+    if isinstance(item, MethodType):
+        return item.__self__, *_read(item.__func__, type(item.__self__))
+    if isinstance(item, FunctionType):
+        return _read(item, None)
+    if isinstance(item, functools.partial):
+        return item.func, *item.args, *item.keywords.values()
+    if isinstance(item, Mapping):
+        return list(item.values())
+    if isinstance(item, list | tuple | set | frozenset | deque):
+        return list(item)
+    if isinstance(item, ModuleType):
+        return ()
+    parameters = item.parameters() if isinstance(item, torch.nn.Module) else ()
+    slots = (getattr(item, name, None) for kind in type(item).__mro__ for name in _slots(kind))
+    called = (getattr(type(item), name, None) for name in ("forward", "__call__"))
+    code = (held for method in called if isinstance(method, FunctionType) for held in _read(method, type(item)))
+    return *parameters, *getattr(item, "__dict__", {}).values(), *slots, *_of_class(type(item)), *code
+
+
+def _slots(kind: type) -> Sequence[str]:
+    names = vars(kind).get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _of_class(kind: type) -> Iterator[Any]:
+    """Tensors, modules and containers that are attributes of a class."""
+    for base in kind.__mro__:
+        if not _is_others(base):
+            yield from (
+                value
+                for value in vars(base).values()
+                if isinstance(value, Tensor | np.ndarray | torch.nn.Module | list | dict)
+            )
+
+
+def _read(function: FunctionType, owner: type | None) -> Iterator[Any]:
+    """What a function's code can read: its closure, its defaults, globals that it names, and methods of its owner."""
+    if _is_others(function):
+        return
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values())
+    names, attributes = _names(function.__code__)
+    for name in names:
+        value = function.__globals__.get(name)
+        if isinstance(value, ModuleType) and value.__name__.partition(".")[0] not in _OTHERS:
+            yield from (vars(value)[attribute] for attribute in attributes if attribute in vars(value))
+        else:
+            yield value
+    methods = (getattr(owner, attribute, None) for attribute in attributes) if owner else ()
+    yield from (method for method in methods if isinstance(method, FunctionType | MethodType))
+
+
+def _names(code: CodeType) -> tuple[list[str], list[str]]:
+    """Globals and attributes that a code reads, functions in it included."""
+    names, attributes, ahead = [], [], [code]
+    while ahead:
+        at = ahead.pop()
+        for instruction in dis.get_instructions(at):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                names.append(instruction.argval)
+            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                attributes.append(instruction.argval)
+        ahead += [constant for constant in at.co_consts if isinstance(constant, CodeType)]
+    return names, attributes
+
+
+def _is_others(thing: Any) -> bool:
+    """Whether a class or function is a library's."""
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] in _OTHERS
+
+
+def added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """A sum in which None is nothing."""
+    return total if part is None else part if total is None else total + part
+
+
+class Held:
+    """Leaves that a solve did not show to be used, but that gradients by may be asked for.
+
+    Attributes:
+        tensors: of which.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.tensors = tuple(tensors)
+        self._versions = [tensor._version for tensor in tensors]
+
+    def gradients(self, sums: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """What was found by them, None by those that were not met.
+
+        Raises:
+            RuntimeError: one that was met has been changed since.
+        """
+        for tensor, version, total in zip(self.tensors, self._versions, sums, strict=True):
+            if total is not None and tensor._version != version:
+                raise RuntimeError(
+                    f"gradient: a parameter of shape {tuple(tensor.shape)} has been modified by an inplace operation "
+                    "since the solve; call backward before the optimizer's step."
+                )
+        return list(sums)
+
+
+class Strangers:
+    """Leaves that turn up in a backward pass, and that no gradient was announced by."""
+
+    def __init__(self, known: Iterable[Tensor]):
+        self._known = {id(tensor) for tensor in known}
+        self._met: list[tuple[TensorWeakRef, tuple[int, ...]]] = []
+
+    def look(self, output: Tensor, *states: Tensor) -> None:
+        """Note what a graph ends in, but for the states that were put in."""
+        known = self._known | {id(state) for state in states}
+        self._met += [(TensorWeakRef(leaf), tuple(leaf.shape)) for leaf in leaves(output) if id(leaf) not in known]
+
+    def refuse(self) -> None:
+        """Once graphs are gone: what is still there is the user's.
+
+        Raises:
+            RuntimeError: there is such a leaf.
+        """
+        for leaf, shape in self._met:
+            if leaf() is not None:
+                raise RuntimeError(
+                    f"gradient: the drift depends on a tensor of shape {shape} that was not seen to be in its reach, "
+                    "and would get none; make it a parameter of a module that the drift closes over, or pass it in "
+                    "args."
+                )

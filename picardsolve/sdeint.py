@@ -1,6 +1,6 @@
 """torchsde's call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from picardsolve.checks import check_callable, check_choice
 from picardsolve.integrators import SRID2, EulerMaruyama, Integrator, Milstein, StochasticHeun, StochasticMidpoint
 from picardsolve.path import Path
 from picardsolve.solve import solve
-from picardsolve.terms import SDE, Interpretation
+from picardsolve.terms import SDE, BatchSDE, Interpretation
 
 # torchsde's names, and in which interpretation each of its methods solves
 _METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {
@@ -25,6 +25,7 @@ _METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {
     "midpoint": (StochasticMidpoint(), ("stratonovich",)),
 }
 _NOISES = ("additive", "diagonal", "scalar", "general")
+_NEAR = 4.0  # spans from zero, up to which a list of times may be rounded
 _SOLVES = {"window", "iteration", "guess", "stop", "max_batch", "max_rounds", "progress"}
 
 
@@ -51,11 +52,15 @@ def sdeint(
     Args:
         sde: with methods ``f(t, y)`` and ``g(t, y)`` of a batch ``(batch, d)`` and a 0-d time, and with attributes
             ``noise_type`` ("additive", "diagonal", "scalar" or "general") and ``sde_type`` ("ito" or "stratonovich").
-            They are called for one sample at one time, ``(1, d)``, and lifted to many by ``torch.func.vmap``; with
-            ``options={"vectorized": True}`` once for many samples and times, t being ``(rows, 1)``. Neither knows which
-            sample it is called for.
+            They are called with the whole batch at one time, and lifted to many times by ``torch.func.vmap``, or called
+            for one time after the other where that is not possible: they may hold a value for each sample, and samples
+            may depend on each other. Samples therefore keep to common steps. With ``options={"vectorized": True}`` they
+            are called once for many samples and times, ``(rows, d)`` and ``(rows, 1)``, and each sample goes its own
+            pace; then neither knows which sample a row is of.
         y0: ``(batch, d)``.
-        ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``.
+        ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``. Steps are added up in their dtype; of a list
+            in that of y0, as in torchsde, or float64 where they are far from zero. ``f`` and ``g`` get times
+            as the drift of an `ODE` does.
         bm: the noise, ``BrownianPath(seed=0)`` by default. torchsde's own are taken by
             `picardsolve.integrations.torchsde.sdeint`.
         method: "euler", "milstein", "srk" (additive noise: `SRA1`, diagonal and scalar: `SRID2`), and for equations of
@@ -90,9 +95,10 @@ def sdeint(
     if unknown:
         raise ValueError(f"options: got unknown {', '.join(map(repr, unknown))}; see sdeint's docstring.")
     integrator = _integrator(method, term)
-    times = ts.detach() if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=y0.dtype)
-    if not bool((grids.given(times).diff() > 0).all()):
+    exact = grids.given(ts)
+    if not bool((exact.diff() > 0).all()):
         raise ValueError("ts: expected increasing times for an SDE; write the reverse-time equation forward.")
+    times = ts.detach() if isinstance(ts, Tensor) else _as_torchsde(exact, y0)
     grid = _grid(times, dt, keep_all=not isinstance(bm, BrownianPath | None))
     solution = solve(term, y0, grid, integrator=integrator, brownian=bm, batch_dims=1, rtol=rtol, atol=atol, **given)
     ys = _between(solution.ys, grid, times.to("cpu", torch.float64))
@@ -114,31 +120,32 @@ def term_of(sde: Any, names: Mapping[str, str], vectorized: bool) -> SDE:
             )
     check_choice("sde.noise_type", sde.noise_type, _NOISES)
     check_choice("sde.sde_type", sde.sde_type, get_args(Interpretation))
-    drift, diffusion = (
+    strange = sorted(set(names) - {"drift", "diffusion"})
+    if strange:
+        raise ValueError(f"names: expected 'drift' and 'diffusion', got {', '.join(map(repr, strange))}; leave it out.")
+    methods: list[Any] = [
         getattr(sde, names.get(role, name), None) for role, name in (("drift", "f"), ("diffusion", "g"))
-    )
+    ]
+    drift, diffusion = methods
     check_callable("sde.f", drift)
     check_callable("sde.g", diffusion)
-    return SDE(
-        _Function(drift, vectorized, False),
-        _Function(diffusion, vectorized, sde.noise_type == "scalar"),
-        sde.noise_type,
-        sde.sde_type,
-        vectorized,
-    )
+    made = SDE if vectorized else BatchSDE
+    squeezed = _Squeezed(diffusion) if sde.noise_type == "scalar" else diffusion
+    return made(drift, squeezed, sde.noise_type, sde.sde_type, vectorized)
 
 
 @dataclass(frozen=True)
-class _Function:
-    """A method of torchsde's objects as a function of rows, or of one state; of scalar noise without its column."""
+class _Squeezed:
+    """A diffusion of scalar noise without its column."""
 
-    method: Any
-    vectorized: bool
-    squeezed: bool
+    method: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        out = self.method(t, y) if self.vectorized else self.method(t, y[None])[0]
-        return out[..., 0] if self.squeezed else out
+        return self.method(t, y)[..., 0]
+
+    @property
+    def __wrapped__(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return self.method
 
 
 def _integrator(method: str | None, term: SDE) -> Integrator:
@@ -153,6 +160,12 @@ def _integrator(method: str | None, term: SDE) -> Integrator:
     return integrator
 
 
+def _as_torchsde(ts: Tensor, y0: Tensor) -> Tensor:
+    """A list of times in the dtype of y0, as torchsde reads it, where that is as good as in float64."""
+    dtype = torch.promote_types(y0.dtype, torch.float32)
+    return ts.to(dtype) if float(ts.abs().max()) <= _NEAR * float(ts[-1] - ts[0]) else ts
+
+
 def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
     """Steps of ``dt`` added up one by one in the precision of ``ts``, as torchsde adds them: the same times.
 
@@ -160,6 +173,8 @@ def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
     """
     times = ts.to("cpu").numpy() if ts.is_floating_point() else ts.to("cpu", torch.float64).numpy()
     count = int(np.ceil((times[-1] - times[0]) / dt)) + 2
+    if times[-1] - times.dtype.type(dt) == times[-1] and count > 2:
+        raise ValueError(f"dt: a step of {dt:g} is nothing beside t = {times[-1]:g} in {ts.dtype}; pass ts.double().")
     steps = np.full(count + 1 + count // 1000, dt, dtype=times.dtype)
     steps[0] = times[0]
     grid = np.add.accumulate(steps, dtype=times.dtype)

@@ -32,6 +32,7 @@ from picardsolve.history import Round
 from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
 from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
 from picardsolve.pace import Pace
+from picardsolve.parameters import within_reach
 from picardsolve.path import Path
 from picardsolve.prediction import expected_after
 from picardsolve.progress import Progress
@@ -81,7 +82,10 @@ def solve(
 
     Gradients are recorded by y0, args and whatever the functions close over: with `Collocation`, by ts too, to its
     tolerance (`picardsolve.adjoint`); on a grid, of an `ODE` or `SDE` with an explicit integrator, along its steps and
-    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told.
+    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told; but not of those by the
+    parameters of a `Denoiser`'s model. What a function closes over is what its first call shows, and the
+    modules and tensors in its closure, its object, or the globals that it names, whether they are used at first or not:
+    by what was not used there is none. A parameter that is met beyond these is an error of ``backward``.
 
     Args:
         term: an `ODE`, `SecondOrderODE`, `SemilinearODE`, `SDE` or `Denoiser`.
@@ -149,7 +153,7 @@ def solve(
         how = iteration, guess, stop, (tol, rtol, atol), events, save
         found = _collocated(problem, y, integrator, *how, max_rounds, progress, throw)
         times = ts if isinstance(ts, Tensor) else problem.ts
-        return differentiable(*found, y0, times, args) if torch.is_grad_enabled() else found[0]
+        return differentiable(*found, y0, times, args, _reach(term, args)) if torch.is_grad_enabled() else found[0]
     if events is not None:
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
@@ -160,7 +164,16 @@ def solve(
     problem = replace(problem, args=fixed, parameters=noted)
     solution = _on_grid(problem, y, (term, y0), (tol, rtol, atol), *how, given=given, kept=kept)
     wanted = args if cond is None else cond
-    return recorded(solution, problem, integrator, y0, ts, wanted) if torch.is_grad_enabled() else solution
+    if not torch.is_grad_enabled():
+        return solution
+    return recorded(solution, problem, integrator, y0, ts, wanted, _reach(term, args))
+
+
+def _reach(term: Term, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """What its functions may have gradients by, beside their arguments; of a model's own parameters nobody asks."""
+    if isinstance(term, Denoiser):
+        return ()
+    return within_reach(term, [arg for arg in pytree.tree_leaves(tuple(args)) if not isinstance(arg, Tensor)])
 
 
 def _detached(arg: Any) -> Any:
@@ -189,20 +202,20 @@ def _on_grid(
     check_choice("stop", stop, get_args(Stop))
     tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
-    chain = integrator.chain(problem)
+    chain, together = integrator.chain(problem), isinstance(term, SDE) and term.takes == "batch"
     iteration = iteration_for(iteration, term, chain)
     checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT
     path = _path(chain, y) if save == "all" or checked else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(iteration, Parareal):
         allowed = tolerance_of(term, problem.layout, *tolerances, "increment")
-        loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path)
+        loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path, together)
     else:
         denoises = isinstance(term, Denoiser)
         stopping, meter = stopping_of(stop, tolerance, chain, denoises), None
         if stop != "error" and not tolerance.nothing:
             meter = ErrorEstimate(meant, chain.length, denoises, implicit=chain.implicit)
-        settings = Settings(widest, iteration, guess_for(guess, problem, chain), stopping, meter=meter)
+        settings = Settings(widest, iteration, guess_for(guess, problem, chain), stopping, together, meter)
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         pace = Pace(widest) if window == "auto" and not chain.implicit else None
@@ -216,6 +229,8 @@ def _on_grid(
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
     stats = Stats(chain.length, rounds * chain.rounds + chain.further_rounds, evaluations, calls, width)
+    if together:
+        _fail_where_not_finite(loop)
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
@@ -527,13 +542,23 @@ def _wavefront(
     cores: int,
     tolerance: Tolerance,
     path: Tensor | None,
+    together: bool,
 ) -> Wavefront:
     if chain.memory:
         raise TypeError(
             f"integrator: Parareal goes on from single states, and {integrator!r} also reads the outputs of earlier "
             "steps; pass a one-step integrator such as DDIM() or DPMSolver(1), or another iteration."
         )
-    return Wavefront(chain, y, iteration, cores, tolerance, path)
+    return Wavefront(chain, y, iteration, cores, tolerance, path, together)
+
+
+def _fail_where_not_finite(loop: Window | Wavefront) -> None:
+    """Samples that keep to common steps go on when one of them is not finite: say so in the end."""
+    broken = ~torch.isfinite(loop.x[0]).all(-1).cpu().numpy()
+    if loop.path is not None and broken.any():
+        finite = torch.isfinite(loop.path).all(-1).cpu().numpy()
+        loop.begin = np.where(broken, np.logical_and.accumulate(finite, 0).sum(0) - 1, loop.begin)
+    loop.failed = loop.failed | broken
 
 
 def _path(chain: Chain, y: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from picardsolve.checks import check_callable, check_choice
 from picardsolve.derivative import Corrected, WithDerivative
+from picardsolve.lifting import Takes
 from picardsolve.linear import Linear, linear_of
 from picardsolve.schedules import Schedule
 
@@ -25,7 +26,12 @@ class ODE:
         drift: called as ``drift(t, y, *args)``. With ``vectorized`` it gets many states at once: ``y`` of shape
             ``(rows, *state)``, ``t`` of shape ``(rows, 1, ..., 1)`` ready to broadcast against it (of several tensors,
             against the one with most dimensions), and returns the shape of ``y``. ``state`` is ``y0.shape``, without
-            its first dimension when ``batch_dims=1``.
+            its first dimension when ``batch_dims=1``. Times are kept in float64. ``t`` is float64, too, unless the
+            grid is so near to zero, and so coarse, that in the dtype of the state it is no further off than a state
+            is. What is float64 for that reason only may be returned. A drift that raises with float64 times, such as a
+            network of single precision that takes them beside the state, is called with the state's dtype instead;
+            where that moves times by more than rounding a `ConvergenceWarning` says so, and where by more than a
+            quarter of a step it is refused: subtract a time of reference first, ``(t - t0).to(y.dtype)``.
         vectorized: False lifts a plain ``drift(t, y)`` of one state and a 0-d ``t`` by ``torch.func.vmap``.
     """
 
@@ -35,6 +41,11 @@ class ODE:
     def __post_init__(self):
         check_callable("drift", self.drift)
         _check_flag("vectorized", self.vectorized)
+
+    @property
+    def takes(self) -> Takes:
+        """What the drift is written for."""
+        return "rows" if self.vectorized else "state"
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,11 @@ class SecondOrderODE:
     def __post_init__(self):
         check_callable("acceleration", self.acceleration)
         _check_flag("vectorized", self.vectorized)
+
+    @property
+    def takes(self) -> Takes:
+        """What the acceleration is written for."""
+        return "rows" if self.vectorized else "state"
 
     def drift(self, t: Any, y: Any, *args: Any) -> Any:
         """Of the state ``(q, v)``."""
@@ -95,6 +111,11 @@ class SemilinearODE:
         _check_flag("vectorized", self.vectorized)
         object.__setattr__(self, "operator", linear_of(self.linear))
 
+    @property
+    def takes(self) -> Takes:
+        """What the nonlinear part is written for."""
+        return "rows" if self.vectorized else "state"
+
     def drift(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
         """The sum of both parts, called as the drift of an `ODE`."""
         return self.operator.apply(y) + self.nonlinear(t, y, *args)
@@ -129,6 +150,11 @@ class SDE:
         _check_flag("vectorized", self.vectorized)
 
     @property
+    def takes(self) -> Takes:
+        """What both functions are written for."""
+        return "rows" if self.vectorized else "state"
+
+    @property
     def derivative(self) -> WithDerivative:
         """The diffusion with its derivatives along its own columns."""
         return WithDerivative(self.diffusion, self.noise in ("commutative", "general"))
@@ -151,6 +177,19 @@ class SDE:
         additive = self.noise == "additive"
         drift = self.drift if additive else Corrected(self.drift, self.derivative, factor)
         return replace(self, drift=drift, interpretation=interpretation)
+
+
+@dataclass(frozen=True)
+class BatchSDE(SDE):
+    """An `SDE` whose functions take all samples at one time, ``y`` of shape ``(batch, *state)`` and a 0-d ``t``.
+
+    Samples then keep to common steps, and may depend on each other.
+    """
+
+    @property
+    def takes(self) -> Takes:
+        """A batch."""
+        return "batch"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Wavefront:
         y0: ``(B, D)`` initial states.
         width: most cores there may be.
         states: ``(N + 1, B, D)`` for all that is computed, or None if it need not be kept; see `path`.
+        lockstep: a core leads all samples, or none.
         begin: ``(B,)`` steps accepted so far.
         failed: ``(B,)`` whether a step of the leader was not finite.
         stopped: ``(B,)`` whether a sample ended because its iterations were done, not by tolerance.
@@ -56,6 +57,7 @@ class Wavefront:
     width: int
     tolerance: Tolerance
     states: Tensor | None = None
+    lockstep: bool = False
     begin: Index = field(init=False)
     failed: np.ndarray = field(init=False)
     stopped: np.ndarray = field(init=False)
@@ -267,6 +269,8 @@ class Wavefront:
         self._retiring[:] = False
         for core, near in zip(met, within, strict=True):
             hands_over = near & (self._leader == core) & self._finite[core + 1]
+            if self.lockstep:
+                hands_over &= hands_over.all()
             self._leader[hands_over] = core + 1
             self._retiring[core] = hands_over
         self.failed = self.failed | (running & ~self._finite[self._leader, sample])

@@ -109,6 +109,7 @@ REFUSED = {
     "no step": ({"dt": 0.0}, ValueError, "dt: "),
     "backward": ({"ts": [1.0, 0.0]}, ValueError, "ts: "),
     "not an SDE": ({"sde": ps.SDE(torch.sin, torch.cos)}, TypeError, "sde: .*solve"),
+    "names": ({"names": {"prior_drift": "h"}}, ValueError, "names: .*'prior_drift'"),
     "options": ({"options": {"grad_free": True}}, ValueError, "options: .*'grad_free'"),
 }
 

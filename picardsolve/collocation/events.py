@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.checks import check_callable
+from picardsolve.clock import Clock
 from picardsolve.collocation.check import Checked
 from picardsolve.collocation.nodes import Nodes
 from picardsolve.state import Layout
@@ -65,11 +66,13 @@ class Reading:
     Attributes:
         event: whose.
         layout: of the state.
+        clock: how times are given.
         args: the sample's own.
     """
 
     event: Event
     layout: Layout
+    clock: Clock
     args: Sequence[Any]
     _liftable: bool = True
 
@@ -80,12 +83,15 @@ class Reading:
         Raises:
             TypeError: the function returns something that is not a number.
         """
-        on = {"device": self.layout.device, "dtype": self.layout.compute_dtype}
-        times, y = torch.from_numpy(t).to(**on), self.layout.unpack(torch.from_numpy(states).to(**on))
-        lifted = self._lifted(times, y) if self._liftable and len(t) > 1 else None
+        y = self.layout.unpack(torch.from_numpy(states).to(self.layout.device, self.layout.compute_dtype))
+        exact = torch.from_numpy(t)
+        return self.clock.called("events", lambda dtype: self._values(exact.to(self.layout.device, dtype), y))
+
+    def _values(self, times: Tensor, y: Any) -> np.ndarray:
+        lifted = self._lifted(times, y) if self._liftable and len(times) > 1 else None
         if lifted is not None:
             return lifted
-        picked = (pytree.tree_map(lambda leaf, k=k: leaf[k], y) for k in range(len(t)))
+        picked = (pytree.tree_map(lambda leaf, k=k: leaf[k], y) for k in range(len(times)))
         values = [self.event.function(*row, *self.args) for row in zip(times, picked, strict=True)]
         return np.array([_number(value) for value in values])
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.clock import Clock
 from picardsolve.collocation.estimate import Estimate
 from picardsolve.collocation.events import Event, Reading
 from picardsolve.collocation.march import March, Stuck
@@ -15,7 +16,6 @@ from picardsolve.collocation.refinement import Unreachable
 from picardsolve.collocation.samples import Choice, Posed, Sample, Stiff, run
 from picardsolve.collocation.trajectory import Trajectory
 from picardsolve.drift import RowFunction
-from picardsolve.parameters import leaves
 from picardsolve.progress import Progress
 from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.state import Layout
@@ -25,6 +25,7 @@ from picardsolve.tolerances import Tolerance
 _REACH = 16.0  # units of rounding that a tolerance may ask for
 _ROUNDS = 10_000
 _NUMBERS = 2**22  # in the states of a drift call: it may hold many more numbers on its way than there are in states
+_SCALES = 5.0  # of a segment: more than the time that a drift on it takes to change by its own size
 
 
 def collocate(
@@ -62,26 +63,27 @@ def collocate(
         throw: likewise.
     """
     most = max_batch or max(_NUMBERS // layout.size, 1)
-    function = RowFunction("drift", term.drift, layout, args, term.vectorized, max_batch=most)  # pyright: ignore
-    readings = [[Reading(event, layout, function.args_of(i)) for event in events] for i in range(layout.batch)]
     ts, saved = (ts[[0, -1]], ts[-1:]) if only_last else (ts, ts)
+    clock = Clock.of(ts, layout)
+    noted = [] if torch.is_grad_enabled() else None
+    function = RowFunction(*("drift", term.drift, layout, clock, args, term.takes), max_batch=most, parameters=noted)  # pyright: ignore
+    readings = [[Reading(event, layout, clock, function.args_of(i)) for event in events] for i in range(layout.batch)]
     samples = _posed(term, layout, y, ts, tolerance, method, choice, readings)
-    recorded, parameters = torch.is_grad_enabled(), []
 
     def drift(t: np.ndarray, states: np.ndarray, sample: np.ndarray) -> np.ndarray:
         on = {"device": layout.device, "dtype": layout.compute_dtype}
-        with torch.set_grad_enabled(recorded and not function.calls):  # the first call tells what it depends on
-            rows = function(torch.from_numpy(t).to(**on), torch.from_numpy(states).to(**on), torch.from_numpy(sample))
-        if rows.requires_grad:
-            parameters.extend(leaves(rows))
-        return rows.detach().to("cpu", torch.float64).numpy()
+        lengths = [segment.h for each in samples if not each.over for segment in each.refinement.march.queue]
+        clock.resolves(float(np.abs(t).max()), _SCALES * min(lengths, default=np.inf))
+        with torch.no_grad():
+            rows = function(torch.from_numpy(t), torch.from_numpy(states).to(**on), torch.from_numpy(sample))
+        return rows.to("cpu", torch.float64).numpy()
 
     with Progress(100, progress, "%") as bar:
         update = partial(_show, bar, samples) if progress else lambda rounds: None
         rounds, width = run(samples, drift, max_rounds or _ROUNDS, update)
     steps = max(len(sample.refinement.march.accepted) for sample in samples)
     stats = Stats(steps, rounds, function.evaluations, function.calls, width)
-    trajectory = Trajectory(samples, function, tuple(parameters))
+    trajectory = Trajectory(samples, function, tuple(noted or ()))
     return _finished(trajectory, saved, stats, len(events), throw), trajectory
 
 

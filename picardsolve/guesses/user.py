@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.clock import Clock
 from picardsolve.guesses.base import Entering, Guess, copies_where_not_finite
 from picardsolve.state import Layout
 
@@ -17,7 +18,7 @@ class UserGuess(Guess):
     """``function(ts, y)`` says what the states at times ``ts`` start from; `solve` makes it of any function.
 
     Args:
-        function: called with the times ``(L,)`` of the states that are asked for, in the dtype of the states, and with
+        function: called with the times ``(L,)`` of the states that are asked for, as the drift gets them, and with
             the last known state ``y``, of the structure, shape and dtype of y0. Returns one state for each time,
             ``(L, *y0.shape)``. Where samples stand at different times it is called once for each of these, and what
             it returns for samples that do not stand there is not used.
@@ -52,4 +53,6 @@ class UserGuess(Guess):
     def _call(self, ts: Tensor, start: Tensor) -> Tensor:
         start = start.clone()  # which the function may write into
         y = self.layout.unpack(start if self.layout.batched else start[0])
-        return self.layout.pack_path("guess", self.function(ts.to(start), y), len(ts))
+        clock = Clock.of(self.ts, self.layout)
+        said = clock.called("guess", lambda dtype: self.function(ts.to(start.device, dtype), y))
+        return self.layout.pack_path("guess", said, len(ts))

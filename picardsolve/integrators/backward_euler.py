@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.clock import Clock
 from picardsolve.drift import RowFunction
 from picardsolve.integrators.additive import Additive
 from picardsolve.integrators.base import (
@@ -78,7 +79,8 @@ class BackwardEulerChain(DriftChain):
         self.length = len(problem.ts) - 1
         self._t, self._h = problem.ts[1:], problem.ts.diff()
         self._drift = RowFunction(
-            "drift", term.drift, problem.layout, problem.args, term.vectorized, max_batch=problem.max_batch
+            *("drift", term.drift, problem.layout, Clock.of(problem.ts, problem.layout), problem.args, term.takes),
+            max_batch=problem.max_batch,
         )
 
     def evaluate(self, rows: Rows) -> Tensor:
@@ -116,10 +118,10 @@ class BackwardEulerChain(DriftChain):
         A correction is left out where rounding in the equation could make one as large: f is taken to round as sums of
         ``J_ij x_j`` do.
         """
-        t, h = (per_step(table, step, after) for table in (self._t, self._h))
+        h = per_step(self._h, step, after)
         unit = torch.eye(after.shape[-1]).to(after)
         directions = unit[:, None].expand(-1, *after.shape)
-        value, *columns = self._drift(t[:, 0], torch.cat([after[None], directions]), torch.from_numpy(sample))
+        value, *columns = self._drift(self._t[step], torch.cat([after[None], directions]), torch.from_numpy(sample))
         jacobian = h[..., None] * torch.stack(columns, -1)
         missing = torch.addcmul(before - after, value, h)
         right = torch.cat([missing[..., None], unit.expand_as(jacobian)], -1)

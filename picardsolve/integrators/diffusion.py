@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from picardsolve.clock import Clock
 from picardsolve.drift import RowFunction
 from picardsolve.integrators.base import (
     DriftChain,
@@ -125,15 +126,17 @@ class DiffusionChain(DriftChain):
         leaving[-1] = 0
         last = leaving.nonzero()[-1:, 0]  # the last step removes all noise: measure by the one before
         self._leaving = torch.where(leaving > 0, leaving, leaving[last]) if len(last) else levels.sigma
+        clock = Clock.of(problem.ts, problem.layout, resolved=torch.inf)  # a schedule's times mean levels of noise
         self._model = RowFunction(
-            "model", term.model, problem.layout, problem.args or {}, time_last=True, max_batch=problem.max_batch
+            *("model", term.model, problem.layout, clock, problem.args or {}),
+            time_last=True,
+            max_batch=problem.max_batch,
         )
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The predicted samples, ``(R, D)``, and their derivatives."""
-        t = per_step(self._ts, rows.step, rows.state)[:, 0]
         states = rows.dual
-        output = self._model(t, states, torch.from_numpy(rows.sample))
+        output = self._model(self._ts[rows.step], states, torch.from_numpy(rows.sample))
         from_state, from_output = (
             per_step(table, rows.step, rows.state) for table in (self._from_state, self._from_output)
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.clock import Clock
 from picardsolve.drift import RowFunction
 from picardsolve.integrators.base import (
     DriftChain,
@@ -18,7 +19,6 @@ from picardsolve.integrators.base import (
     Problem,
     Rows,
     Steps,
-    per_step,
     refuse,
 )
 from picardsolve.linear import Linear, Table
@@ -105,14 +105,16 @@ class ETDChain(DriftChain):
         self._exact = [_Combination.of(term.operator, lengths, reach(whole, half)) for _, reach in stages]
         self._tables = [c.cast(problem.layout.compute_dtype, problem.layout.device) for c in self._exact]
         self._nodes = [0.0, *(node for node, _ in stages[:-1])]
+        clock = Clock.of(problem.ts, problem.layout)
         self._nonlinear = RowFunction(
-            "nonlinear", term.nonlinear, problem.layout, problem.args, term.vectorized, max_batch=problem.max_batch
+            *("nonlinear", term.nonlinear, problem.layout, clock, problem.args, term.takes),
+            max_batch=problem.max_batch,
         )
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``N`` of all stages, ``(R, rounds D)``, and their derivatives."""
         states, found, at = rows.dual, [], self._length[rows.step]
-        t, h = (per_step(table, rows.step, rows.state)[:, 0] for table in (self._t, self._h))
+        t, h = self._t[rows.step], self._h[rows.step]
         y = states
         for node, table in zip(self._nodes, self._tables, strict=True):
             found.append(self._nonlinear(t + node * h, y, torch.from_numpy(rows.sample)))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.clock import Clock
 from picardsolve.drift import RowFunction
 from picardsolve.integrators.additive import Additive
 from picardsolve.integrators.base import (
@@ -99,7 +100,7 @@ class RungeKuttaChain(DriftChain):
         self._a, self._b = tableau
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
         self._drift = RowFunction(
-            *("drift", term.drift, problem.layout, problem.args, term.vectorized),
+            *("drift", term.drift, problem.layout, Clock.of(problem.ts, problem.layout), problem.args, term.takes),
             max_batch=problem.max_batch,
             parameters=problem.parameters,
         )
@@ -117,7 +118,7 @@ class RungeKuttaChain(DriftChain):
         return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
 
     def _call(self, t: np.ndarray, y: Tensor, rows: Rows) -> Tensor:
-        return self._drift(torch.from_numpy(t).to(y.device, y.dtype), y, torch.from_numpy(rows.sample))
+        return self._drift(torch.from_numpy(t), y, torch.from_numpy(rows.sample))
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.clock import Clock
 from picardsolve.derivative import Corrected
 from picardsolve.drift import RowFunction
 from picardsolve.integrators.additive import Additive
@@ -71,9 +72,10 @@ class SDEChain(DriftChain):
         columns = {"additive": None, "diagonal": 0, "scalar": 0}.get(term.noise, 1)
         trailing = columns + 1 if scheme.derivative and columns is not None else columns
         diffusion = term.derivative if scheme.derivative else term.diffusion
+        self._clock = Clock.of(problem.ts, problem.layout)
         self._drift, self._diffusion = (
             RowFunction(
-                *(name, f, problem.layout, problem.args, term.vectorized),
+                *(name, f, problem.layout, self._clock, problem.args, term.takes),
                 trailing=more,
                 max_batch=problem.max_batch,
                 parameters=problem.parameters,
@@ -105,14 +107,14 @@ class SDEChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``f`` and ``g``, and their derivatives."""
-        t, h = (per_step(table, rows.step, rows.state) for table in (self._t, self._h))
+        t, length, h = self._t[rows.step], self._h[rows.step], per_step(self._h, rows.step, rows.state)
         sample = torch.from_numpy(rows.sample)
 
         def drift(c: float, x: Tensor) -> Tensor:
-            return self._drift((t + c * h)[:, 0], x, sample)
+            return self._drift(t + c * length, x, sample)
 
         def diffusion(c: float, x: Tensor) -> Tensor:
-            return self._diffusion((t + c * h)[:, 0], x, sample).unflatten(-1, (self._size, -1))
+            return self._diffusion(t + c * length, x, sample).unflatten(-1, (self._size, -1))
 
         def noise() -> tuple[Tensor, ...]:
             drawn = self.increments(rows.step, rows.sample) if rows.noise is None else rows.noise
@@ -164,7 +166,7 @@ class SDEChain(DriftChain):
         """The smallest element of an additive diffusion at each of some steps."""
         n, sample = (index.ravel() for index in np.meshgrid(steps, np.arange(self._layout.batch), indexing="ij"))
         nowhere = torch.zeros(len(n), self._size, dtype=self._layout.compute_dtype, device=self._layout.device)
-        g = self._diffusion(per_step(self._t, n, nowhere)[:, 0], nowhere, torch.from_numpy(sample))
+        g = self._diffusion(self._t[n], nowhere, torch.from_numpy(sample))
         return g.double().cpu().abs().reshape(len(steps), -1).amin(1)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
@@ -187,11 +189,11 @@ class SDEChain(DriftChain):
         state = (0.5 + torch.rand(1, self._size, generator=gen, dtype=torch.float64)).to(
             self._layout.device, self._layout.compute_dtype
         )
-        at = problem.ts[:1].to(state), torch.zeros(1, dtype=torch.int64)
+        at = problem.ts[:1], torch.zeros(1, dtype=torch.int64)
         slack = torch.finfo(self._layout.dtype).eps ** 0.5
         if term.noise == "diagonal" and self._size > 1:
             signs = torch.where(torch.rand(1, self._size, generator=gen) < 0.5, -1.0, 1.0).to(state)
-            plain = RowFunction("diffusion", term.diffusion, self._layout, problem.args, term.vectorized)
+            plain = RowFunction("diffusion", term.diffusion, self._layout, self._clock, problem.args, term.takes)
             _, all_alike, signed = plain(at[0], torch.stack([state, torch.ones_like(state), signs]), at[1])
             off = (signed - signs * all_alike).abs().max() > slack * all_alike.abs().max()
             if bool(off):
@@ -200,7 +202,9 @@ class SDEChain(DriftChain):
                     "derivatives are needed, got one that depends on others; pass noise='general' with columns."
                 )
         if term.noise == "commutative":
-            both = RowFunction("diffusion", term.derivative, self._layout, problem.args, term.vectorized, False, 2)
+            both = RowFunction(
+                *("diffusion", term.derivative, self._layout, self._clock, problem.args, term.takes), trailing=2
+            )
             table = both(at[0], state, at[1]).reshape(self._size, -1, (both.tail or (1, 1))[-1])[:, 1:]
             if bool((table - table.mT).abs().max() > slack * table.abs().max()):
                 raise ValueError(
