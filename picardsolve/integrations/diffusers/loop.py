@@ -219,6 +219,9 @@ class Loop:
         if self._caution.pausing:
             self._caution.step()
             return stepped
+        if self._answers.renewed:  # what earlier rounds found out is of another denoiser
+            self.report.note("The denoiser was changed between steps: what had been evaluated ahead was dropped.")
+            self._window.restart(self._i, flat(first))
         self._tell(before, states, outputs, samples, state, intact and samples.dtype in WIDE)
         return self._next(stepped, state)
 
