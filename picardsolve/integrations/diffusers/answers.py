@@ -19,6 +19,7 @@ from picardsolve.integrations.diffusers.window_tensor import Lanes, WindowTensor
 # with tensor cores included, is below; a batch norm in training mode, or conditioning given to the wrong rows, above.
 _COMPANY = 2e-3
 _SAME = 1e-6  # between two calls of the same input
+CHANGED = "The denoiser was changed between steps: what had been evaluated ahead was dropped."
 _GRADIENT = (
     "a gradient goes through the denoiser, whose outputs must hang on the graph of this very step; if none is wanted, "
     "run the loop under torch.no_grad()"
@@ -142,7 +143,7 @@ class Answers:
         found, output = self.replay.recall(self._step, number, watched.module, args, kwargs)
         memory = self.replay.memory(number)
         if found and memory is not None and not watched.same_as(memory):
-            self.report.note("The denoiser was changed between steps: what had been evaluated ahead was dropped.")
+            self.report.note(CHANGED)
             return False, None
         return found, output
 
@@ -264,7 +265,9 @@ class Answers:
 
 def wants_gradient(value: Any) -> bool:
     """Whether a tensor in nested arguments or outputs is part of a graph."""
-    parts = [part for tensor in tensors(value) for part in (tensor.items if isinstance(tensor, WindowTensor) else [tensor])]
+    parts = [
+        part for tensor in tensors(value) for part in (tensor.items if isinstance(tensor, WindowTensor) else [tensor])
+    ]
     return any(part.requires_grad for part in parts)
 
 

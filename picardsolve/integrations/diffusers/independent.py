@@ -57,7 +57,9 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, independent(value.__self__, memo))
     if isinstance(value, partial):
-        return partial(independent(value.func, memo), *independent(value.args, memo), **independent(value.keywords, memo))
+        return partial(
+            independent(value.func, memo), *independent(value.args, memo), **independent(value.keywords, memo)
+        )
     if isinstance(value, types.CellType):
         return _cell(value, memo)
     return _object(value, memo)

@@ -85,6 +85,7 @@ class Memory:
         places: by identity.
         holders: by identity, all the places that hold one, and under which keys.
         functions: in reach.
+        owners: the class of an object, by the identity of its attributes.
         hidden: whether some of it has a position that cannot be seen, or there is too much of it.
     """
 
@@ -92,6 +93,7 @@ class Memory:
         self.places: dict[Any, Place] = {}
         self.holders: dict[Any, list[Holder]] = {}
         self.functions: dict[int, types.FunctionType] = {}
+        self.owners: dict[Any, type] = {}
         self.hidden: Any = None
         self._empty: list[Any] = []  # dictionaries and lists that hold nothing: most of a module's
         self._roots, self._unread = roots, unread
@@ -116,9 +118,7 @@ class Memory:
     def unchanged(self) -> bool:
         """Whether everything is the very same: quick, and False may also be said of equal things."""
         try:
-            return (
-                not any(self._empty) and self._flattened() == self._flat and Tensors.unchanged(self._values)
-            )
+            return not any(self._empty) and self._flattened() == self._flat and Tensors.unchanged(self._values)
         except (RuntimeError, ValueError, TypeError):  # two tensors, or arrays, that are not the same object
             return False
 
@@ -138,6 +138,16 @@ class Memory:
             if obj:
                 obj.clear()
         return all([kind.put(obj, held) for kind, obj, held in self.places.values()])
+
+    def members(self) -> dict[int, tuple[Any, str]]:
+        """The functions that belong to classes: which, and their names there."""
+        found: dict[int, tuple[Any, str]] = {}
+        for kind, cls, held in self.places.values():
+            if kind is Classes:
+                for name, value in held.items():
+                    parts = (value.fget, value.fset) if isinstance(value, property) else (value,)
+                    found.update((id(getattr(part, "__func__", part)), (cls, name)) for part in parts)
+        return found
 
     def path(self, holder: Holder) -> str:
         """Where something is, in words."""
@@ -278,6 +288,7 @@ class Memory:
             return
         if hasattr(obj, "__dict__"):
             ident = self._add(Names, vars(obj), holder, key)
+            self.owners[ident] = cls
             if any("__slots__" in vars(base) for base in cls.__mro__):
                 self._add(Slots, obj, ident, "")
         elif any("__slots__" in vars(base) for base in cls.__mro__):

@@ -4,12 +4,14 @@ import ast
 import inspect
 import textwrap
 import types
+from collections.abc import Callable
 from typing import Any
 
 from picardsolve.integrations.diffusers.memory import Holder, Memory, trusted
 from picardsolve.integrations.diffusers.places import Cells
 
 _WRITES = {"append", "appendleft", "extend", "add", "update", "insert"}
+_ACCESS = {"__getattr__", "__getattribute__", "__setattr__"}
 _LOGGED = (bool, int, float, str, type(None))
 
 
@@ -49,9 +51,40 @@ def _is_log(now: Memory, ident: Any, key: Any, name: str) -> bool:
     held = now.places[ident][2] if ident in now.places else {}
     if not _numbers(held.get(key)):
         return False
-    mentioned = [function for function in now.functions.values() if _mentions(function.__code__, name)]
+    mentioned = [function for function in _run(now, ident) if _mentions(function.__code__, name)]
     own = [function for function in mentioned if not trusted(function.__module__)]
     return bool(own) and all(_only_writes(function, name) for function in mentioned)
+
+
+def _run(now: Memory, ident: Any) -> list[types.FunctionType]:
+    """The functions that a call may run: of a class those that another one names, or that run without being named."""
+    members = now.members()
+    silent = _quiet_class(now, ident)
+    run = [function for function in now.functions.values() if id(function) not in members]
+    waiting = [function for function in now.functions.values() if id(function) in members]
+    size = -1
+    while size != len(run):
+        size = len(run)
+        for function in list(waiting):
+            cls, name = members[id(function)]
+            unnamed = name == "forward" or (name.startswith("__") and (cls is not silent or name in _ACCESS))
+            if unnamed or any(_mentions(other.__code__, name) for other in run):
+                run.append(function)
+                waiting.remove(function)
+    return run
+
+
+def _quiet_class(now: Memory, ident: Any) -> type | None:
+    """The class of an object of which code only ever uses the attributes, so that ``obj()`` and the like do not run."""
+    cls = now.owners.get(ident)
+    holders = [] if cls is None else _named(now, now.holders[ident][0])
+    if not holders or len(now.holders[ident]) > 1 or list(now.owners.values()).count(cls) > 1:
+        return None
+    for _, _, name in holders:
+        for function in now.functions.values():
+            if _mentions(function.__code__, name) and not _uses(function, name, _is_attribute):
+                return None
+    return cls
 
 
 def _numbers(value: Any) -> bool:
@@ -69,6 +102,11 @@ def _mentions(code: types.CodeType, name: str) -> bool:
 
 
 def _only_writes(function: types.FunctionType, name: str) -> bool:
+    return _uses(function, name, _writes)
+
+
+def _uses(function: types.FunctionType, name: str, allowed: Callable[[ast.AST, dict], bool]) -> bool:
+    """Whether a function uses a name in allowed ways only."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, SyntaxError, TypeError, ValueError):
@@ -76,7 +114,12 @@ def _only_writes(function: types.FunctionType, name: str) -> bool:
     above = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     spelled = any(isinstance(node, ast.Constant) and node.value == name for node in ast.walk(tree))
     uses = [node for node in ast.walk(tree) if name in (getattr(node, "id", None), getattr(node, "attr", None))]
-    return not spelled and bool(uses) and all(_writes(node, above) for node in uses)
+    return not spelled and bool(uses) and all(allowed(node, above) for node in uses)
+
+
+def _is_attribute(node: ast.AST, above: dict[ast.AST, ast.AST]) -> bool:
+    """Whether an object is only asked for an attribute here."""
+    return isinstance(above.get(node), ast.Attribute)
 
 
 def _writes(node: ast.AST, above: dict[ast.AST, ast.AST]) -> bool:
@@ -91,4 +134,3 @@ def _writes(node: ast.AST, above: dict[ast.AST, ast.AST]) -> bool:
         call = above.get(parent)
         return isinstance(call, ast.Call) and call.func is parent and isinstance(above.get(call), ast.Expr)
     return False
-

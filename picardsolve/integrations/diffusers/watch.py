@@ -1,6 +1,5 @@
 """The denoisers of a run, watched for memory: what a call changes, and what others change between calls."""
 
-
 from torch import nn
 
 from picardsolve.integrations.diffusers.memory import Holder, Memory, draws
@@ -74,6 +73,7 @@ class Watched:
     def called(self) -> bool:
         """Whether it has been called for one step."""
         return self._calls > 0
+
     @property
     def hidden(self) -> str | None:
         """What of it cannot be seen, if anything."""
