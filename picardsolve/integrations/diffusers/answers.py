@@ -71,7 +71,7 @@ class Answers:
 
     def begin(self, step: int, lanes: Lanes | None, replaying: bool) -> None:
         """A new iteration."""
-        if self.lanes is not None:
+        if self.lanes is not None and not self.renewed:
             self._first.clear()  # what was not compared in the first round is not called again
         self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
@@ -103,6 +103,7 @@ class Answers:
             self.report.misses += 1
         if self.lanes is not None and self._changed_since(number, watched):
             self.renewed = True
+            self.report.note(CHANGED)
             self.lanes.cut(1)
         lanes, windows = self.lanes, find((args, kwargs))
         if lanes is not None and not windows and self.report.sequential is None:
@@ -118,7 +119,8 @@ class Answers:
             args, kwargs = pick(args, 0), pick(kwargs, 0)
             output = self._plain(watched, original, args, kwargs)
             self._forms[_form(module, args, kwargs)] = output
-            if self._step == 0:
+            self._seen[number] = watched.now
+            if self._step == 0 or self.renewed:
                 sizes = [len(x) for x in tensors((args, kwargs)) if x.dim() > 2 and x.is_floating_point()]
                 self.rows = max([self.rows, *sizes])
                 self._first[number] = module, args, kwargs, Call.of(module, args, kwargs, output)

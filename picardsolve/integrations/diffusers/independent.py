@@ -3,7 +3,7 @@
 import copy
 import random
 import types
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -68,17 +68,24 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 def _container(value: Any, memo: dict[int, Any]) -> Any:
     if type(value).__name__ == "FrozenDict":
         return value
-    copied = memo[id(value)] = copy.copy(value)  # before its parts: one of them may hold it
-    if isinstance(value, dict):
-        dict.update(copied, {key: independent(part, memo) for key, part in dict.items(value)})
-    elif isinstance(value, set):
+    if type(value) in (list, set, dict, OrderedDict, defaultdict):
+        copied = memo[id(value)] = copy.copy(value)  # before its parts: one of them may hold it
         copied.clear()
-        copied.update([independent(part, memo) for part in value])
+    elif isinstance(value, deque):
+        copied = memo[id(value)] = type(value)(maxlen=value.maxlen)
     else:
-        for k, part in enumerate(value):
-            copied[k] = independent(part, memo)
+        copied = memo[id(value)] = type(value).__new__(type(value))
     if getattr(value, "__dict__", None):
         vars(copied).update({name: independent(part, memo) for name, part in vars(value).items()})
+    if isinstance(value, dict):
+        put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
+        for key, part in dict.items(value):
+            put(copied, independent(key, memo), independent(part, memo))
+    elif isinstance(value, set):
+        set.update(copied, [independent(part, memo) for part in value])
+    else:
+        for part in value:
+            (deque if isinstance(value, deque) else list).append(copied, independent(part, memo))
     return copied
 
 

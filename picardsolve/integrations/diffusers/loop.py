@@ -21,7 +21,7 @@ import torch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.answers import CHANGED, Answers
+from picardsolve.integrations.diffusers.answers import Answers
 from picardsolve.integrations.diffusers.batching import Batch
 from picardsolve.integrations.diffusers.caution import Caution
 from picardsolve.integrations.diffusers.memory import Memory, draws
@@ -237,7 +237,6 @@ class Loop:
                 self._caution.step()
                 return stepped
             if self._answers.renewed:  # what earlier rounds found out is of another denoiser
-                self.report.note(CHANGED)
                 self._window.restart(self._i, flat(first))
             self._tell(before, states, outputs, samples, state, intact and samples.dtype in WIDE)
             return self._next(stepped, state)

@@ -286,7 +286,7 @@ class Memory:
         cls = type(obj)
         if outside(obj):
             return
-        if hasattr(obj, "__dict__"):
+        if type(getattr(obj, "__dict__", None)) is dict:
             ident = self._add(Names, vars(obj), holder, key)
             self.owners[ident] = cls
             if any("__slots__" in vars(base) for base in cls.__mro__):

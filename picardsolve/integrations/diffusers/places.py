@@ -17,6 +17,8 @@ from picardsolve.integrations.diffusers.same import equal, version
 WHOLE = 1 << 16  # elements up to which a tensor's values are compared whole
 _KEPT = 1 << 24  # elements up to which a tensor can be put back
 _SAMPLED = 1024  # elements that are looked at of a larger one
+_OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__"}
+_OF_CLASSES |= {"__annotations_cache__", "__orig_bases__", "__parameters__", "__dataclass_fields__"}
 NEAR = 1e-12  # numbers that are divided and multiplied by the same are not changed
 
 
@@ -191,7 +193,7 @@ class Classes(Kind):
 
     @staticmethod
     def read(obj: type) -> dict:
-        return {name: value for name, value in vars(obj).items() if name not in ("__dict__", "__weakref__", "__doc__")}
+        return {name: value for name, value in vars(obj).items() if name not in _OF_CLASSES}
 
     @staticmethod
     def put(obj: type, held: dict) -> bool:

@@ -132,5 +132,5 @@ def _writes(node: ast.AST, above: dict[ast.AST, ast.AST]) -> bool:
         return isinstance(statement, ast.Assign | ast.AugAssign)
     if isinstance(parent, ast.Attribute) and parent.attr in _WRITES:
         call = above.get(parent)
-        return isinstance(call, ast.Call) and call.func is parent and isinstance(above.get(call), ast.Expr)
+        return isinstance(call, ast.Call) and call.func is parent and isinstance(above.get(call), ast.Expr | ast.Lambda)
     return False
