@@ -63,7 +63,7 @@ def reset() -> None:
     TOTAL = 0
     OfClass.total = CountingClass.total = 0
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     torch.manual_seed(0)
 
 
@@ -78,7 +78,7 @@ def check(make_model: Callable, make_scheduler: Callable, tolerance: float, wind
             x, report = denoise(model, scheduler, x, window=window, tolerance=tolerance)
         else:
             x = by_hand(model, scheduler, x)
-        results.append((x, torch.get_rng_state(), random.getstate(), repr(np.random.get_state())))  # noqa: NPY002
+        results.append((x, torch.get_rng_state(), random.getstate(), repr(np.random.get_state())))
     (expected, *drawn), (actual, *again) = results
     assert distance(actual, expected) <= (1e-9 if tolerance == 0 else 2 * tolerance), report
     assert torch.equal(drawn[0], again[0])
@@ -238,7 +238,7 @@ class GlobalNumpy(Stateful):
         pass
 
     def mixed(self, output):
-        return output * (1 + 0.1 * np.random.random())  # noqa: NPY002
+        return output * (1 + 0.1 * np.random.random())
 
 
 class GlobalPython(Stateful):
@@ -657,7 +657,7 @@ MODELS = {
     "iterator": with_an_iterator,
     "generator": with_a_generator,
     "draws of torch": lambda: drawing(lambda: float(torch.rand(()))),
-    "draws of numpy": lambda: drawing(np.random.random),  # noqa: NPY002
+    "draws of numpy": lambda: drawing(np.random.random),
     "draws of python": lambda: drawing(random.random),
     "draws of its own": lambda: drawing(np.random.default_rng(3).random),
 }

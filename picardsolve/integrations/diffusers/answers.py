@@ -210,8 +210,8 @@ class Answers:
     def _put_back(self, watched: Watched) -> None:
         if not watched.put_back():
             raise MemoryLost(
-                f"{type(watched.module).__name__}: it remembers its calls in what cannot be put back, and was called for "
-                "several steps at once; reload it, and call the pipeline itself."
+                f"{type(watched.module).__name__}: it was called for several steps at once, and remembers that where "
+                "it cannot be put back; reload it, and call the pipeline itself."
             )
 
     def _compared(

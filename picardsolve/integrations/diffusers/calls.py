@@ -60,8 +60,8 @@ def sample(
             raise
         if not all([run.put_back(), before.put_back()]):
             raise MemoryLost(
-                f"{type(pipe).__name__}: its loop failed on a window of states ({type(error).__name__}: {error}), and what "
-                "it remembers of that cannot be put back; reload it, and call it itself."
+                f"{type(pipe).__name__}: its loop failed on a window of states ({type(error).__name__}: {error}), and "
+                "what it remembers of that cannot be put back; reload it, and call it itself."
             ) from error
         run = attach(pipe.scheduler, run.modules, Numerics(1, 0.0, None, None, None), pipe)
         run.why = f"its loop failed on a window of states ({type(error).__name__}: {error})"

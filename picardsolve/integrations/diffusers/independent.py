@@ -5,6 +5,7 @@ import random
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -68,13 +69,14 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 def _container(value: Any, memo: dict[int, Any]) -> Any:
     if type(value).__name__ == "FrozenDict":
         return value
-    if type(value) in (list, set, dict, OrderedDict, defaultdict):
-        copied = memo[id(value)] = copy.copy(value)  # before its parts: one of them may hold it
+    cls: Any = type(value)
+    copied: Any
+    if cls in (list, set, dict, OrderedDict, defaultdict):
+        copied = copy.copy(value)
         copied.clear()
-    elif isinstance(value, deque):
-        copied = memo[id(value)] = type(value)(maxlen=value.maxlen)
     else:
-        copied = memo[id(value)] = type(value).__new__(type(value))
+        copied = cls(maxlen=value.maxlen) if isinstance(value, deque) else cls.__new__(cls)
+    memo[id(value)] = copied  # before its parts: one of them may hold it
     if getattr(value, "__dict__", None):
         vars(copied).update({name: independent(part, memo) for name, part in vars(value).items()})
     if isinstance(value, dict):
@@ -102,10 +104,8 @@ def _function(value: types.FunctionType, memo: dict[int, Any]) -> Any:
 
 def _cell(value: types.CellType, memo: dict[int, Any]) -> types.CellType:
     copied = memo[id(value)] = types.CellType()
-    try:
+    with suppress(ValueError):  # not set yet
         copied.cell_contents = independent(value.cell_contents, memo)
-    except ValueError:  # not set yet
-        pass
     return copied
 
 

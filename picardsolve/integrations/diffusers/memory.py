@@ -9,7 +9,6 @@ import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import chain
@@ -22,23 +21,19 @@ from torch import Tensor, nn
 
 from picardsolve.integrations.diffusers.patches import Forward, Method
 from picardsolve.integrations.diffusers.places import (
-    Arrays,
     Cells,
     Classes,
     Dicts,
-    Draws,
     Global,
     Globals,
-    Hidden,
     Kind,
     Lists,
     Names,
     Sets,
     Slots,
-    Tensors,
     Tuples,
-    alike,
 )
+from picardsolve.integrations.diffusers.values import Arrays, Draws, Tensors, alike
 
 _TRUSTED = {
     *sys.stdlib_module_names,
@@ -361,6 +356,6 @@ def draws() -> dict[str, Any]:
     found: dict[str, Any] = {"torch's random numbers": torch.default_generator}
     if torch.cuda.is_initialized():
         found |= {f"random numbers of cuda:{k}": g for k, g in enumerate(torch.cuda.default_generators)}
-    found["numpy's random numbers"] = np.random.mtrand._rand  # noqa: SLF001
-    found["python's random numbers"] = random._inst  # noqa: SLF001  # pyright: ignore
+    found["numpy's random numbers"] = np.random.mtrand._rand
+    found["python's random numbers"] = random._inst  # pyright: ignore
     return found

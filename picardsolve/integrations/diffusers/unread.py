@@ -77,7 +77,9 @@ def _run(now: Memory, ident: Any) -> list[types.FunctionType]:
 def _quiet_class(now: Memory, ident: Any) -> type | None:
     """The class of an object of which code only ever uses the attributes, so that ``obj()`` and the like do not run."""
     cls = now.owners.get(ident)
-    holders = [] if cls is None else _named(now, now.holders[ident][0])
+    if cls is None:
+        return None
+    holders = _named(now, now.holders[ident][0])
     if not holders or len(now.holders[ident]) > 1 or list(now.owners.values()).count(cls) > 1:
         return None
     for _, _, name in holders:

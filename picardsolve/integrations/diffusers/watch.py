@@ -41,7 +41,7 @@ class Watched:
     def end(self, alone: bool = True) -> str | None:
         """It was called: what that changed, if anything that may matter.
 
-        What the first call for one step changes may be a table that any call would have made: `unfill` and `refill` tell.
+        What the first call for one step changes may be a table that any call would have made; `refill` tells.
         """
         self._calls += alone
         if not self._draws.unchanged:
@@ -78,11 +78,6 @@ class Watched:
     def hidden(self) -> str | None:
         """What of it cannot be seen, if anything."""
         return None if self.now.hidden is None else f"{self.now.path(self.now.hidden)} is an iterator, or too large"
-
-    @property
-    def called(self) -> bool:
-        """Whether it has been called."""
-        return self._calls > 0
 
     def unfill(self) -> bool:
         """Make it forget its first call; whether that was possible."""
