@@ -227,7 +227,7 @@ def moving_average(pipe):
 
 def average_in_a_buffer(pipe):
     block = pipe.unet.conv_out
-    block.register_buffer("size", torch.zeros(()))
+    block.register_buffer("size", torch.zeros((), dtype=torch.float64))
 
     def normed(module, _, output):
         module.size.lerp_(output.std(), 0.5)
@@ -273,10 +273,10 @@ def test_a_loop_that_fails_on_windows_leaves_no_trace_in_what_the_scheduler_reme
         kind = type(pipe.scheduler)
 
         class Remembering(kind):
-            def step(self, model_output: Any, *args: Any, **kwargs: Any) -> Any:
+            def step(self, model_output: Any, timestep: Any, sample: Any, **kwargs: Any) -> Any:
                 self.taken = getattr(self, "taken", 0) + 1
                 self.mean = 0.5 * getattr(self, "mean", 0.0) + 0.5 * model_output.mean()
-                return super().step(model_output * (1 + 0.01 * self.taken) - self.mean, *args, **kwargs)
+                return super().step(model_output * (1 + 0.01 * self.taken) - self.mean, timestep, sample, **kwargs)
 
         class Strict(type(pipe)):
             @torch.no_grad()

@@ -2,9 +2,12 @@
 
 import itertools
 import random
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import ContextVar
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +21,7 @@ from pipelines import generator
 from torch import Tensor, nn
 
 from picardsolve.integrations.diffusers import denoise, sampler
+from picardsolve.integrations.diffusers.watch import MemoryLost
 
 # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
 pytestmark = [
@@ -639,6 +643,73 @@ def with_a_generator() -> Callable:
     return lambda x, t: pure(x, t) * next(factors)
 
 
+class LocalToAThread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.local = threading.local()
+        self.local.count = 0
+
+    def forward(self, x, t):
+        self.local.count += 1
+        return pure(x, t) * (1.2 if self.local.count % 3 == 0 else 1.0)
+
+
+COUNT: ContextVar[int] = ContextVar("count", default=0)
+
+
+def of_the_context() -> Callable:
+    COUNT.set(0)
+
+    def model(x, t):
+        COUNT.set(COUNT.get() + 1)
+        return pure(x, t) * (1.2 if COUNT.get() % 3 == 0 else 1.0)
+
+    return model
+
+
+def of_bytes() -> Callable:
+    count = bytearray(1)
+
+    def model(x, t):
+        count[0] += 1
+        return pure(x, t) * (1.2 if count[0] % 3 == 0 else 1.0)
+
+    return model
+
+
+def of_a_default() -> Callable:
+    def model(x, t, count=None):
+        count[0] += 1
+        return pure(x, t) * (1.2 if count[0] % 3 == 0 else 1.0)
+
+    model.__defaults__ = ([0],)
+    return model
+
+
+class Alias(nn.Module):
+    """Reads its log by another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.log = self.seen = []
+
+    def forward(self, x, t):
+        self.log.append(1)
+        return pure(x, t) * (1.2 if len(self.seen) > 8 else 1.0)
+
+
+class LookedUp(nn.Module):
+    """Reads its count without spelling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x, t):
+        self.count += 1
+        return pure(x, t) * (1.2 if getattr(self, "".join(["co", "unt"])) > 8 else 1.0)
+
+
 def drawing(draw: Callable[[], float]) -> Callable:
     return lambda x, t: pure(x, t) * (1 + 0.1 * draw())
 
@@ -647,6 +718,10 @@ MODELS = {
     **{cls.__name__: cls for cls in (CountingModule, LateModule, CountingClass, Caching, CachingByTime)},
     **{cls.__name__: cls for cls in (CachingByDistance, CachingLate, RunningBuffer, RunningData, WeightOfItsOwn)},
     **{cls.__name__: cls for cls in (OnlySeveral, FailingModule, Aside, WithProcessor, Processor)},
+    **{cls.__name__: cls for cls in (LocalToAThread, Alias, LookedUp)},
+    "of the context": of_the_context,
+    "of bytes": of_bytes,
+    "of a default": of_a_default,
     "replaced forward": replaced_forward,
     "hook inside": lambda: hook(True),
     "hook": lambda: hook(False),
@@ -679,6 +754,29 @@ def test_a_denoiser_with_a_memory(name, tolerance, window, seed):
 def test_a_denoiser_with_a_memory_beside_a_scheduler_with_one(name):
     check(MODELS[name], InDeque, 1e-3, 8, 2)
     check(MODELS[name], lambda: DPMSolverMultistepScheduler(solver_order=2), 0.0, 4, 2)
+
+
+def test_a_memory_that_nobody_can_see_is_an_error():
+    """A function's cache hands out what is written to: neither to be seen nor to be put back."""
+
+    @cache
+    def count() -> list[int]:
+        return [0]
+
+    def model(x, t):
+        count()[0] += 1
+        return pure(x, t) * (1 + 0.1 * count()[0])
+
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(STEPS)
+    with pytest.raises(MemoryLost, match=r"differs from call to call.*window=1"):
+        denoise(model, scheduler, START)
+    assert set(vars(scheduler)).isdisjoint({"step", "set_timesteps", "scale_model_input"})
+    count.cache_clear()
+    expected = by_hand(model, scheduler, START)
+    count.cache_clear()
+    actual, _ = denoise(model, scheduler, START, window=1)
+    assert distance(actual, expected) <= 1e-9
 
 
 # ---- what is no memory

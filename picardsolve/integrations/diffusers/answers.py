@@ -200,12 +200,28 @@ class Answers:
                     return None
                 why = f"the denoiser has a memory of its own: {change}"
                 break
+            self._reproduces(watched, original, first)
             why = (
                 why
                 or f"the denoiser's output for a state changes by {distance:.1g} of its size in the company of others"
             )
         self._one_at_a_time(why)
         return None
+
+    def _reproduces(self, watched: Watched, original: Callable, first: Any) -> None:
+        """Make sure that a denoiser gives the first output again, so that it was the company that changed it.
+
+        Raises:
+            MemoryLost: it gives another one: it remembers its calls where nobody sees it.
+        """
+        if first is not None:
+            again = self._call(watched, original, *first[1:3])
+            if _distance(again, first[3].output(0)) > _COMPANY:
+                raise MemoryLost(
+                    f"{type(watched.module).__name__}: its output for the same input differs from call to call, by "
+                    "something that can neither be seen nor put back; call the pipeline itself, or pass window=1."
+                )
+            self._put_back(watched)
 
     def _put_back(self, watched: Watched) -> None:
         if not watched.put_back():

@@ -6,6 +6,7 @@ import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from picardsolve.integrations.diffusers.memory import immutable, outside, trusted
 from picardsolve.integrations.diffusers.places import Slots
+from picardsolve.integrations.diffusers.values import BUFFERS
 
 _DRAWS = (random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
 
@@ -29,7 +31,7 @@ def independent(value: Any, memo: dict[int, Any]) -> Any:
     Raises:
         TypeError: a part cannot be copied.
     """
-    if immutable(value) or isinstance(value, type | nn.Module):
+    if immutable(value) or isinstance(value, type | nn.Module | ContextVar):
         return value
     if id(value) not in memo:
         memo[id(value)] = _copy(value, memo)
@@ -46,7 +48,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         generator = torch.Generator(value.device)
         generator.set_state(value.get_state())
         return generator
-    if isinstance(value, _DRAWS):
+    if isinstance(value, _DRAWS + BUFFERS):
         return copy.deepcopy(value)
     if isinstance(value, dict | list | set | deque):
         return _container(value, memo)

@@ -6,9 +6,11 @@ globals that they name, and attributes of classes. Libraries are trusted to keep
 
 import random
 import sys
+import threading
 import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from enum import Enum
 from functools import partial
 from itertools import chain
@@ -23,6 +25,7 @@ from picardsolve.integrations.diffusers.patches import Forward, Method
 from picardsolve.integrations.diffusers.places import (
     Cells,
     Classes,
+    Contexts,
     Dicts,
     Global,
     Globals,
@@ -33,7 +36,7 @@ from picardsolve.integrations.diffusers.places import (
     Slots,
     Tuples,
 )
-from picardsolve.integrations.diffusers.values import Arrays, Draws, Tensors, alike
+from picardsolve.integrations.diffusers.values import BUFFERS, Arrays, Buffers, Draws, Tensors, alike
 
 _TRUSTED = {
     *sys.stdlib_module_names,
@@ -70,7 +73,8 @@ def immutable(value: Any) -> bool:
 
 def outside(value: Any) -> bool:
     """Whether an object belongs to a library that keeps no memory for others."""
-    return type(value).__module__.partition(".")[0] in _CLOSED and not isinstance(value, nn.Module)
+    library = type(value).__module__.partition(".")[0]
+    return library in _CLOSED and not isinstance(value, nn.Module | threading.local)
 
 
 class Memory:
@@ -336,6 +340,8 @@ _HOW: list[tuple[Any, Any]] = [
         (torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState),
         lambda self, *at: self._add(Draws, *at),
     ),
+    (BUFFERS, lambda self, *at: self._add(Buffers, *at)),
+    (ContextVar, lambda self, *at: self._add(Contexts, *at)),
     (dict, lambda self, *at: self._container(Dicts, *at)),
     ((list, deque), lambda self, *at: self._container(Lists, *at)),
     ((tuple, frozenset), lambda self, *at: self._container(Tuples, *at)),

@@ -3,6 +3,7 @@
 import types
 from collections import deque
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,6 +189,29 @@ class Cells(Kind):
     def flat(obj: types.CellType) -> Iterable[Any]:
         """What it holds, one after the other."""
         return Cells.read(obj).values()
+
+
+class Contexts(Kind):
+    """A variable of the context."""
+
+    @staticmethod
+    def read(obj: ContextVar) -> dict:
+        """What it holds."""
+        nothing = object()
+        value = obj.get(nothing)
+        return {} if value is nothing else {"": value}
+
+    @staticmethod
+    def put(obj: ContextVar, held: dict) -> bool:
+        """Put that back; whether it could be."""
+        if held:
+            obj.set(held[""])
+        return bool(held) or not Contexts.read(obj)
+
+    @staticmethod
+    def flat(obj: ContextVar) -> Iterable[Any]:
+        """What it holds, one after the other."""
+        return Contexts.read(obj).values()
 
 
 class Classes(Kind):

@@ -11,6 +11,7 @@ from picardsolve.integrations.diffusers.memory import Holder, Memory, trusted
 from picardsolve.integrations.diffusers.places import Cells
 
 _WRITES = {"append", "appendleft", "extend", "add", "update", "insert"}
+_LOOKING = {"getattr", "vars", "__dict__", "__getattribute__", "eval", "exec", "globals", "locals", "attrgetter"}
 _ACCESS = {"__getattr__", "__getattribute__", "__setattr__"}
 _LOGGED = (bool, int, float, str, type(None))
 
@@ -51,7 +52,10 @@ def _is_log(now: Memory, ident: Any, key: Any, name: str) -> bool:
     held = now.places[ident][2] if ident in now.places else {}
     if not _numbers(held.get(key)):
         return False
-    mentioned = [function for function in _run(now, ident) if _mentions(function.__code__, name)]
+    run = _run(now, ident)
+    if any(_looks_up(function.__code__) for function in run if not trusted(function.__module__)):
+        return False
+    mentioned = [function for function in run if _mentions(function.__code__, name)]
     own = [function for function in mentioned if not trusted(function.__module__)]
     return bool(own) and all(_only_writes(function, name) for function in mentioned)
 
@@ -87,6 +91,12 @@ def _quiet_class(now: Memory, ident: Any) -> type | None:
             if _mentions(function.__code__, name) and not _uses(function, name, _is_attribute):
                 return None
     return cls
+
+
+def _looks_up(code: types.CodeType) -> bool:
+    """Whether code may find things by names that it does not spell."""
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return not _LOOKING.isdisjoint(code.co_names) or any(_looks_up(const) for const in inner)
 
 
 def _numbers(value: Any) -> bool:

@@ -1,7 +1,9 @@
 """The kinds of places that hold values: tensors, arrays, random generators."""
 
+import ctypes
 import pickle
 import random
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,8 @@ WHOLE = 1 << 16  # elements up to which a tensor's values are compared whole
 _KEPT = 1 << 24  # elements up to which a tensor can be put back
 _SAMPLED = 1024  # elements that are looked at of a larger one
 NEAR = 1e-12  # numbers that are divided and multiplied by the same are not changed
+
+BUFFERS = bytearray, array, *ctypes.c_int.__mro__[1:-1], ctypes.Structure, ctypes.Array
 
 
 @dataclass
@@ -140,6 +144,29 @@ class Arrays(Kind):
         if obj.shape != held.shape or not obj.flags.writeable:
             return alike(obj, held)
         obj[...] = held
+        return True
+
+
+class Buffers(Kind):
+    """Bytes in a row: ``bytearray``, ``array.array``, and the data of ``ctypes``."""
+
+    leaf = True
+
+    @staticmethod
+    def read(obj: Any) -> bytes:
+        """What it holds."""
+        return bytes(obj)
+
+    @staticmethod
+    def put(obj: Any, held: bytes) -> bool:
+        """Put that back; whether it could be."""
+        if isinstance(obj, bytearray):
+            obj[:] = held
+        elif isinstance(obj, array):
+            del obj[:]
+            obj.frombytes(held)
+        else:
+            ctypes.memmove(ctypes.addressof(obj), held, len(held))
         return True
 
 
