@@ -104,7 +104,7 @@ class Memory:
             self.hidden = self._todo.pop()[1:]
         self._values = [held for kind, _, held in self.places.values() if kind is Tensors]
         with torch.no_grad():
-            Tensors.copy(self._values)
+            self._copies = Tensors.copy(self._values)
         self._flat = self._flattened()
 
     # ---- comparing, and putting back
@@ -117,7 +117,7 @@ class Memory:
     def unchanged(self) -> bool:
         """Whether everything is the very same: quick, and False may also be said of equal things."""
         try:
-            return not any(self._empty) and self._flattened() == self._flat and Tensors.unchanged(self._values)
+            return not any(self._empty) and self._flattened() == self._flat and Tensors.unchanged(self._values, self._copies)
         except (RuntimeError, ValueError, TypeError):  # two tensors, or arrays, that are not the same object
             return False
 

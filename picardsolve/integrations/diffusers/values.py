@@ -14,9 +14,9 @@ from torch import Tensor
 from picardsolve.integrations.diffusers.places import Kind
 from picardsolve.integrations.diffusers.same import equal, version
 
-WHOLE = 1 << 16  # elements up to which a tensor's values are compared whole
+WHOLE = 1 << 12  # elements up to which a tensor's values are compared whole
 _KEPT = 1 << 24  # elements up to which a tensor can be put back
-_SAMPLED = 1024  # elements that are looked at of a larger one
+_SAMPLED = 256  # elements that are looked at of a larger one
 NEAR = 1e-12  # numbers that are divided and multiplied by the same are not changed
 
 BUFFERS = bytearray, array, *ctypes.c_int.__mro__[1:-1], ctypes.Structure, ctypes.Array
@@ -52,6 +52,9 @@ class Values:
         return self.version == _version(self.tensor) and self.pointer == _pointer(self.tensor)
 
 
+Seen = tuple[list[Values], Tensor]
+
+
 class Tensors(Kind):
     """A tensor: its values."""
 
@@ -70,24 +73,25 @@ class Tensors(Kind):
         return values
 
     @staticmethod
-    def copy(values: list[Values]) -> None:
-        """Copy what is seen of all of them, in few operations."""
+    def copy(values: list[Values]) -> list[Seen]:
+        """Copy what is seen of all of them, in few operations: the values, and their copies in one tensor."""
+        copies = []
         for group in _groups(values):
+            joined = torch.cat(_views(group))
             sizes = [len(value.view) for value in group if value.view is not None]
-            for value, seen in zip(group, torch.cat(_views(group)).split(sizes), strict=True):
+            for value, seen in zip(group, joined.split(sizes), strict=True):
                 value.seen = seen
                 if len(seen) == value.tensor.numel():
                     value.whole = seen
+            copies.append((group, joined))
+        return copies
 
     @staticmethod
-    def unchanged(values: list[Values]) -> bool:
+    def unchanged(values: list[Values], copies: list[Seen]) -> bool:
         """Whether all are where they were, with the values that they had."""
-        if not all(value.untouched for value in values):
+        if not all([value.untouched for value in values]):
             return False
-        return all(
-            equal(torch.cat(_views(group)), torch.cat([value.seen for value in group if value.seen is not None]))
-            for group in _groups(values)
-        )
+        return all(equal(torch.cat(_views(group)), joined) for group, joined in copies)
 
     @staticmethod
     def put(obj: Tensor, held: Values) -> bool:
