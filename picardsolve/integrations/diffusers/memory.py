@@ -29,6 +29,7 @@ from picardsolve.integrations.diffusers.places import (
     Dicts,
     Global,
     Globals,
+    Keys,
     Kind,
     Lists,
     Names,
@@ -55,6 +56,7 @@ _PLAIN: tuple[type, ...] = (type(...), types.ModuleType, Enum, np.generic, torch
 _PLAIN += (ReferenceType, types.BuiltinFunctionType, types.WrapperDescriptorType, types.GetSetDescriptorType)
 _MAYBE_EMPTY = {dict, OrderedDict, list, set, deque}
 _BARE = {dict, list, tuple, set, frozenset, deque}
+_IS_PLAIN: dict[type, bool] = {}
 _MOST = 400_000  # places: who reaches more is not watched
 
 Place = tuple[type[Kind], Any, Any]  # its kind, itself, and what it holds
@@ -68,7 +70,10 @@ def trusted(name: str | None) -> bool:
 
 def immutable(value: Any) -> bool:
     """Whether a value cannot change, or is none that a memory could be in."""
-    return type(value) in _SCALARS or isinstance(value, _PLAIN)
+    cls = type(value)
+    if cls not in _IS_PLAIN:
+        _IS_PLAIN[cls] = cls in _SCALARS or issubclass(cls, _PLAIN)
+    return _IS_PLAIN[cls]
 
 
 def outside(value: Any) -> bool:
@@ -105,6 +110,7 @@ class Memory:
         self._values = [held for kind, _, held in self.places.values() if kind is Tensors]
         with torch.no_grad():
             self._copies = Tensors.copy(self._values)
+        self._grouped()
         self._flat = self._flattened()
 
     # ---- comparing, and putting back
@@ -117,7 +123,11 @@ class Memory:
     def unchanged(self) -> bool:
         """Whether everything is the very same: quick, and False may also be said of equal things."""
         try:
-            return not any(self._empty) and self._flattened() == self._flat and Tensors.unchanged(self._values, self._copies)
+            return (
+                not any(self._empty)
+                and self._flattened() == self._flat
+                and Tensors.unchanged(self._values, self._copies)
+            )
         except (RuntimeError, ValueError, TypeError):  # two tensors, or arrays, that are not the same object
             return False
 
@@ -195,18 +205,28 @@ class Memory:
                     self._compare(held[key], holds[key], now, (a, key), compared, changes)
 
     def _flattened(self) -> list[Any]:
-        parts: list[Iterable[Any]] = []
-        for ident, (kind, obj, _) in self.places.items():
-            if kind is Tensors:
-                continue
+        """All that is held, in one list, to be compared by identity first."""
+        parts: list[Iterable[Any]] = [chain.from_iterable(map(dict.values, self._dicts)), map(len, self._dicts)]
+        for ident, kind, obj in self._others:
             if kind.leaf:
                 held = kind.read(obj)
                 parts.append((held.tobytes(),) if isinstance(held, np.ndarray) else (held,))
             elif ident in self._unread_of:
-                parts.append(kv for kv in kind.read(obj).items() if (ident, kv[0]) not in self._unread)
+                parts.append([kv for kv in kind.read(obj).items() if (ident, kv[0]) not in self._unread])
             else:
                 parts.append(kind.flat(obj))
         return list(chain.from_iterable(parts))
+
+    def _grouped(self) -> None:
+        """Attributes, which are most of it, apart from all others but tensors."""
+        self._dicts, self._others = [], []
+        for ident, (kind, obj, _) in self.places.items():
+            if (kind is Names or (kind is Dicts and type(obj) is dict)) and ident not in self._unread_of:
+                self._dicts.append(obj)
+                if kind is Dicts:
+                    self._others.append((ident, Keys, obj))
+            elif kind is not Tensors:
+                self._others.append((ident, kind, obj))
 
     # ---- the walk
 

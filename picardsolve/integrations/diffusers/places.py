@@ -57,6 +57,15 @@ class Dicts(Kind):
         return (*dict.keys(obj), *dict.values(obj))
 
 
+class Keys(Dicts):
+    """The keys of a dictionary, where its values are compared elsewhere."""
+
+    @staticmethod
+    def flat(obj: dict) -> Iterable[Any]:
+        """What it holds, one after the other."""
+        return dict.keys(obj)
+
+
 class Names(Dicts):
     """An object's attributes."""
 
