@@ -236,7 +236,6 @@ class Memory:
             return
         if cls in _MAYBE_EMPTY and not obj:
             self._empty.append(obj)
-            self.holders.setdefault(id(obj), []).append((holder, key))
             return
         enter = _ENTER.get(cls)
         if enter is None:
@@ -251,11 +250,14 @@ class Memory:
             self.places[ident] = kind, obj, held
             if not kind.leaf:
                 skipped = ident in self._unread_of
-                self._todo += [
-                    (child, ident, name)
-                    for name, child in held.items()
-                    if type(child) not in _SCALARS and not (skipped and (ident, name) in self._unread)
-                ]
+                for name, child in held.items():
+                    cls = type(child)
+                    if cls in _SCALARS or (skipped and (ident, name) in self._unread):
+                        continue
+                    if cls in _MAYBE_EMPTY and not child:  # most of a module's
+                        self._empty.append(child)
+                    else:
+                        self._todo.append((child, ident, name))
         return ident
 
     def _container(self, kind: type[Kind], obj: Any, holder: Any, key: Any) -> None:
