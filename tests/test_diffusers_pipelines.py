@@ -35,7 +35,7 @@ SINGLE = {"Kandinsky 5, image", "Kandinsky 5, video", "score SDE VE", "Karras VE
 ONE_BY_ONE = {  # report.sequential
     "score SDE VE": "has no step",
     "Karras VE": "step takes",
-    "SAG": "failed on",
+    "SAG": "processor.attention_probs",
     "Flux 2 Klein, cached references": "failed on",
     "CogVideoX, its DPM-Solver": "step takes",
     "Cosmos": "steps several states",

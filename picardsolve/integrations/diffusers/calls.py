@@ -14,11 +14,12 @@ from picardsolve.integrations.diffusers.arguments import (
     refuse_unread_by_model,
     refuse_unread_by_pipeline,
 )
-from picardsolve.integrations.diffusers.noise_tape import NoiseTape
+from picardsolve.integrations.diffusers.memory import Memory, draws
 from picardsolve.integrations.diffusers.numerics import Numerics
 from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.sampler import attach, sampler
+from picardsolve.integrations.diffusers.watch import MemoryLost
 
 # What a loop raises that cannot carry a window of states; it is run again, one step at a time.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
@@ -69,8 +70,7 @@ def sample(
     run = sampler(pipe, window=window, tolerance=tolerance, max_batch=max_batch, iteration=iteration, guess=guess)
     refuse_unread_by_pipeline(pipe, kwargs, _OURS)
     kwargs = merged("pipeline_kwargs", pipeline_kwargs, kwargs)
-    tapes = [NoiseTape.of(given, torch.device("cpu")) for given in (None, kwargs.get("generator"))]
-    states = [tape.states() for tape in tapes]
+    before = Memory({**_kept(pipe), **_plain(kwargs), **draws()})
     try:
         with run:
             out = pipe(*args, **kwargs)
@@ -78,8 +78,11 @@ def sample(
         watched = any(kwargs.get(name) is not None for name in ("callback", "callback_on_step_end"))
         if watched or not run.failed:
             raise
-        for tape, before in zip(tapes, states, strict=True):
-            tape.wind(before)
+        if not all([run.put_back(), before.put_back()]):
+            raise MemoryLost(
+                f"{type(pipe).__name__}: its loop failed on a window of states ({type(error).__name__}: {error}), and "
+                "what it remembers of that cannot be put back; reload it, and call it itself."
+            ) from error
         run = attach(pipe.scheduler, run.modules, Numerics(1, 0.0, None, None, None), pipe)
         run.why = f"its loop failed on a window of states ({type(error).__name__}: {error})"
         with run:
@@ -163,6 +166,16 @@ def _loop(module: nn.Module, scheduler: Any, x: Tensor, extra: dict[str, Any], c
         out = module(scaled, t, **conditioning)
         x = scheduler.step(getattr(out, "sample", out), t, x, **extra, return_dict=False)[0]
     return x
+
+
+def _kept(pipe: Any) -> dict[str, Any]:
+    """What a pipeline keeps, but for networks and tokenizers."""
+    parts = {name: part for name, part in vars(pipe).items() if not isinstance(part, nn.Module)}
+    return {name: part for name, part in parts.items() if not type(part).__module__.startswith("transformers")}
+
+
+def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if not callable(value)}
 
 
 class _Function(nn.Module):

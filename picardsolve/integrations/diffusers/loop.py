@@ -25,6 +25,7 @@ from picardsolve.integrations.diffusers.answers import Answers
 from picardsolve.integrations.diffusers.batching import Batch
 from picardsolve.integrations.diffusers.caution import Caution
 from picardsolve.integrations.diffusers.foresight import Foresight
+from picardsolve.integrations.diffusers.memory import Memory, draws
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape, State, same
 from picardsolve.integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
 from picardsolve.integrations.diffusers.probe import scaled_ahead
@@ -33,6 +34,7 @@ from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.same import equal, version
 from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
 from picardsolve.integrations.diffusers.walk import copy_of
+from picardsolve.integrations.diffusers.watch import MemoryLost, Watch
 from picardsolve.integrations.diffusers.window_tensor import (
     LaneMode,
     Lanes,
@@ -44,6 +46,8 @@ from picardsolve.integrations.diffusers.window_tensor import (
 from picardsolve.pace import Pace
 from picardsolve.window import Window
 
+# What steps ahead of a scheduler raise that cannot be taken ahead of it.
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 _SLACK = 4.0  # inputs of a replay may be this many tolerances from those of its round: the sweep moved them once more
 _FIRST = 8  # steps in the first window of those that are tried
 _CHECKED = 2  # rounds in which a scheduler's table is compared to its step, and then every eighth
@@ -66,10 +70,11 @@ class Loop:
         numerics: Numerics,
         batch: Batch,
         why: str | None,
+        join: Callable[["Loop"], None] = lambda loop: None,
     ):
         self.report = Report(steps=len(timesteps), tolerance=numerics.tolerance, sequential=why)
         self._scheduler, self._real_step, self._own, self._timesteps = scheduler, step, own, timesteps
-        self.carrying = False
+        self.carrying, self._join = False, join
         self._names = [] if why is not None else list(inspect.signature(step).parameters)
         self._numerics = numerics
         self._answers = Answers(batch, Replay(_SLACK * numerics.tolerance), self.report)
@@ -88,6 +93,7 @@ class Loop:
         start = perf_counter()
         for i in range(len(self._timesteps)):
             self._i, self._stepped = i, 0
+            self._join(self)
             yield from self._iteration()
             self.report.seconds = perf_counter() - start
         if self._window is not None:
@@ -120,6 +126,11 @@ class Loop:
         return self._i == 0 and not self._answers.warm
 
     @property
+    def watch(self) -> Watch:
+        """Over the memory of its denoisers."""
+        return self._answers.watch
+
+    @property
     def _chain(self) -> SchedulerChain:
         assert self._window is not None
         chain = self._window.chain
@@ -145,10 +156,14 @@ class Loop:
         if factors is not None and chain.probe is not None and chain.probe.reach(self._i + sample.lanes.count):
             column = torch.from_numpy(factors[self._i : self._i + sample.lanes.count]).to(first.device, first.dtype)
             return sample.lanes.tensor(sample.stack * column.reshape(-1, *[1] * first.dim()))
-        for j, item in enumerate(sample.items[1:], 1):
-            n = self._i + j
-            items.append(scaled_ahead(chain.probe, self._scheduler, self._own, n, j, item, self._timesteps[n]))
-        return sample.lanes.tensor(items)
+
+        def scaled() -> Tensor:
+            for j, item in enumerate(sample.items[1:], 1):
+                n = self._i + j
+                items.append(scaled_ahead(chain.probe, self._scheduler, self._own, n, j, item, self._timesteps[n]))
+            return sample.lanes.tensor(items)
+
+        return self._aside(scaled, first)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take the step for real; if this is a round, let the window answer to it."""
@@ -196,7 +211,7 @@ class Loop:
                 window.restart(self._i + 1, flat(state))
         else:
             self._caution.success()
-        return self._next(stepped, state)
+        return self._aside(lambda: self._next(stepped, state), stepped)
 
     # ---- a round
 
@@ -213,7 +228,7 @@ class Loop:
         first, timestep = pick(sample, 0), pick(timestep, 0)
         if self._window is not None and first.shape != self._chain.walk.shape:
             self.report.sequential = "the states change their shape in the loop"
-        before = copy_of(self._scheduler, self._own)
+        before = self._copy()
         tape = NoiseTape.of(extra.get("generator"), first.device)
         states = tape.states()
         stepped = self._real_step(pick(output, 0), timestep, first, **extra)
@@ -223,20 +238,61 @@ class Loop:
         self._answers.end(state)
         if self.report.sequential is not None:
             return stepped
-        if self._window is None:
-            drew = not same(states, tape.states())
-            given = FirstStep(outputs[0], timestep, first, state, extra, tape, drew)
-            self._window = self._begin(before, given)
-        if handed is not None and not equal(handed.state, first) and not self._ties(handed.state, first):
-            self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
-            self._caution.set_back()
-        elif count == 1 < self._answers.evaluated:
-            self._caution.set_back()
-        if self._caution.pausing:
-            self._caution.step()
-            return stepped
-        self._tell(before, states, outputs, samples, state, intact and samples.dtype in WIDE)
-        return self._next(stepped, state)
+        drew = not same(states, tape.states())
+
+        def ahead() -> Any:
+            if self._window is None:
+                given = FirstStep(outputs[0], timestep, first, state, extra, tape, drew)
+                self._window = self._begin(before, given)
+            if handed is not None and not equal(handed.state, first) and not self._ties(handed.state, first):
+                self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
+                self._caution.set_back()
+            elif count == 1 < self._answers.evaluated:
+                self._caution.set_back()
+            if self._caution.pausing:
+                self._caution.step()
+                return stepped
+            if self._answers.renewed:  # what earlier rounds found out is of another denoiser
+                self._window.restart(self._i, flat(first))
+            self._tell(before, states, outputs, samples, state, intact and samples.dtype in WIDE)
+            return self._next(stepped, state)
+
+        return self._aside(ahead, stepped)
+
+    def _copy(self) -> Any:
+        """The scheduler as it stands before its step; None, and a reason in the report, where it cannot be copied."""
+        try:
+            return copy_of(self._scheduler, self._own)
+        except TypeError as error:
+            name = type(self._scheduler).__name__
+            self.report.sequential = f"{name} keeps what its steps ahead would share with the real ones ({error})"
+            return None
+
+    def _aside(self, work: Callable[[], Any], otherwise: Any) -> Any:
+        """What is made of steps taken ahead by copies of the scheduler.
+
+        If those fail, or move what the scheduler itself remembers, all is put back and the run goes on one step at a
+        time: then ``otherwise``.
+        """
+        settled = Memory({type(self._scheduler).__name__: self._scheduler, **draws()})
+        try:
+            made, changes = work(), []
+        except _UNFIT as error:
+            made, why = None, f"the scheduler's steps cannot be taken ahead ({error})"
+        else:
+            why = None
+        if not settled.unchanged:
+            changes = settled.changed(settled.again())
+            if changes and why is None:
+                why = f"a step that a copy of the scheduler takes ahead changes {settled.path(changes[0])}"
+            if changes and not settled.put_back():
+                raise MemoryLost(f"{why}, which cannot be put back; call the pipeline itself.")
+        if why is None:
+            return made
+        self.report.sequential = why
+        self.close()
+        self._handed = None
+        return otherwise
 
     def _begin(self, scheduler: Any, step: FirstStep) -> Window:
         report, numerics = self.report, self._numerics

@@ -59,15 +59,15 @@ class Forward:
         self.running: dict[int, list[Denoising]] = {}  # by thread, the innermost last
         self.users = 0
         self._before = vars(module).get(name)
-        self._original = getattr(module, name)
-        update_wrapper(self, self._original, updated=())
+        self.original = getattr(module, name)
+        update_wrapper(self, self.original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer, or call the module's own."""
         runs = self.running.get(get_ident())
         if not runs:
-            return self._original(*args, **kwargs)
-        return runs[-1].forward(self.module, self._original, args, kwargs)
+            return self.original(*args, **kwargs)
+        return runs[-1].forward(self.module, self.original, args, kwargs)
 
     @property
     def in_place(self) -> bool:
@@ -97,7 +97,7 @@ class Forward:
                 if name == self.name and self._before is None:
                     del self.module.__dict__[name]
                 else:
-                    self.module.__dict__[name] = self._original
+                    self.module.__dict__[name] = self.original
 
     def start(self, run: Denoising) -> None:
         """Answer the calls of this thread with ``run``."""

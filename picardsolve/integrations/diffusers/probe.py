@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.integrations.diffusers.memory import immutable, trusted
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape, same
 from picardsolve.integrations.diffusers.step_table import StepTable
 from picardsolve.integrations.diffusers.walk import PATCHED, copy_of
@@ -28,7 +29,12 @@ def probe_of(scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, An
     """The probe of a scheduler at the beginning of its timesteps; that of an earlier run of an equal one."""
     arguments = {key: value for key, value in extra.items() if key not in ("generator", "return_dict")}
     parts = {**vars(scheduler), "loop": timesteps, "own": own, **arguments, "takes": "generator" in extra}
-    key = type(scheduler), *((name, _print_of(value)) for name, value in parts.items() if name not in PATCHED)
+    try:
+        if not trusted(type(scheduler).__module__):
+            raise LookupError
+        key = type(scheduler), *((name, _print_of(value)) for name, value in parts.items() if name not in PATCHED)
+    except LookupError:
+        return Probe(scheduler, timesteps, own, extra)
     with _LOCK:
         probe = _probes.pop(key, None) or Probe(scheduler, timesteps, own, extra)
         _probes[key] = probe
@@ -38,12 +44,22 @@ def probe_of(scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, An
 
 
 def _print_of(value: Any) -> Any:
-    """What two equal attributes have in common, and two different ones have not."""
+    """What two equal attributes have in common, and two different ones have not.
+
+    Raises:
+        LookupError: it may have more to it than can be seen.
+    """
     if isinstance(value, Tensor):
         return str(value.device), value.dtype, tuple(value.shape), value.detach().cpu().numpy().tobytes()
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
-    return repr(value)
+    if isinstance(value, dict):
+        return tuple([(key, _print_of(part)) for key, part in value.items()])
+    if isinstance(value, list | tuple):
+        return type(value), tuple([_print_of(part) for part in value])
+    if isinstance(value, type | set | frozenset) or immutable(value):
+        return repr(value)
+    raise LookupError
 
 
 class Probe:

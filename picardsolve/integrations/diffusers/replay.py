@@ -8,6 +8,7 @@ from torch import Tensor
 
 from picardsolve.integrations.diffusers.batching import Outputs, copied
 from picardsolve.integrations.diffusers.batching import tensors as flat_tensors
+from picardsolve.integrations.diffusers.memory import Memory
 from picardsolve.integrations.diffusers.same import version
 from picardsolve.integrations.diffusers.window_tensor import WindowTensor
 
@@ -23,6 +24,7 @@ class Call:
         varies: which of the inputs differ between lanes.
         outputs: of the window, or the output of a call of its own.
         first: the step of its first lane.
+        memory: what the denoiser remembered after it.
     """
 
     form: Any
@@ -31,6 +33,7 @@ class Call:
     varies: list[bool]
     outputs: Any
     first: int = 0
+    memory: Memory | None = None
 
     @staticmethod
     def of(module: Any, args: tuple, kwargs: dict, outputs: Any, first: int = 0, copying: bool = False) -> "Call":
@@ -107,9 +110,23 @@ class Replay:
         both = now.isnan() & then.isnan()
         return bool(both.any()) and self._close(now.masked_fill(both, 0), then.masked_fill(both, 0))
 
-    def remember(self, first: int, number: int, module: Any, args: tuple, kwargs: dict, outputs: Any) -> None:
+    def remember(
+        self,
+        first: int,
+        number: int,
+        module: Any,
+        args: tuple,
+        kwargs: dict,
+        outputs: Any,
+        memory: Memory | None = None,
+    ) -> None:
         """Keep the outputs of a batched call, or the output of one call for all lanes, for the steps from ``first``."""
-        self._calls[number] = Call.of(module, args, kwargs, outputs, first, self.copying)
+        self._calls[number] = call = Call.of(module, args, kwargs, outputs, first, self.copying)
+        call.memory = memory
+
+    def memory(self, number: int) -> Memory | None:
+        """What the denoiser remembered after a call."""
+        return self._calls[number].memory if number in self._calls else None
 
     def keep(self, steps: range) -> None:
         """Give back calls for these steps only; forget what is for none of them."""
@@ -132,4 +149,4 @@ def described(module: Any, args: tuple, kwargs: dict) -> tuple[Any, list[Tensor]
             return tuple([(key, describe(value[key])) for key in sorted(value)])
         return value if isinstance(value, int | float | str | bool | type(None)) else id(value)
 
-    return (id(module), describe(args), describe(kwargs)), tensors
+    return (id(module), torch.is_grad_enabled(), describe(args), describe(kwargs)), tensors

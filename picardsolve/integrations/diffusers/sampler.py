@@ -15,6 +15,7 @@ from picardsolve.integrations.diffusers.patches import Forward, Method
 from picardsolve.integrations.diffusers.refusals import refuse_iteration, refuse_stateful, refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.timesteps import Timesteps
+from picardsolve.integrations.diffusers.watch import Watch
 from picardsolve.integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
 
 _LOCK = Lock()
@@ -38,6 +39,7 @@ class Sampler:
         self._methods: list[Method] = []
         self._forwards: list[Forward] = []
         self._loops: list[Loop] = []  # the innermost last
+        self._watches: list[Watch] = []
         self._bar: Any = None
         self._shown = 0
 
@@ -110,7 +112,9 @@ class Sampler:
         compiled = any(_is_compiled(module) for module in self.modules)
         width = self._numerics.window
         batch = Batch(self._numerics.max_batch, width if compiled and isinstance(width, int) and width > 1 else None)
-        loop = Loop(self._scheduler, self._real.get("step"), self._own, timesteps, self._numerics, batch, self.why)
+        step = self._real.get("step")
+        loop = Loop(self._scheduler, step, self._own, timesteps, self._numerics, batch, self.why, self._join)
+        self._watches.append(loop.watch)
         self._loops.append(loop)
         for forward in self._forwards:
             forward.start(loop)
@@ -118,6 +122,20 @@ class Sampler:
             yield from loop
         finally:
             self._stop(loop)
+
+    def _join(self, loop: Loop) -> None:
+        """Follow the denoisers that the pipeline was given since, by a callback."""
+        parts = {} if self._pipe is None else vars(self._pipe)
+        components = parts.get("components")
+        for part in (*parts.values(), *(components.values() if isinstance(components, dict) else ())):
+            if isinstance(part, nn.Module) and part not in self.modules:
+                self.modules.append(part)
+                self._forwards.append(Forward.on(part))
+                self._forwards[-1].start(loop)
+
+    def put_back(self) -> bool:
+        """Put the denoisers' memory back to before this context's first call; whether that was possible."""
+        return all([watch.put_back() for watch in reversed(self._watches)])
 
     def _stop(self, loop: Loop) -> None:
         if loop in self._loops:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from picardsolve.integrations.diffusers.independent import independent
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape
 
 Held: TypeAlias = Callable[[int, Tensor], Tensor]  # the output to give at a step, in a state
@@ -14,20 +15,17 @@ PATCHED = ("set_timesteps", "step", "scale_model_input", "__deepcopy__")
 
 
 def copy_of(scheduler: Any, timesteps: Tensor) -> Any:
-    """The scheduler in its present state; stepping the copy leaves the original alone. Its tables are shared.
+    """The scheduler in its present state; stepping the copy leaves the original alone, whatever it keeps.
 
-    Lists are copied, and so are tensors of states, which some schedulers add to in place.
+    Raises:
+        TypeError: it keeps what cannot be copied.
     """
     copied = object.__new__(type(scheduler))
-    attributes = copied.__dict__
+    memo = {id(scheduler): copied}
     for name, value in vars(scheduler).items():
-        if name not in PATCHED:
-            if isinstance(value, Tensor):
-                value = value.clone() if value.dim() > 1 else value
-            elif type(value) in (list, dict, set):
-                value = value.copy()
-            attributes[name] = value
-    attributes["timesteps"] = timesteps
+        if name not in PATCHED and name != "timesteps":
+            copied.__dict__[name] = independent(value, memo)
+    copied.__dict__["timesteps"] = timesteps
     return copied
 
 

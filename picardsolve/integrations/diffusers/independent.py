@@ -1,0 +1,128 @@
+"""Copies that share nothing which can change: whoever moves a copy's memory leaves the original's alone."""
+
+import copy
+import random
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from picardsolve.integrations.diffusers.memory import immutable, outside, trusted
+from picardsolve.integrations.diffusers.places import Slots
+from picardsolve.integrations.diffusers.values import BUFFERS
+
+_DRAWS = (random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
+
+
+def independent(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy down to the last part; modules, classes and what is immutable are shared.
+
+    Args:
+        value: what to copy.
+        memo: copies by the identity of the original.
+
+    Raises:
+        TypeError: a part cannot be copied.
+    """
+    if immutable(value) or isinstance(value, type | nn.Module | ContextVar):
+        return value
+    if id(value) not in memo:
+        memo[id(value)] = _copy(value, memo)
+        memo.setdefault(0, []).append(value)  # so that no other object takes its identity
+    return memo[id(value)]
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, np.ndarray):
+        return value.copy() if value.dtype != object else copy.deepcopy(value)
+    if isinstance(value, torch.Generator):
+        generator = torch.Generator(value.device)
+        generator.set_state(value.get_state())
+        return generator
+    if isinstance(value, _DRAWS + BUFFERS):
+        return copy.deepcopy(value)
+    if isinstance(value, dict | list | set | deque):
+        return _container(value, memo)
+    if isinstance(value, tuple | frozenset):
+        parts = [independent(part, memo) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, types.FunctionType):
+        return _function(value, memo)
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, independent(value.__self__, memo))
+    if isinstance(value, partial):
+        return partial(
+            independent(value.func, memo), *independent(value.args, memo), **independent(value.keywords, memo)
+        )
+    if isinstance(value, types.CellType):
+        return _cell(value, memo)
+    return _object(value, memo)
+
+
+def _container(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value).__name__ == "FrozenDict":
+        return value
+    cls: Any = type(value)
+    copied: Any
+    if cls in (list, set, dict, OrderedDict, defaultdict):
+        copied = copy.copy(value)
+        copied.clear()
+    else:
+        copied = cls(maxlen=value.maxlen) if isinstance(value, deque) else cls.__new__(cls)
+    memo[id(value)] = copied  # before its parts: one of them may hold it
+    if getattr(value, "__dict__", None):
+        vars(copied).update({name: independent(part, memo) for name, part in vars(value).items()})
+    if isinstance(value, dict):
+        put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
+        for key, part in dict.items(value):
+            put(copied, independent(key, memo), independent(part, memo))
+    elif isinstance(value, set):
+        set.update(copied, [independent(part, memo) for part in value])
+    else:
+        for part in value:
+            (deque if isinstance(value, deque) else list).append(copied, independent(part, memo))
+    return copied
+
+
+def _function(value: types.FunctionType, memo: dict[int, Any]) -> Any:
+    if not value.__closure__ or trusted(value.__module__):
+        return value
+    cells = tuple(independent(cell, memo) for cell in value.__closure__)
+    copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    copied.__kwdefaults__ = independent(value.__kwdefaults__, memo)
+    copied.__defaults__ = independent(value.__defaults__, memo)
+    copied.__dict__.update(value.__dict__)
+    return copied
+
+
+def _cell(value: types.CellType, memo: dict[int, Any]) -> types.CellType:
+    copied = memo[id(value)] = types.CellType()
+    with suppress(ValueError):  # not set yet
+        copied.cell_contents = independent(value.cell_contents, memo)
+    return copied
+
+
+def _object(value: Any, memo: dict[int, Any]) -> Any:
+    cls = type(value)
+    if outside(value):
+        return value
+    if isinstance(value, Iterator) and not hasattr(value, "__dict__"):
+        raise TypeError(f"{cls.__name__} objects cannot be copied")
+    try:
+        copied = memo[id(value)] = object.__new__(cls)
+    except TypeError:
+        raise TypeError(f"{cls.__name__} objects cannot be copied") from None
+    if hasattr(value, "__dict__"):
+        vars(copied).update({name: independent(part, memo) for name, part in vars(value).items()})
+    for name, part in Slots.read(value).items():
+        object.__setattr__(copied, name, independent(part, memo))
+    return copied
