@@ -26,7 +26,7 @@ _AGREE = 4.0  # times that growth to a lower order may differ; to the higher it 
 _PASSES = 10  # in which pieces are cut
 _SEGMENTS = 48  # between whose ends growth is kept
 _TERMS = 8  # of a logarithm's series
-_DEAREST = 40  # rows for each step of the grid
+_DEAREST = 65  # rows for each step of the grid
 _TOGETHER = 4096  # rows of a call
 
 
@@ -98,23 +98,26 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
     edges = [_odd(_first_edges(rates[:, b])) for b in range(samples)]
     reach, known, sought, rounds = np.full(samples, _REACH), np.zeros(samples, bool), wanted.copy(), 0
     for _ in range(_PASSES):
-        sought &= np.array([3 * (len(own) - 1) * (size + 1) <= _DEAREST * steps for own in edges])
+        sought &= np.array([_places(own) * (size + 1) <= _DEAREST * steps for own in edges])
         edges = [own if go else own[[0, -1]] for own, go in zip(edges, sought | known, strict=True)]
         longest = max(map(len, edges))
         grid = np.stack([np.pad(own, (0, longest - len(own)), mode="edge") for own in edges], 1)
         count = np.diff(grid, axis=0)
         inset = (_OUTER * count - 0.5).round().clip(0).astype(np.int64)
         places = np.stack([grid[:-1] + inset, (grid[:-1] + grid[1:] - 1) // 2, grid[1:] - 1 - inset]).clip(0, steps - 1)
-        seen, more = _jacobians(chain, path, scale, places.reshape(-1, samples))
-        seen, rounds = seen.unflatten(0, (3, -1)), rounds + more
+        apart = (count > 1).any(1)  # of a single step the three places are one
+        asked = np.concatenate([places[1], places[0, apart], places[2, apart]])
+        found, more = _jacobians(chain, path, scale, asked)
+        seen, rounds = found[: len(count)].repeat(3, 1, 1, 1, 1), rounds + more
+        seen[0, apart], seen[2, apart] = found[len(count) :].unflatten(0, (2, -1))
         sought &= seen.isfinite().all(-1).all(-1).all(0).all(0).numpy()
         seen = seen.nan_to_num(0, 0, 0)
         both = _propagators(seen, torch.from_numpy(count), torch.from_numpy(count - 1 - 2 * inset) / 2)
         fine, coarse = (_between(grid, edges, pieces) for pieces in both)
-        apart = (fine.largest / coarse.largest).log().abs().numpy()
+        differ = (fine.largest / coarse.largest).log().abs().numpy()
         parts = np.minimum(np.ceil(_beyond(seen) * count / reach), count).astype(int).clip(1)
         short = (parts == 1).all(0)
-        known = known | (sought & short & (apart <= np.log(_AGREE)))
+        known = known | (sought & short & (differ <= np.log(_AGREE)))
         sought &= ~known
         if not sought.any():
             break
@@ -123,6 +126,11 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
         edges = [_cut(own, parts[:, b]) if sought[b] else own for b, own in enumerate(edges)]
     table = fine.table.masked_fill(torch.from_numpy(~known), torch.nan)
     return Growth(fine.ends, table), rounds
+
+
+def _places(edges: np.ndarray) -> int:
+    count = np.diff(edges)
+    return len(count) + 2 * int((count > 1).sum())
 
 
 def _cut(edges: np.ndarray, parts: np.ndarray) -> np.ndarray:

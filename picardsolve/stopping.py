@@ -22,6 +22,7 @@ _HUGE = 1e200  # growth beyond it is as bad
 _TINY = 1e-6  # slopes are taken for no smaller in a product
 _THRIFT = 1e4  # that what a step may spend is divided by at most
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of those above
+_FORESEEN = 4.0  # units of rounding of a change that no sweep foresees: it is added to, and may cancel
 _SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
 
@@ -88,11 +89,12 @@ class Residuals(Stopping):
     @np.errstate(all="ignore")
     def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes and sums of residuals with the tolerance."""
-        measured = self.tolerance.measure(swept.change, swept.y, noise)
+        measured = self.tolerance.measure(swept.change, _nearer(swept, self.tolerance), noise)
         if swept.residual is None or self.tolerance.nothing:
             scaled, size = _on_host(*measured)
             return scaled <= 1, size
         scaled, size, residual = _on_host(*measured, swept.residual)
+        scaled = np.where(np.isfinite(size), scaled, np.inf)
         total = np.where(size > 0, residual * (scaled / size), 0).cumsum(0)
         return np.maximum(scaled, total) <= 1, size
 
@@ -117,8 +119,8 @@ class ErrorEstimate(Stopping):
 
     A step that has been seen only once takes the largest ratio of those seen twice in this round, or in
     the last that had one; where there was none in two rounds, a step is kept to be seen again. Changes of the size of
-    rounding measure nothing, and residuals of that size are taken for as large as rounding can be. Under Newton's
-    method what is missed grows with the square of a change: there every step is kept to be seen twice.
+    rounding measure nothing, and residuals of that size are taken for as large as rounding can be; no ratio is taken
+    for less than four units of rounding. Under Newton's method what is missed grows with the square of a change: there every step is kept to be seen twice.
 
     Args:
         tolerance: what errors are measured by.
@@ -158,6 +160,7 @@ class ErrorEstimate(Stopping):
         ratio = np.where(account.measured, account.ratios, np.inf if swept.tangent else account.ratio)
         tiny = change <= _ROUNDING * self._rounding
         ratio = np.where(tiny, np.minimum(ratio, 1), ratio)
+        ratio = np.maximum(ratio, _FORESEEN * torch.finfo(swept.y.dtype).eps)
         if self.held and signed is not None:
             ratio = ratio + abs(signed - 1)
         expected = np.where(change == 0, 0, _SAFETY * ratio * change)
@@ -165,7 +168,7 @@ class ErrorEstimate(Stopping):
         share = self._thrift(account, signed) if self.thrifty else 1 / self.length
         share = np.full_like(size, 1) * share if slope is None else self._share(slope, account.measured)
         error, allowed = self._carried(slope, np.stack([expected, share]), account)
-        self._round = error, allowed, np.where(tiny, np.nan, change)
+        self._round = error, allowed, np.where(tiny | ~np.isfinite(change), np.nan, change)
         unknown = np.full_like(size, np.nan)
         self.estimates = error / allowed, account.ratios, unknown if signed is None else signed
         fits = error <= allowed
@@ -179,10 +182,11 @@ class ErrorEstimate(Stopping):
         if self._rounding is None:
             rounding = torch.finfo(swept.y.dtype).eps * swept.y
             self._rounding = _on_host(self.tolerance.measure(rounding, swept.y, noise)[0].amax(0))[0]
-        measured = self.tolerance.measure(swept.change, swept.y, noise)
+        measured = self.tolerance.measure(swept.change, _nearer(swept, self.tolerance), noise)
         given = [value for value in (swept.residual, swept.slope) if value is not None]
         scaled, size, *rest = _on_host(*measured, *given)
-        residual = None if swept.residual is None else rest[0]
+        scaled = np.where(np.isfinite(size), scaled, np.inf)  # of numbers whose squares overflow nothing is known
+        residual = None if swept.residual is None else np.where(np.isfinite(size), rest[0], np.inf)
         return scaled, size, residual, None if swept.slope is None else rest[-1]
 
     def _carried(self, slope: np.ndarray | None, new: np.ndarray, account: "_Account") -> np.ndarray:
@@ -290,6 +294,15 @@ class _Account:
         """Nothing is spent, nothing is known."""
         zero = np.zeros_like(change[0])
         return _Account(zero, zero, np.full_like(zero, np.inf), zero, change, np.isnan(change))
+
+
+def _nearer(swept: Swept, tolerance: Tolerance) -> Tensor:
+    """What relative tolerances are relative to: of the old and the new states the smaller numbers.
+
+    A sweep that went astray is not to be excused by the size of where it went.
+    """
+    relative = isinstance(tolerance.rtol, Tensor) or tolerance.rtol > 0
+    return torch.minimum(swept.y.abs(), (swept.y - swept.change).abs()) if relative else swept.y
 
 
 def _on_host(*values: Tensor) -> np.ndarray:

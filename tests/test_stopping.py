@@ -69,6 +69,7 @@ class Plain:
             size = self.arriving[j] / self.atol if self.arriving[j] else 0.0
             ratio = measured.get(j, math.inf if tangent else self.ratio)
             ratio = min(ratio, 1.0) if self._tiny(j) else ratio
+            ratio = max(ratio, 4 * torch.finfo(torch.float64).eps)
             ratio += abs(seen[j] - 1) if self.held else 0.0
             new = 2 * ratio * size if size > 0 else 0.0
             self.errors.append(slope[j] * self.errors[-1] + new)
