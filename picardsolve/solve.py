@@ -303,7 +303,7 @@ def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_r
     if not isinstance(rule, ErrorEstimate) or rule.worst is None or not loop.done or loop.failed.any():
         return 0
     excess = np.where(rule.worst > _DOUBTED, rule.worst, 1)
-    most = _rounds_left(chain, loop, max_rounds)
+    most = min(_rounds_left(chain, loop, max_rounds), chain.length - done)
     if not (excess > 1).any() or most < done:
         return 0
     return _sharpened(problem, chain, loop, y, excess**-2.0, most)
@@ -372,9 +372,8 @@ def _sharpened(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, fac
 
 
 def _rounds_left(chain: DriftChain, loop: Window, max_rounds: int | None) -> int:
-    """How many more there may be: in all no more than steps."""
-    most = chain.length if max_rounds is None else min(chain.length, max_rounds // chain.rounds)
-    return most - len(loop.history)
+    """How many more there may be: no more than steps, which the sequential solver takes."""
+    return chain.length if max_rounds is None else min(chain.length, max_rounds // chain.rounds - len(loop.history))
 
 
 def _scale(path: Tensor, tolerance: Tolerance) -> Tensor:

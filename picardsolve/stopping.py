@@ -117,10 +117,11 @@ class ErrorEstimate(Stopping):
     ``A[n+1] = |c_n| A[n] + (max(1 - |c_n|, 0) / 2 + 1 / N) / max(1, |c_{n+1}|, |c_{n+1} c_{n+2}|, ...)`` in units of
     the tolerance.
 
-    A step that has been seen only once takes the largest ratio of those seen twice in this round, or in
-    the last that had one; where there was none in two rounds, a step is kept to be seen again. Changes of the size of
-    rounding measure nothing, and residuals of that size are taken for as large as rounding can be; no ratio is taken
-    for less than four units of rounding. Under Newton's method what is missed grows with the square of a change: there every step is kept to be seen twice.
+    A step that has been seen only once takes the largest ratio of those seen twice in this round, or in the last that
+    had one; where there was none in two rounds, a step is kept to be seen again. Changes of the size of rounding
+    measure nothing, and residuals of that size are taken for as large as rounding can be; no ratio is taken for less
+    than four units of rounding. Under Newton's method what is missed grows with the square of a change: there every
+    step is kept to be seen twice.
 
     Args:
         tolerance: what errors are measured by.

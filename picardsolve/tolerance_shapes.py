@@ -20,7 +20,7 @@ def read(name: str, value: Any, layout: Layout, by_component: bool) -> float | T
         out = _of_tensor(name, value, layout, by_component)
     elif by_component and isinstance(value, tuple | list | dict):
         out = _of_parts(name, value, layout)
-    elif isinstance(value, int | float | Tensor):
+    elif isinstance(value, int | float | Tensor) and not isinstance(value, bool):
         out = float(value)
     else:
         raise TypeError(f"{name}: expected a number or a tensor of one per sample, got {value!r}.")
@@ -54,7 +54,7 @@ def _of_parts(name: str, value: Any, layout: Layout) -> Tensor:
 
 def _row(name: str, value: Any, layout: Layout, shape: torch.Size) -> Tensor:
     """Of one tensor of the state, ``(1 or B, numbers in it)``."""
-    if not isinstance(value, int | float | Tensor):
+    if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
         raise TypeError(f"{name}: expected numbers or tensors, got {value!r}.")
     value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
     _check_real(name, value)

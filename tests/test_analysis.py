@@ -118,8 +118,9 @@ def kinds(analysis: ps.Analysis) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_expected_rounds_are_within_a_factor_of_two(name):
-    """Of widths that it vouches for, of which there are some."""
+def test_expected_rounds_are_within_a_factor_of_two(name, monkeypatch):
+    """Of widths that it vouches for, of which there are some; of the window, not of what growth is measured with."""
+    monkeypatch.setattr(sys.modules["picardsolve.solve"], "measurable", lambda *_: False)
     term, y0, ts, how = PROBLEMS[name]
     sure = [row for row in ps.analyze(term, y0, ts, **how).table if row.reliable and row.width in (8, 32, len(ts) - 1)]
     assert {row.width for row in sure} >= {8, 32}

@@ -682,10 +682,11 @@ def hurried() -> ps.Solution:
     """Chaos, and no rounds left to solve it again more sharply."""
 
     def limited(rounds: int) -> ps.Solution:
-        return solved(lorenz, [1.0, 1.0, 20.0], 5, 200, integrator=ps.RK4(), max_rounds=4 * rounds, throw=False)
+        how = {"integrator": ps.RK4(), "tol": 1e-8, "max_rounds": 4 * rounds, "throw": False}
+        return solved(lorenz, [1.0, 1.0, 20.0], 10, 600, **how)
 
     fewest = bisect.bisect_left(
-        range(200), 1, key=lambda rounds: int(limited(rounds + 1).result is ps.Result.converged)
+        range(600), 1, key=lambda rounds: int(limited(rounds + 1).result is ps.Result.converged)
     )
     return limited(fewest + 2)
 
