@@ -1,5 +1,6 @@
 """What is told before a solve, held against the solve."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 

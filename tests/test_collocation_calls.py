@@ -118,7 +118,7 @@ def test_dtypes(dtype, iteration):
     sol = solve(f, torch.ones(2, dtype=dtype), [0.0, 1.0, 3.0], iteration=iteration)
     real = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
     assert sol.ys.dtype == sol(0.7).dtype == dtype
-    assert seen == {real, dtype}
+    assert seen - {torch.float64} == {real, dtype} - {torch.float64}  # times may be in double precision
     expected = torch.tensor([1, rate, 3 * rate]).to(torch.complex128).exp()
     expected[0] = 1
     assert float((sol.ys.to(torch.complex128) - expected[:, None]).abs().max()) < 3e-5
