@@ -72,7 +72,8 @@ def _refusal(solution: Solution, problem: Problem, integrator: Integrator, ts: A
         return "chain"
     if isinstance(ts, Tensor) and ts.requires_grad:
         return "ts"
-    return None if solution.result is Result.converged and len(solution.ts) == len(problem.ts) else "path"
+    reached = solution.result in (Result.converged, Result.doubtful)
+    return None if reached and len(solution.ts) == len(problem.ts) else "path"
 
 
 def _images(chain: DriftChain, step: np.ndarray, sample: np.ndarray, x: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
         asked = np.concatenate([places[1], places[0, apart], places[2, apart]])
         found, more = _jacobians(chain, path, scale, asked)
         seen, rounds = found[: len(count)].repeat(3, 1, 1, 1, 1), rounds + more
-        seen[0, apart], seen[2, apart] = found[len(count) :].unflatten(0, (2, -1))
+        several = torch.from_numpy(apart)
+        seen[0, several], seen[2, several] = found[len(count) :].unflatten(0, (2, -1))
         sought &= seen.isfinite().all(-1).all(-1).all(0).all(0).numpy()
         seen = seen.nan_to_num(0, 0, 0)
         both = _propagators(seen, torch.from_numpy(count), torch.from_numpy(count - 1 - 2 * inset) / 2)

@@ -170,7 +170,7 @@ def _adaptive(
     given = {name: value for name, value in options.items() if name in _SOLVES} | more
     given["integrator"] = Collocation(**{name: value for name, value in options.items() if name in _PARTS})
     given["iteration"] = _ITERATIONS.get(method)
-    usual = max(1e-7, _REACHED * torch.finfo(Layout.of(y0, 0).dtype).eps), 1e-9
+    usual = _usual(y0)
     for looser in _LOOSER:
         given["rtol"], given["atol"] = (
             looser * default if value is None else value for value, default in zip(tolerances, usual, strict=True)
@@ -186,6 +186,11 @@ def _adaptive(
         said = f"rtol: errors grow too much for the default; the solution is within rtol={given['rtol']:.1e}."
         warnings.warn(said, ConvergenceWarning, stacklevel=3)
     return solution
+
+
+def _usual(y0: Any) -> tuple[float, float]:
+    """Default tolerances: what the dtype can reach."""
+    return max(1e-7, _REACHED * torch.finfo(Layout.of(y0, 0).dtype).eps), 1e-9
 
 
 def _until(
@@ -229,7 +234,7 @@ def _on_grid(
     step_size = given.pop("step_size", None)
     _refuse(set(given) - _SOLVES - {"window", "iteration", "guess"})
     fine, index = _refined(grid, step_size)
-    rtol, atol = (usual if value is None else value for value, usual in zip(tolerances, (1e-7, 1e-9), strict=True))
+    rtol, atol = (usual if value is None else value for value, usual in zip(tolerances, _usual(y0), strict=True))
     solution = solve(term, y0, fine, integrator=_FIXED[method], rtol=rtol, atol=atol, **given)
     return pytree.tree_map(lambda leaf: leaf[index], solution.ys), solution
 

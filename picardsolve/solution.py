@@ -22,6 +22,10 @@ class Result(Enum):
     """How a solve ended; the value is the sentence to read."""
 
     converged = "Every state is the sequential solution's, to the tolerance that was asked for."
+    doubtful = (
+        "The iteration has converged, but errors grow so much along this solution that it may be further from the "
+        "sequential one than the tolerance: see solution.certificate."
+    )
     nonfinite = (
         "A step of the sequential solver itself is not finite: take smaller steps near that time, start from another "
         "y0, or use more precision; a parallel solver cannot mend it."

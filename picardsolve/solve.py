@@ -220,10 +220,11 @@ def _on_grid(
     with Progress(chain.length, progress) as bar:
         pace = Pace(widest) if window == "auto" and not chain.implicit else None
         rounds, growth = _run(chain, loop, pace, max_rounds, bar) + len(loop.history), None
+        held = True
         if isinstance(loop, Window) and isinstance(term, Denoiser):
             rounds += _doubted(problem, chain, loop, y, max_rounds)
         elif isinstance(loop, Window):
-            growth, more = _kept_in_check(problem, chain, loop, y, meant, max_rounds)
+            growth, more, held = _kept_in_check(problem, chain, loop, y, meant, max_rounds)
             rounds += more
         bar.update(int(loop.begin.min()), rounds * chain.rounds)
     calls, evaluations = chain.counts()
@@ -234,6 +235,8 @@ def _on_grid(
     result = Result.nonfinite if loop.failed.any() else Result.converged if loop.done else Result.max_rounds
     if result is Result.converged and isinstance(loop, Wavefront) and loop.stopped.any():
         result = Result.stopped
+    if result is Result.converged and not held:
+        result = Result.doubtful
     path = loop.path if save == "all" else None
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
     more_sharply_by = None if isinstance(iteration, Parareal) else iteration
@@ -311,13 +314,14 @@ def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_r
 
 def _kept_in_check(
     problem: Problem, chain: DriftChain, loop: Window, y: Tensor, allowed: Tolerance, max_rounds: int | None
-) -> tuple[Growth | None, int]:
+) -> tuple[Growth | None, int, bool]:
     """Measure how errors grow along the solution, and solve again, more sharply, samples that they take too far.
 
     Nothing is measured of samples whose errors, grown as fast as steps change states, would still be within tolerance.
 
     Returns:
-        The growth, None where it is not known; and how many rounds all that took.
+        The growth, None where it is not known; how many rounds all that took; and False where errors are still
+        estimated beyond the tolerance.
     """
     path, length, samples = loop.path, chain.length, len(y)
     if (
@@ -325,27 +329,27 @@ def _kept_in_check(
         or not isinstance(loop.settings.stopping, ErrorEstimate)
         or not measurable(problem, chain, y.shape[-1])
     ):
-        return None, 0
+        return None, 0, True
     if not loop.done or _rounds_left(chain, loop, max_rounds) < 1:
-        return None, 0
+        return None, 0, True
     known = Accepted.of(loop.history, length, samples)
     size = allowed.size(path).double().cpu()
     reached = torch.where(known.errors[1:] > 0, known.errors[1:] * known.rates.cumsum(0).exp(), 0)
     doubted = ~(reached <= size[1:]).all(0).numpy() & ~loop.failed
     if not doubted.any():
-        return None, 0
+        return None, 0, True
     growth, rounds = measured(chain, path, _scale(path, allowed), known.rates, doubted)
-    factor = torch.ones(samples, dtype=torch.float64)
-    for _ in range(_TRIES):
+    factor, tries = torch.ones(samples, dtype=torch.float64), 0
+    while True:
         errors = Accepted.of(loop.history, length, samples, growth=growth).errors
         beyond = ((errors / size).amax(0) > 1) & growth.since_start.isfinite()
         spent = growth.carried(factor * size[1:] / length) / size
         factor = torch.where(beyond, factor / (2 * spent.amax(0)), 1).clamp(min=_ROUNDING * _rounding_of(path, size))
         left = _rounds_left(chain, loop, max_rounds)
-        if left < 1 or not bool((beyond & (factor < 1)).any()):
-            break
+        if tries == _TRIES or left < 1 or not bool((beyond & (factor < 1)).any()):
+            return growth, rounds, not bool(beyond.any())
         rounds += _sharpened(problem, chain, loop, y, factor.where(beyond, 1).numpy(), left)
-    return growth, rounds
+        tries += 1
 
 
 def _sharpened(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, factor: np.ndarray, most: int) -> int:
@@ -584,7 +588,7 @@ def _finish(
     solution = Solution(
         problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats, history, notes, _certified=certified
     )
-    if result in (Result.converged, Result.stopped) or not throw:
+    if result in (Result.converged, Result.doubtful, Result.stopped) or not throw:
         return solution
     if result is Result.max_rounds:
         raise SolveError(f"{int(done.min())} of {stats.steps} steps converged. {result.value}", solution)
