@@ -14,6 +14,7 @@ from torch import Tensor
 
 from picardsolve.integrators.base import Chain, Index
 from picardsolve.iterations.base import Swept
+from picardsolve.recurrence import rms
 from picardsolve.tolerances import Tolerance
 
 Stop = Literal["error", "residual", "increment"]
@@ -23,6 +24,7 @@ _TINY = 1e-6  # slopes are taken for no smaller in a product
 _THRIFT = 1e4  # that what a step may spend is divided by at most
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of those above
 _FORESEEN = 4.0  # units of rounding of a change that no sweep foresees: it is added to, and may cancel
+_ASTRAY = 2.0  # times the size of a state, to which no step takes it
 _SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
 
@@ -302,8 +304,12 @@ def _nearer(swept: Swept, tolerance: Tolerance) -> Tensor:
 
     A sweep that went astray is not to be excused by the size of where it went.
     """
-    relative = isinstance(tolerance.rtol, Tensor) or tolerance.rtol > 0
-    return torch.minimum(swept.y.abs(), (swept.y - swept.change).abs()) if relative else swept.y
+    if isinstance(tolerance.rtol, Tensor) or tolerance.rtol > 0:
+        return torch.minimum(swept.y.abs(), (swept.y - swept.change).abs())
+    if not swept.leaps:
+        return swept.y
+    before = swept.y - swept.change
+    return torch.where((rms(swept.y) > _ASTRAY * rms(before))[..., None], before, swept.y)
 
 
 def _on_host(*values: Tensor) -> np.ndarray:

@@ -23,6 +23,7 @@ class Swept:
             is, where it is a number, or one that was seen; None for 1.
         memory: what the next sweep wants to know of the same steps: tensors ``(W, B, ...)``.
         tangent: whether ``delta`` was the derivative, so that what it misses grows with the square of a change.
+        leaps: whether derivatives may have taken states far astray, whose size is then no measure of a change.
         cautious: whether elements of ``change`` may be larger than those of ``Y - X``, in doubt about these.
     """
 
@@ -32,6 +33,7 @@ class Swept:
     slope: Tensor | None = None
     memory: Memory = ()
     tangent: bool = False
+    leaps: bool = False
     cautious: bool = False
 
 

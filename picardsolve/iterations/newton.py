@@ -72,8 +72,8 @@ class Newton(Iteration):
         if self.jacobian != "dense":
             diagonal = (steps.derivatives * steps.directions).sum(-2)
             slope = torch.where(diagonal.isfinite(), diagonal, 1.0).clamp(-_CLIP, _CLIP)
-            return Swept(*linear_sweep(images, (1 - self.damping) * slope, x, scratch))
+            return Swept(*linear_sweep(images, (1 - self.damping) * slope, x, scratch), leaps=True)
         matrix = steps.derivatives.transpose(-1, -2)
         known = matrix.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         matrix = torch.where(known, matrix, torch.eye(len(steps.directions)).to(matrix))
-        return Swept(*matrix_sweep(images, (1 - self.damping) * matrix, x), tangent=True)
+        return Swept(*matrix_sweep(images, (1 - self.damping) * matrix, x), tangent=True, leaps=True)
