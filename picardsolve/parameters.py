@@ -2,6 +2,7 @@
 
 import dis
 import functools
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -13,7 +14,10 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 _MOST = 100_000  # objects that are looked at
-_OTHERS = {"torch", "numpy", "scipy", "builtins", "functools", "collections", "typing", "math"}
+# whose globals nobody keeps parameters in; assertions that pytest has rewritten read its whole session
+_OTHERS = {"torch", "numpy", "scipy", "_pytest", "pytest", "pluggy", "hypothesis", *sys.stdlib_module_names} - {
+    "__main__"
+}
 _PLAIN = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Generator)
 
 

@@ -12,6 +12,7 @@ import torchsde
 from cases import generator, randn
 
 import picardsolve as ps
+from picardsolve.parameters import held
 
 Y0 = torch.tensor([1.0, 0.5], dtype=torch.float64)
 TS = torch.linspace(0, 2, 41, dtype=torch.float64)
@@ -269,3 +270,16 @@ def test_where_there_are_no_gradients_it_is_said(integrator):
     ys = ps.solve(term, Y0, TS, integrator=integrator).ys
     with pytest.raises(RuntimeError, match=r"^gradient: not recorded for implicit"):
         (ys.sum() + net.weight.sum()).backward()
+
+
+def test_an_assertion_that_pytest_has_rewritten_brings_no_strangers():
+    """It reads pytest's own globals, from which everything in the session can be reached."""
+
+    def drift(t, y):
+        assert t.shape == (len(t), 1), "many times at once"
+        return -y
+
+    found = list(held(drift))
+    assert len(found) < 10
+    sol = ps.solve(ps.ODE(drift), torch.ones(2), ps.grids.uniform(0.0, 1.0, 10), integrator=ps.Euler())
+    assert not sol.ys.requires_grad
