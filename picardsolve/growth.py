@@ -27,6 +27,7 @@ _PASSES = 10  # in which pieces are cut
 _SEGMENTS = 48  # between whose ends growth is kept
 _TERMS = 8  # of a logarithm's series
 _DEAREST = 65  # rows for each step of the grid
+_NUMBERS = 2**23  # in all Jacobians
 _TOGETHER = 4096  # rows of a call
 
 
@@ -91,14 +92,15 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
         wanted: ``(B,)``: of which samples.
 
     Returns:
-        The growth, not known of other samples, nor where it would cost more than `_DEAREST` evaluations a step or a
-        derivative is not finite; and the rounds that it took.
+        The growth, not known of other samples, nor where it would cost more than `_DEAREST` evaluations a step or too
+        much memory, or where a derivative is not finite; and the rounds that it took.
     """
     steps, (samples, size) = len(rates), path.shape[1:]
     edges = [_odd(_first_edges(rates[:, b])) for b in range(samples)]
     reach, known, sought, rounds = np.full(samples, _REACH), np.zeros(samples, bool), wanted.copy(), 0
     for _ in range(_PASSES):
-        sought &= np.array([_places(own) * (size + 1) <= _DEAREST * steps for own in edges])
+        most = min(_DEAREST * steps // (size + 1), _NUMBERS // (samples * size**2))
+        sought &= np.array([_places(own) <= most for own in edges])
         edges = [own if go else own[[0, -1]] for own, go in zip(edges, sought | known, strict=True)]
         longest = max(map(len, edges))
         grid = np.stack([np.pad(own, (0, longest - len(own)), mode="edge") for own in edges], 1)
@@ -167,20 +169,19 @@ def _jacobians(chain: DriftChain, path: Tensor, scale: Tensor, places: np.ndarra
     usual = path.double().square().mean(0).sqrt().to(scale)
     unit = torch.finfo(path.dtype).eps ** (1 / 3)  # where rounding and curvature do as little harm
     moves = unit * torch.where(usual > 0, torch.maximum(usual, 1e-3 * scale), scale)
-    everyone = np.arange(samples)
-    states = path[torch.from_numpy(places).to(path.device), torch.from_numpy(everyone).to(path.device)]
-    moved = torch.cat([states[:, None], states[:, None] + torch.diag_embed(moves).transpose(0, 1)], 1)
-    step = np.repeat(places[:, None], size + 1, 1).ravel()
-    sample = np.tile(everyone, len(places) * (size + 1))
-    flat, images = moved.flatten(0, 2), []
-    for first in range(0, len(flat), _TOGETHER):
-        part = slice(first, first + _TOGETHER)
-        rows = Rows(step[part], sample[part], flat[part])
-        images.append(images_of(chain, rows, chain.evaluate(rows)))
-    image = torch.cat(images).reshape(moved.shape).double()
-    really = (moved[:, 1:].double() - moved[:, :1].double()).diagonal(dim1=1, dim2=3)  # (K, B, D), as it was rounded
-    columns = (image[:, 1:] - image[:, :1]).permute(0, 2, 3, 1) / really[:, :, None, :]
-    return (columns * scale.double()[:, None, :] / scale.double()[..., None]).cpu(), len(images)
+    everyone, many = np.arange(samples), max(_TOGETHER // ((size + 1) * samples), 1)
+    columns = []
+    for first in range(0, len(places), many):
+        part = places[first : first + many]
+        states = path[torch.from_numpy(part).to(path.device), torch.from_numpy(everyone).to(path.device)]
+        moved = torch.cat([states[:, None], states[:, None] + torch.diag_embed(moves).transpose(0, 1)], 1)
+        step = np.repeat(part[:, None], size + 1, 1).ravel()
+        rows = Rows(step, np.tile(everyone, len(part) * (size + 1)), moved.flatten(0, 2))
+        image = images_of(chain, rows, chain.evaluate(rows)).reshape(moved.shape).double()
+        really = (moved[:, 1:].double() - moved[:, :1].double()).diagonal(dim1=1, dim2=3)  # as it was rounded
+        columns.append(((image[:, 1:] - image[:, :1]).permute(0, 2, 3, 1) / really[:, :, None, :]).cpu())
+    scale = scale.double().cpu()
+    return torch.cat(columns) * scale[:, None, :] / scale[..., None], len(columns)
 
 
 def _propagators(seen: Tensor, count: Tensor, apart: Tensor) -> Tensor:
