@@ -341,7 +341,7 @@ def _kept_in_check(
     growth, rounds = measured(chain, path, _scale(path, allowed), known.rates, doubted)
     factor, tries = torch.ones(samples, dtype=torch.float64), 0
     while True:
-        errors = Accepted.of(loop.history, length, samples, growth=growth).errors
+        errors = growth.carried(known.expected)
         beyond = ((errors / size).amax(0) > 1) & growth.since_start.isfinite()
         spent = growth.carried(factor * size[1:] / length) / size
         factor = torch.where(beyond, factor / (2 * spent.amax(0)), 1).clamp(min=_ROUNDING * _rounding_of(path, size))
@@ -349,7 +349,7 @@ def _kept_in_check(
         if tries == _TRIES or left < 1 or not bool((beyond & (factor < 1)).any()):
             return growth, rounds, not bool(beyond.any())
         rounds += _sharpened(problem, chain, loop, y, factor.where(beyond, 1).numpy(), left)
-        tries += 1
+        known, tries = Accepted.of(loop.history, length, samples), tries + 1
 
 
 def _sharpened(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, factor: np.ndarray, most: int) -> int:

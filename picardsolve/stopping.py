@@ -168,8 +168,7 @@ class ErrorEstimate(Stopping):
             ratio = ratio + abs(signed - 1)
         expected = np.where(change == 0, 0, _SAFETY * ratio * change)
         slope = abs(signed) if signed is not None and self.forgets else None
-        share = self._thrift(account, signed) if self.thrifty else 1 / self.length
-        share = np.full_like(size, 1) * share if slope is None else self._share(slope, account.measured)
+        share = self._share(slope, account.measured) if slope is not None else self._even_share(account, signed, size)
         error, allowed = self._carried(slope, np.stack([expected, share]), account)
         self._round = error, allowed, np.where(tiny | ~np.isfinite(change), np.nan, change)
         unknown = np.full_like(size, np.nan)
@@ -200,14 +199,16 @@ class ErrorEstimate(Stopping):
         new[:, 0] += slope[0] * left[:, 0]
         return _scan(slope, new)
 
-    def _thrift(self, account: "_Account", signed: np.ndarray | None) -> np.ndarray:
-        """What each step may spend where slopes are not believed, ``(B,)``."""
+    def _even_share(self, account: "_Account", signed: np.ndarray | None, like: np.ndarray) -> np.ndarray:
+        """What each step may spend of the tolerance where slopes are not believed, ``(W, B)``."""
+        if not self.thrifty:
+            return np.full_like(like, 1 / self.length)
         known = account.measured.sum(0)
         rate = np.where(account.measured, account.ratios, 0).sum(0)
         if signed is not None:
             rate = rate + abs(np.where(account.measured, signed - 1, 0).sum(0))
         over_all = np.where(known > 0, rate / np.maximum(known, 1), 0) * self.length
-        return 1 / (self.length * (1 + np.minimum(over_all, _THRIFT)))
+        return np.full_like(like, 1) / (self.length * (1 + np.minimum(over_all, _THRIFT)))
 
     def _share(self, slope: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """What each step may spend of the tolerance, ``(W, B)``."""
