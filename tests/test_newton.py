@@ -250,3 +250,18 @@ def test_bad_arguments(given_, error, message):
     with pytest.raises(error) as caught:
         ps.Newton(**given_)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("window", [32, 150])
+def test_states_that_went_astray_are_not_taken(window):
+    """Lorenz's equations by Euler: far down a window Newton's states pass 1e100, where sizes and ratios excuse them."""
+
+    def lorenz(t, y):
+        a, b, c = y.unbind(-1)
+        return torch.stack([10 * (b - a), a * (28 - c) - b, a * b - 8 / 3 * c], -1)
+
+    y0, ts = torch.tensor([1.0, 2.0, 20.0], dtype=torch.float64), ps.grids.uniform(0, 1.5, 150)
+    how = {"integrator": ps.Euler(), "window": window, "tol": 1e-6}
+    sol = ps.solve(ps.ODE(lorenz), y0, ts, iteration=ps.Newton(), **how)
+    ref = ps.sequential(ps.ODE(lorenz), y0, ts, integrator=ps.Euler())
+    assert_close(sol.ys, ref.ys, 1e-6 * (1 + float(ref.ys.abs().max())))
