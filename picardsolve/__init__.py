@@ -1,13 +1,20 @@
 """Solve ODEs and SDEs in parallel over time."""
 
-from picardsolve import grids, presets, schedules, theory
-from picardsolve.analysis import Analysis, Expected, analyze
-from picardsolve.brownian import BrownianPath
-from picardsolve.certificate import Certificate, Verification
+from picardsolve import theory
+from picardsolve.analysis.analysis import Analysis, Expected, analyze
+from picardsolve.baselines import Anderson, Jacobi, Parareal, presets
+from picardsolve.brownian.brownian_path import BrownianPath
+from picardsolve.certificate.certificate import Certificate, Verification
 from picardsolve.collocation import Collocation
-from picardsolve.diagnostics import ConvergenceWarning
-from picardsolve.guesses import Coarse, Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
-from picardsolve.history import Round
+from picardsolve.fixed_point.guesses import Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
+from picardsolve.fixed_point.iterations import (
+    Exponential,
+    Iteration,
+    MultiSecant,
+    Newton,
+    Picard,
+    Secant,
+)
 from picardsolve.integrators import (
     DDIM,
     DDPM,
@@ -27,24 +34,16 @@ from picardsolve.integrators import (
     StochasticHeun,
     StochasticMidpoint,
 )
-from picardsolve.iterations import (
-    Anderson,
-    Exponential,
-    Iteration,
-    Jacobi,
-    MultiSecant,
-    Newton,
-    Parareal,
-    Picard,
-    Secant,
-)
-from picardsolve.linear import Diagonal, Fourier
 from picardsolve.odeint import odeint
-from picardsolve.reverse import reverse_sde
+from picardsolve.problem import grids, schedules
+from picardsolve.problem.linear import Diagonal, Fourier
+from picardsolve.problem.reverse import reverse_sde
+from picardsolve.problem.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE
+from picardsolve.results.diagnostics import ConvergenceWarning
+from picardsolve.results.history import Round
+from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.sdeint import sdeint
-from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.solve import sequential, solve
-from picardsolve.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE
 
 theory.analyze = analyze  # pyright: ignore[reportAttributeAccessIssue]: looked for beside the formulas, of a higher layer
 
@@ -66,7 +65,6 @@ __all__ = [
     "BackwardEuler",
     "BrownianPath",
     "Certificate",
-    "Coarse",
     "Collocation",
     "ConvergenceWarning",
     "Copy",

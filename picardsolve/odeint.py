@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve import grids
-from picardsolve.checks import check_callable
-from picardsolve.clock import Clock
 from picardsolve.collocation import Collocation
-from picardsolve.diagnostics import ConvergenceWarning
+from picardsolve.fixed_point.iterations import Newton, Picard, Secant
 from picardsolve.integrators import RK4, Euler, Heun
-from picardsolve.iterations import Newton, Picard, Secant
-from picardsolve.solution import Result, Solution, SolveError
+from picardsolve.problem import grids
+from picardsolve.problem.checks import check_callable
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.state import Layout
+from picardsolve.problem.terms import ODE
+from picardsolve.results.diagnostics import ConvergenceWarning
+from picardsolve.results.solution import Result, Solution, SolveError
 from picardsolve.solve import solve
-from picardsolve.state import Layout
-from picardsolve.terms import ODE
 
 _FIXED = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
 _ITERATIONS = {None: None, "picard": Picard(), "secant": Secant(), "newton": Newton()}

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve import grids
-from picardsolve.brownian import BrownianPath
-from picardsolve.checks import check_callable, check_choice
+from picardsolve.brownian.brownian_path import BrownianPath
+from picardsolve.brownian.path import Path
 from picardsolve.integrators import SRID2, EulerMaruyama, Integrator, Milstein, StochasticHeun, StochasticMidpoint
-from picardsolve.path import Path
+from picardsolve.problem import grids
+from picardsolve.problem.checks import check_callable, check_choice
+from picardsolve.problem.terms import SDE, BatchSDE, Interpretation
 from picardsolve.solve import solve
-from picardsolve.terms import SDE, BatchSDE, Interpretation
 
 # torchsde's names, and in which interpretation each of its methods solves
 _METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {

@@ -5,44 +5,47 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve import sequential as reference
-from picardsolve.accepted import Accepted
-from picardsolve.adjoint import differentiable
-from picardsolve.carried import Carried
-from picardsolve.certificate import Certificate, Evidence
-from picardsolve.chain_adjoint import recorded
-from picardsolve.checks import (
+from picardsolve.adjoint.along_grid import recorded
+from picardsolve.adjoint.by_collocation import differentiable
+from picardsolve.baselines.parareal import Parareal
+from picardsolve.baselines.wavefront import Wavefront
+from picardsolve.brownian.path import Path
+from picardsolve.certificate.accepted import Accepted
+from picardsolve.certificate.certificate import Certificate, Evidence
+from picardsolve.certificate.growth import Growth, measurable, measured
+from picardsolve.certificate.remaining_rounds import expected_after
+from picardsolve.collocation import Choice, Collocation, Event, Trajectory, collocate
+from picardsolve.fixed_point import sequential as reference
+from picardsolve.fixed_point.automatic_width import Pace
+from picardsolve.fixed_point.guesses import FromTrajectory, Guess, guess_for
+from picardsolve.fixed_point.iterations import Iteration, Newton, Picard, Secant, iteration_for
+from picardsolve.fixed_point.stopping import ErrorEstimate, stopping_of
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrators import Chain, DriftChain, Integrator
+from picardsolve.problem.checks import (
     check_choice,
     check_optional_positive_integer,
+    check_type,
     check_width,
 )
-from picardsolve.collocation import Choice, Collocation, Event, Trajectory, collocate
-from picardsolve.contract import tolerance_of, validated
-from picardsolve.diagnostics import ConvergenceWarning, half_precision
-from picardsolve.growth import Growth, measurable, measured
-from picardsolve.guesses import FromTrajectory, Guess, guess_for
-from picardsolve.history import Round
-from picardsolve.integrators import Chain, DriftChain, Integrator, Problem
-from picardsolve.iterations import Iteration, Newton, Parareal, Picard, Secant, iteration_for
-from picardsolve.pace import Pace
-from picardsolve.parameters import within_reach
-from picardsolve.path import Path
-from picardsolve.prediction import expected_after
-from picardsolve.progress import Progress
-from picardsolve.recurrence import rms
-from picardsolve.solution import Result, Solution, SolveError, Stats
-from picardsolve.stopping import ErrorEstimate, Stop, stopping_of
-from picardsolve.terms import ODE, SDE, Denoiser, Term
-from picardsolve.tolerances import Tolerance
-from picardsolve.wavefront import Wavefront
-from picardsolve.window import Settings, Window
+from picardsolve.problem.parameters import within_reach
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.recurrence import rms
+from picardsolve.problem.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE, Term
+from picardsolve.problem.tolerances import Stop, Tolerance
+from picardsolve.problem.validation import tolerance_of, validated
+from picardsolve.results.carried import Carried
+from picardsolve.results.diagnostics import ConvergenceWarning, half_precision
+from picardsolve.results.history import Round
+from picardsolve.results.progress import Progress
+from picardsolve.results.solution import Result, Solution, SolveError, Stats
 
 _DOUBTED = 2.0  # tolerances: samples whose estimated error anywhere is more are solved again
 _KEPT = 2**22  # numbers of a solution that is kept while it is solved, to measure growth along it
@@ -82,7 +85,7 @@ def solve(
 
     Gradients are recorded by y0, args and whatever the functions close over: with `Collocation`, by ts too, to its
     tolerance (`picardsolve.adjoint`); on a grid, of an `ODE` or `SDE` with an explicit integrator, along its steps and
-    given the noise (`picardsolve.chain_adjoint`). Elsewhere whoever asks for them is told; but not of those by the
+    given the noise (`picardsolve.adjoint`). Elsewhere whoever asks for them is told; but not of those by the
     parameters of a `Denoiser`'s model. What a function closes over is what its first call shows, and the
     modules and tensors in its closure, its object, or the globals that it names, whether they are used at first or not:
     by what was not used there is none. A parameter that is met beyond these is an error of ``backward``.
@@ -143,7 +146,7 @@ def solve(
         ValueError: an argument has a wrong value or shape, or the drift does not keep its contract.
         SolveError: a sequential step is not finite, or ``max_rounds`` was reached; it carries the partial solution.
     """
-    problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
+    problem, y = posed(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     check_choice("save", save, ("all", "last"))
     if window is not None:
         check_width(window)
@@ -167,6 +170,21 @@ def solve(
     if not torch.is_grad_enabled():
         return solution
     return recorded(solution, problem, integrator, y0, ts, wanted, _reach(term, args))
+
+
+def posed(term: Term, y0: Any, ts: Any, integrator: Integrator | Collocation, *given: Any) -> tuple[Problem, Tensor]:
+    """The problem that an integrator is given, and its initial states as rows ``(B, D)``."""
+    by_collocation = isinstance(integrator, Collocation)
+    if not by_collocation:
+        check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
+    elif not isinstance(term, ODE | SecondOrderODE | SemilinearODE):
+        raise TypeError(
+            f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
+        )
+    problem, y = validated(term, y0, ts, *given, of_each=by_collocation)
+    if isinstance(problem.term, SecondOrderODE) and not by_collocation:
+        problem = replace(problem, term=ODE(problem.term.drift, problem.term.vectorized))
+    return problem, y
 
 
 def _reach(term: Term, args: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -203,19 +221,21 @@ def _on_grid(
     tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
     chain, together = integrator.chain(problem), isinstance(term, SDE) and term.takes == "batch"
-    iteration = iteration_for(iteration, term, chain)
+    method = iteration_for(iteration, chain)
     checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT
     path = _path(chain, y) if save == "all" or checked else None
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
-    if isinstance(iteration, Parareal):
+    if isinstance(method, Parareal):
         allowed = tolerance_of(term, problem.layout, *tolerances, "increment")
-        loop = _wavefront(integrator, chain, y, iteration, widest, allowed, path, together)
+        loop = _wavefront(integrator, chain, y, method, widest, allowed, path, together)
     else:
         denoises = isinstance(term, Denoiser)
         stopping, meter = stopping_of(stop, tolerance, chain, denoises), None
         if stop != "error" and not tolerance.nothing:
             meter = ErrorEstimate(meant, chain.length, denoises, implicit=chain.implicit)
-        settings = Settings(widest, iteration, guess_for(guess, problem, chain), stopping, together, meter)
+        settings = Settings(
+            widest, cast(Iteration, method), guess_for(guess, problem, chain), stopping, together, meter
+        )
         loop = Window(chain, y, settings, path)
     with Progress(chain.length, progress) as bar:
         pace = Pace(widest) if window == "auto" and not chain.implicit else None
@@ -239,7 +259,7 @@ def _on_grid(
         result = Result.doubtful
     path = loop.path if save == "all" else None
     path = _ends(loop.x[0], loop.begin == chain.length) if path is None else path
-    more_sharply_by = None if isinstance(iteration, Parareal) else iteration
+    more_sharply_by = None if isinstance(method, Parareal) else cast(Iteration, method)
     start = pytree.tree_map(Tensor.detach, y0)
     evidence = Evidence(
         loop.history,
@@ -417,7 +437,7 @@ class _Asked:
 
     def _validated(self) -> tuple[Problem, Tensor]:
         names = "integrator", "brownian", "args", "cond", "batch_dims", "max_batch"
-        return validated(self.term, self.y0, self.ts, *(self.given[name] for name in names))
+        return posed(self.term, self.y0, self.ts, *(self.given[name] for name in names))
 
     def chain(self) -> DriftChain:
         """The chain, made anew."""
@@ -471,7 +491,7 @@ def sequential(
 
     Arguments, result and errors are those of `solve`.
     """
-    problem, y = validated(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
+    problem, y = posed(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     check_choice("save", save, ("all", "last"))
     chain = integrator.chain(problem)
     path = _path(chain, y) if save == "all" else None

@@ -189,7 +189,7 @@ def wild(ts: Tensor, y: Any) -> Any:
 
 
 def guesses(term: Any) -> st.SearchStrategy:
-    choices = [ps.FrozenOutput(), ps.Copy(), ps.Coarse(1), ps.Coarse(3), wild]
+    choices = [ps.FrozenOutput(), ps.Copy(), wild]
     if isinstance(term, ps.Denoiser):
         choices.append(ps.FrozenSample())
     if isinstance(term, ps.ODE):

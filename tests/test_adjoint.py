@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve import adjoint
+from picardsolve.adjoint import by_collocation as adjoint
 
 SHARP = {"integrator": ps.Collocation(), "rtol": 1e-12, "atol": 1e-13}
 W = randn(generator(0), 3, 3).requires_grad_()

@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.integrators import Problem
-from picardsolve.state import Layout
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.state import Layout
+from picardsolve.problem.tolerances import Tolerance
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import mixture
@@ -80,7 +80,7 @@ def test_the_states_of_the_first_rounds_are_those_of_the_definition(steps, memor
                 by_definition([r[round_:] for r in residuals], [g[round_:] for g in images], memory, triangular),
             ]
         )
-        with patch("picardsolve.window._BLOW_UP", 1e300):  # else it forgets states that diverge
+        with patch("picardsolve.fixed_point.window._BLOW_UP", 1e300):  # else it forgets states that diverge
             window.tell(chain.evaluate(window.ask()))
         assert int(window.begin[0]) == round_ + 1
         assert_close(window.x[:, 0], x[round_ + 1 :], 1e-6 * float(x.abs().max()))

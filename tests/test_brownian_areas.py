@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import picardsolve as ps
-from picardsolve.dyadic import Combination, Levels
+from picardsolve.brownian.dyadic import Combination, Levels
 
 RESOLUTION = 2.0**-8
 EXACT = 1e-12

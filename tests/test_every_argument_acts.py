@@ -364,7 +364,6 @@ CALLS |= {
     "Newton": built(ps.Newton, iterated, jacobian="hutchinson", damping=0.9, seed=3),
     "Parareal": built(ps.Parareal, iterated, blocks=3, starts=(0, 20), coarse=3, iterations=1, grid=None),
     "Polynomial": built(ps.Polynomial, guessed, without=("ts",), degree=1),
-    "Coarse": built(ps.Coarse, guessed, without=("hold",), every=2),
     "RK4": built(ps.RK4, lambda rule: solved(integrator=rule), rule="3/8"),
     "DDIM": built(ps.DDIM, denoised, eta=1.0),
     "DPMSolver": built(ps.DPMSolver, denoised, order=1, sde=True),

@@ -28,12 +28,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.guesses import Entering, UserGuess
-from picardsolve.integrators import Problem
-from picardsolve.state import Layout
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.fixed_point.guesses import Entering, UserGuess
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.state import Layout
+from picardsolve.problem.tolerances import Tolerance
 
 DOUBLE = (torch.float64,)
 ODE_SAMPLERS = tuple(s for s in SAMPLERS if not getattr(s, "eta", 0) and s != ps.DDPM() and not getattr(s, "sde", 0))
@@ -235,20 +235,6 @@ def test_copies_stand_in_for_what_is_not_finite(steps, window, value):
         assert sol.stats.rounds == fewest(steps, window)
 
 
-@given(st.data(), st.integers(1, 5))
-def test_a_coarse_solution_grows_by_its_step(data, every):
-    case = data.draw(any_case(DOUBLE))
-    window = data.draw(windows)
-    sol = case.solve(tol=1e-3, window=window, stop="increment", guess=ps.Coarse(every))
-    ends = torch.stack([record.begin + record.width for record in sol.history])
-    starts = torch.stack([record.begin for record in sol.history])
-    assert (ends[0] == 1).all()
-    for k in range(1, len(ends)):
-        if k * every < window:
-            full = torch.minimum(starts[k] + window, torch.tensor(case.steps))
-            assert torch.equal(ends[k], torch.minimum(ends[k - 1] + every, full))
-
-
 @given(st.data())
 def test_structured_trajectories(data):
     """A dict of parts gives what one tensor of all elements gives, whatever the order of its keys."""
@@ -313,7 +299,6 @@ REFUSED = {
     ),
     "degree 0": (lambda: ps.Polynomial(0), ValueError, "expected an integer >= 1"),
     "a degree that is no integer": (lambda: ps.Polynomial(1.5), TypeError, "expected an integer >= 1"),
-    "every 0 steps": (lambda: ps.Coarse(0), ValueError, "expected an integer >= 1"),
     "a function of one state": (lambda: solve_with(lambda ts, y: y), ValueError, r"8 times.*\(8, 3\), got \(3,\)"),
     "a function of a number": (lambda: solve_with(lambda ts, y: 0.0), TypeError, "expected .*, got float"),
     "a function of integers": (lambda: solve_with(lambda ts, y: KNOWN[1:].int()), TypeError, "got torch.int32"),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picardsolve.history import History
+from picardsolve.results.history import History
 
 
 @st.composite

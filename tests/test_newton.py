@@ -21,15 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.integrators import Chain, Problem
+from picardsolve.fixed_point.iterations import Iteration, Picard
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrators import Chain
 from picardsolve.integrators.base import Rows
 from picardsolve.integrators.differentiated import Differentiated
-from picardsolve.iterations import Iteration, Picard
-from picardsolve.recurrence import matrix_sweep
-from picardsolve.state import Layout
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.recurrence import matrix_sweep
+from picardsolve.problem.state import Layout
+from picardsolve.problem.tolerances import Tolerance
 
 ANY = st.one_of(
     ode_cases((torch.float64,)), sde_cases(dtypes=(torch.float64,)), denoiser_cases(dtypes=(torch.float64,))

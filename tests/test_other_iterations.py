@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import picardsolve as ps
-from picardsolve.iterations.base import Iteration, Swept
+from picardsolve.fixed_point.iterations.base import Iteration, Swept
 
 Y = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
 TS = ps.grids.uniform(0.0, 3.0, 120)

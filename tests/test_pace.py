@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.pace import Pace
+from picardsolve.fixed_point.automatic_width import Pace
 
 # ---- the choice by itself
 

@@ -33,10 +33,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.contract import validated
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.problem.tolerances import Tolerance
 
 FAMILIES = {
     "ode": ode_cases(),
@@ -427,7 +426,7 @@ def test_the_stiff_window_does_diverge():
 def test_a_narrowed_window_grows_though_it_accepts_one_step_a_round():
     """By an eighth: at tolerance 0 it would else take as many rounds as it lacks steps."""
     posed = ps.ODE(lambda t, y: -y), torch.ones(2), torch.linspace(0, 1, 65), ps.Euler()
-    problem, y0 = validated(*posed, None, (), None, None, None)
+    problem, y0 = posed(*posed, None, (), None, None, None)
     window = Window(ps.Euler().chain(problem), y0, Settings(64, ps.Picard(), ps.Copy(), Increment(Tolerance())))
     window._cap[:] = 16  # as a divergence leaves it
     for _ in range(4):

@@ -12,7 +12,7 @@ import torchsde
 from cases import generator, randn
 
 import picardsolve as ps
-from picardsolve.parameters import held
+from picardsolve.problem.parameters import held
 
 Y0 = torch.tensor([1.0, 0.5], dtype=torch.float64)
 TS = torch.linspace(0, 2, 41, dtype=torch.float64)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picardsolve.recurrence import WIDE, linear_sweep, recurrence
-from picardsolve.state import Layout
-from picardsolve.tolerances import Tolerance
+from picardsolve.problem.recurrence import WIDE, linear_sweep, recurrence
+from picardsolve.problem.state import Layout
+from picardsolve.problem.tolerances import Tolerance
 
 NAN, INF = float("nan"), float("inf")
 

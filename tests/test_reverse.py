@@ -7,7 +7,7 @@ import torch
 from cases import Mixture, generator, linear_variance, mixture_denoiser, randn
 
 import picardsolve as ps
-from picardsolve.reverse import _coefficients
+from picardsolve.problem.reverse import _coefficients
 
 LOW, HIGH = 0.1, 20.0  # the rates of Song et al. 2021
 DEVIATION = 0.05

@@ -10,8 +10,8 @@ import torch
 from cases import assert_close, generator, linear_variance, randn, random_diffusion, random_drift
 
 import picardsolve as ps
-from picardsolve.contract import validated
 from picardsolve.integrators.base import Rows
+from picardsolve.solve import posed
 
 PATHS = 300
 STEPS = [16, 32, 64]
@@ -309,7 +309,7 @@ def test_the_noise_of_a_step_is_as_large_as_said(noise):
     }
     term = ps.SDE(lambda t, y: -y, kinds[noise], noise)
     y0, ts = randn(generator(1), 3, 4), torch.tensor([0.0, 0.3, 0.35, 1.0], dtype=torch.float64)
-    problem, y = validated(term, y0, ts, ps.EulerMaruyama(), None, (), None, 1, None)
+    problem, y = posed(term, y0, ts, ps.EulerMaruyama(), None, (), None, 1, None)
     chain = ps.EulerMaruyama().chain(problem)
     n, samples = np.array([[0], [1], [2]]), np.arange(3)
     step, sample = (index.ravel() for index in np.broadcast_arrays(n, samples))

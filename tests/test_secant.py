@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.contract import validated
-from picardsolve.guesses import guess_for
+from picardsolve.fixed_point.guesses import guess_for
+from picardsolve.fixed_point.iterations.base import Iteration, Swept
+from picardsolve.fixed_point.iterations.secant import HIGHEST, LOWEST
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators.base import Rows
-from picardsolve.iterations.base import Iteration, Swept
-from picardsolve.iterations.secant import HIGHEST, LOWEST
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.problem.tolerances import Tolerance
+from picardsolve.solve import posed
 
 SECANTS = [ps.Secant(), ps.MultiSecant(), ps.MultiSecant(memory=1, neighbours=0)]
 secants = st.sampled_from(SECANTS)
@@ -99,7 +99,7 @@ def test_what_a_denoiser_expects_is_the_step_of_normal_data(data):
     normal = Mixture(torch.zeros(1, 3, dtype=torch.float64), deviation)
     term = replace(mixture_denoiser(normal, schedule, prediction), sigma_data=deviation)
     y0 = randn(generator(seed), 2, 3) * float(schedule.sigma(ts[0]))
-    problem, x = validated(term, y0, ts, integrator, ps.BrownianPath(seed=seed % 1000), (), None, None, None)
+    problem, x = posed(term, y0, ts, integrator, ps.BrownianPath(seed=seed % 1000), (), None, None, None)
     chain = integrator.chain(problem)
     n = torch.arange(steps)[:, None].numpy()
     states = randn(generator(seed + 1), steps, *x.shape)
@@ -189,7 +189,7 @@ def test_memory_moves_along_with_the_steps(secant, data):
     pace = pace.double()
     term = ps.ODE(lambda t, y, pace: pace[:, None] * torch.sin(3 * y + t) * y)
     y0, ts = randn(gen, len(pace), 4), torch.linspace(0, 2, steps + 1, dtype=torch.float64)
-    problem, x = validated(term, y0, ts, ps.Euler(), None, (pace,), None, 1, None)
+    problem, x = posed(term, y0, ts, ps.Euler(), None, (pace,), None, 1, None)
     chain, watched = ps.Euler().chain(problem), Watched(secant)
     stopping = Increment(Tolerance(atol=data.draw(st.sampled_from([1e-2, 1e-6]))))
     run = Window(chain, x, Settings(window, watched, guess_for(None, problem, chain), stopping))

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.linear import Diagonal, Linear, Matrix, scalar_phi
+from picardsolve.problem.linear import Diagonal, Linear, Matrix, scalar_phi
 
 STAGES = {ps.ETD1: 1, ps.ETDRK2: 2, ps.ETDRK4: 4}
 ETD = [ps.ETD1(), ps.ETDRK2(), ps.ETDRK4()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import picardsolve as ps
-from picardsolve.progress import Progress
+from picardsolve.results.progress import Progress
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -422,7 +422,7 @@ def test_a_solve_is_silent_by_default(call, capfd):
 def test_what_is_expected_is_asked_for_when_the_bar_is_drawn(monkeypatch, capfd):
     """Not in every round: it goes over all of them."""
     clock, asked = iter(0.01 * k for k in range(10_000)), []
-    monkeypatch.setattr("picardsolve.progress.monotonic", lambda: next(clock))
+    monkeypatch.setattr("picardsolve.results.progress.monotonic", lambda: next(clock))
     with Progress(1000, True) as bar:
         for k in range(1000):
             bar.update(k + 1, k + 1, lambda k=k: asked.append(k) or 1000.0)

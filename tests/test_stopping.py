@@ -26,10 +26,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.iterations.base import Swept
-from picardsolve.recurrence import rms
-from picardsolve.stopping import ErrorEstimate, Residuals
-from picardsolve.tolerances import Tolerance
+from picardsolve.fixed_point.iterations.base import Swept
+from picardsolve.fixed_point.stopping import ErrorEstimate, Residuals
+from picardsolve.problem.recurrence import rms
+from picardsolve.problem.tolerances import Tolerance
 
 # ---- the formulas, in plain loops
 

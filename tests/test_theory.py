@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.integrators import Chain, Problem
-from picardsolve.state import Layout
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrators import Chain
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.state import Layout
+from picardsolve.problem.tolerances import Tolerance
 
 
 def full_window(drift, y0: torch.Tensor, span: float, steps: int, iteration: ps.Iteration) -> tuple[Chain, Window]:

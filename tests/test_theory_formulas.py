@@ -17,11 +17,12 @@ from scipy.integrate import solve_ivp
 
 import picardsolve as ps
 from picardsolve import theory
-from picardsolve.integrators import Chain, Problem
-from picardsolve.state import Layout
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrators import Chain
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.state import Layout
+from picardsolve.problem.tolerances import Tolerance
 
 NAN, INF = float("nan"), float("inf")
 UNIT = 2.0**-24  # roundoff of float32

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from picardsolve.collocation.accuracy import Accuracy
 from picardsolve.collocation.samples import Sample
-from picardsolve.solution import Solution
-from picardsolve.state import Layout
+from picardsolve.problem.state import Layout
+from picardsolve.results.solution import Solution
 
 
 @dataclass(frozen=True)

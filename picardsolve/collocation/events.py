@@ -10,11 +10,11 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.checks import check_callable
-from picardsolve.clock import Clock
 from picardsolve.collocation.check import Checked
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.state import Layout
+from picardsolve.problem.checks import check_callable
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.state import Layout
 
 _LAST_BITS = 4 * np.finfo(float).eps  # of the place in a segment; the least that brentq takes
 

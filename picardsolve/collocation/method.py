@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from picardsolve.checks import check_choice
 from picardsolve.collocation.nodes import Kind
+from picardsolve.problem.checks import check_choice
 
 
 @dataclass(frozen=True)

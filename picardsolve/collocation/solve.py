@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.clock import Clock
 from picardsolve.collocation.estimate import Estimate
 from picardsolve.collocation.events import Event, Reading
 from picardsolve.collocation.march import March, Stuck
@@ -15,12 +14,13 @@ from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.refinement import Unreachable
 from picardsolve.collocation.samples import Choice, Posed, Sample, Stiff, run
 from picardsolve.collocation.trajectory import Trajectory
-from picardsolve.drift import RowFunction
-from picardsolve.progress import Progress
-from picardsolve.solution import Occurrences, Result, Solution, SolveError, Stats
-from picardsolve.state import Layout
-from picardsolve.terms import ODE, SecondOrderODE, SemilinearODE
-from picardsolve.tolerances import Tolerance
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.state import Layout
+from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE
+from picardsolve.problem.tolerances import Tolerance
+from picardsolve.results.progress import Progress
+from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
 
 _REACH = 16.0  # units of rounding that a tolerance may ask for
 _ROUNDS = 10_000

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from picardsolve.collocation.dense import Path
 from picardsolve.collocation.samples import Sample
-from picardsolve.drift import RowFunction
-from picardsolve.state import Layout
+from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.state import Layout
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What makes a chain of steps: each integrator says its order and what terms it takes."""
 
 from picardsolve.integrators.backward_euler import BackwardEuler
-from picardsolve.integrators.base import Chain, DriftChain, Integrator, Problem, Rows, Steps
+from picardsolve.integrators.base import Chain, DriftChain, Integrator, Rows, Steps
 from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
 from picardsolve.integrators.etd import ETD1, ETDRK2, ETDRK4
@@ -29,7 +29,6 @@ __all__ = [
     "Heun",
     "Integrator",
     "Milstein",
-    "Problem",
     "Rows",
     "Steps",
     "StochasticHeun",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from picardsolve.integrators.base import Steps
-from picardsolve.recurrence import linear_sweep
+from picardsolve.problem.recurrence import linear_sweep
 
 
 @dataclass(frozen=True)

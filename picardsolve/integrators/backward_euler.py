@@ -6,22 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.clock import Clock
-from picardsolve.drift import RowFunction
 from picardsolve.integrators.additive import Additive
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Problem,
-    Rows,
-    Steps,
-    per_step,
-    refuse,
-)
-from picardsolve.terms import ODE, SemilinearODE
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, per_step, refuse
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.terms import ODE, SemilinearODE
 
 PATIENCE = 50  # of Newton's method, in calls, for one step from one start
 _LARGEST = 64  # numbers in a state whose Jacobian is kept whole
@@ -73,7 +63,7 @@ class BackwardEulerChain(DriftChain):
     The last number is 0 instead where an eigenvalue of ``h J`` has a real part of 1 or more, and a solution is refused.
     """
 
-    implicit = True
+    iteration, guess, implicit = "newton", "copy", True
 
     def __init__(self, problem: Problem, term: ODE | SemilinearODE):
         self.length = len(problem.ts) - 1

@@ -1,37 +1,20 @@
 """The two interfaces of this layer: what a user picks, and the chain of steps that it makes of a term and a grid."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.path import Path
-from picardsolve.state import Layout
-from picardsolve.terms import Term
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.terms import Term
 
 Hold = Literal["output", "sample"]
+Usual = Literal["picard", "secant", "multi-secant", "newton", "exponential"]
+UsualGuess = Literal["output", "sample", "copy"]
 Index: TypeAlias = np.ndarray  # of int64: steps, samples and positions are host numbers
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One solve, validated: everything a chain is made of.
-
-    Attributes:
-        parameters: where tensors that require gradients are noted, which functions close over; None where gradients
-            are not recorded.
-    """
-
-    term: Term
-    layout: Layout
-    ts: Tensor
-    args: Any
-    brownian: Path
-    max_batch: int | None = None
-    parameters: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +103,9 @@ class Chain(ABC):
 
     Attributes:
         length: number of steps N.
+        iteration: the name of the iteration that a solve takes where none is given.
+        guess: what a solve continues with where no guess is given: the last output or the last predicted clean sample
+            held fixed, or copies of the last state.
         rounds: drift calls that follow each other in one evaluation of a step (its stages).
         memory: how many earlier outputs a step reads (0 for one-step methods).
         noise_size: numbers of Brownian motion per sample and step (0 for ODEs).
@@ -129,6 +115,8 @@ class Chain(ABC):
     """
 
     length: int
+    iteration: Usual = "picard"
+    guess: UsualGuess = "output"
     rounds: int = 1
     memory: int = 0
     noise_size: int = 0
@@ -168,6 +156,17 @@ class Chain(ABC):
         """
         return None
 
+    def image(self, rows: Rows, out: Tensor, past: Tensor | None = None) -> Tensor:
+        """The states that the steps of rows lead to, ``(R, D)``, from their outputs; arguments as for `step`."""
+        if self.memory and past is None:
+            past = out.new_zeros(self.memory, *out.shape)
+        outputs = out[None] if past is None else torch.cat([past, out[None]])
+        noise = rows.noise
+        if noise is None and self.noise_size:  # how much, the first output may tell
+            noise = self.increments(rows.step, rows.sample).to(rows.state)
+        steps = self.steps(rows.step[None], rows.state[None], outputs, None if noise is None else noise[None])
+        return steps.images()[0]
+
     @abstractmethod
     def increments(self, n: Index, sample: Index) -> Tensor:
         """Brownian increments of steps ``n`` of samples ``sample``, both ``(R,)``: ``(R, noise_size)``."""
@@ -188,6 +187,21 @@ class DriftChain(Chain):
 
         Where the rows have tangents: ``(1 + P, R, K)``, the outputs with their derivatives behind them.
         """
+
+    def step(self, rows: Rows, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Evaluate rows and take their steps.
+
+        Args:
+            rows: of the states that the steps leave from; where they have no noise, it is drawn.
+            past: ``(memory, R, K)`` outputs of the steps before; None for zeros.
+
+        Returns:
+            The states that the steps lead to, ``(R, D)``, and the outputs, ``(R, K)``.
+        """
+        if rows.noise is None and self.noise_size:
+            rows = replace(rows, noise=self.increments(rows.step, rows.sample).to(rows.state))
+        out = self.evaluate(rows)
+        return self.image(rows, out, past), out
 
     @property
     def deviation(self) -> Tensor | None:

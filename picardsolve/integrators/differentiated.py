@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import Chain, Index, Steps
+from picardsolve.integrators.base import Chain, Index, Rows, Steps
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ class Differentiated(Steps):
         each = np.broadcast_to(n, (width, samples)).ravel()
         noise = None if noise is None else noise.flatten(0, 1)
         many = None if noise is None else noise.repeat_interleave(count, 0)
-        images = _images(chain, each.repeat(count), along.flatten(0, 2), outputs.flatten(0, 2), many)
-        nothing = outputs.new_zeros(len(each), outputs.shape[-1])
-        zero = _images(chain, each, torch.zeros_like(along[:, :, 0]).flatten(0, 1), nothing, noise)
+        anyone = np.zeros(each.size * count, dtype=np.int64)
+        rows = Rows(each.repeat(count), anyone, along.flatten(0, 2), noise=many)
+        none = Rows(each, anyone[: each.size], torch.zeros_like(along[:, :, 0]).flatten(0, 1), noise=noise)
+        images = chain.image(rows, outputs.flatten(0, 2))
+        zero = chain.image(none, outputs.new_zeros(len(each), outputs.shape[-1]))
         return Differentiated(steps, directions, images.reshape(along.shape) - zero.reshape(width, samples, 1, -1))
 
     def images(self) -> Tensor:
@@ -66,9 +68,3 @@ class Differentiated(Steps):
     def noise_scale(self) -> Tensor | None:
         """Of the steps themselves."""
         return self.steps.noise_scale()
-
-
-def _images(chain: Chain, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Tensor:
-    """Of single steps ``n`` (R,), the outputs before which are zero: ``(R, D)``."""
-    out = torch.cat([outputs.new_zeros(chain.memory, *outputs.shape), outputs[None]])
-    return chain.steps(n[None], x[None], out, None if noise is None else noise[None]).images()[0]

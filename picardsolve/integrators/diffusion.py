@@ -6,23 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from picardsolve.clock import Clock
-from picardsolve.drift import RowFunction
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Problem,
-    Rows,
-    Steps,
-    per_step,
-    refuse,
-)
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, per_step, refuse
 from picardsolve.integrators.scaling import Scaling
-from picardsolve.recurrence import recurrence
-from picardsolve.terms import Denoiser
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.recurrence import recurrence
+from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.terms import Denoiser
 
 
 @dataclass(frozen=True)
@@ -109,6 +99,8 @@ def noise_levels(integrator: Integrator, problem: Problem) -> Levels:
 class DiffusionChain(DriftChain):
     """The chain of a linear multistep sampler; the output of a step is the predicted sample ``D``."""
 
+    iteration = "multi-secant"
+
     def __init__(self, problem: Problem, levels: Levels, coefficients: Coefficients):
         term = cast(Denoiser, problem.term)
         self.length = len(problem.ts) - 1
@@ -121,6 +113,7 @@ class DiffusionChain(DriftChain):
         self._ts, self._brownian = problem.ts, problem.brownian
         self.noise_size = problem.layout.size if bool((coefficients.s > 0).any()) else 0
         if self.noise_size:
+            self.guess = "sample"
             self._brownian.check(problem.ts[:-1], problem.ts[1:], problem.layout.batch)
         leaving = levels.posterior_std().roll(-1)
         leaving[-1] = 0

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Integrator, Problem
+from picardsolve.integrators.base import DriftChain, Integrator
 from picardsolve.integrators.diffusion import Coefficients, DiffusionChain, Levels, noise_levels
+from picardsolve.problem.problem import Problem
 
 
 @dataclass(frozen=True)

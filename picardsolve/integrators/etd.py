@@ -8,22 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.clock import Clock
-from picardsolve.drift import RowFunction
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Problem,
-    Rows,
-    Steps,
-    refuse,
-)
-from picardsolve.linear import Linear, Table
-from picardsolve.recurrence import arriving, rms
-from picardsolve.terms import SemilinearODE
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, refuse
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.linear import Linear, Table
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.recurrence import arriving, rms
+from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.terms import SemilinearODE
 
 Phi: TypeAlias = list[Table]
 # When a stage is evaluated, in steps, and how it is reached: by which multiple of the state the step leaves from, and
@@ -94,6 +85,8 @@ def _etd(integrator: Integrator, problem: Problem, stages: tuple[Stage, ...]) ->
 
 class ETDChain(DriftChain):
     """``Phi_n(x) = e^{hL} x + h sum_i b_i(hL) N_i``; the output of a step is ``N_i`` of all stages side by side."""
+
+    iteration = "exponential"
 
     def __init__(self, problem: Problem, term: SemilinearODE, stages: tuple[Stage, ...]):
         self.length = len(problem.ts) - 1

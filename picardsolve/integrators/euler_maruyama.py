@@ -5,9 +5,10 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Integrator, Problem
+from picardsolve.integrators.base import DriftChain, Integrator
 from picardsolve.integrators.sde_chain import Fields, Scheme, SDEChain
 from picardsolve.integrators.takes import check_takes
+from picardsolve.problem.problem import Problem
 
 
 def _evaluate(at: Fields) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Integrator, Problem
+from picardsolve.integrators.base import DriftChain, Integrator
 from picardsolve.integrators.euler_maruyama import EULER_MARUYAMA
 from picardsolve.integrators.sde_chain import SDEChain
 from picardsolve.integrators.takes import check_takes
-from picardsolve.terms import SDE
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.terms import SDE
 
 
 def _products(motion: Tensor, less: Tensor | None) -> Tensor:

@@ -7,10 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Integrator, Problem
+from picardsolve.integrators.base import DriftChain, Integrator
 from picardsolve.integrators.sde_chain import Fields, Scheme, SDEChain, weighted
 from picardsolve.integrators.takes import check_takes
-from picardsolve.terms import SDE
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.terms import SDE
 
 
 def _mean(motions: tuple[Tensor, ...]) -> Tensor:

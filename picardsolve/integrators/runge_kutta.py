@@ -7,23 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.clock import Clock
-from picardsolve.drift import RowFunction
 from picardsolve.integrators.additive import Additive
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Problem,
-    Rows,
-    Steps,
-    per_step,
-    refuse,
-)
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, per_step, refuse
 from picardsolve.integrators.euler_maruyama import EulerMaruyama
-from picardsolve.terms import ODE, SDE, SemilinearODE
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.terms import ODE, SDE, SemilinearODE
 from picardsolve.theory.bounds import step_lipschitz
 
 # Butcher tableaus: rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)

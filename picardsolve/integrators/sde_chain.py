@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.clock import Clock
-from picardsolve.derivative import Corrected
-from picardsolve.drift import RowFunction
 from picardsolve.integrators.additive import Additive
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Problem, Rows, Steps, per_step
-from picardsolve.recurrence import recurrence
-from picardsolve.terms import SDE
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Rows, Steps, per_step
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.derivative import Corrected
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.recurrence import recurrence
+from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.terms import SDE
 
 _ROWS = 1_000_000  # numbers of states that are put to a diffusion together where it is asked at all steps
 
@@ -48,7 +49,7 @@ class Scheme:
         weights: ``(..., D or 1, Q)`` from the increments, ``(..., D or 1, m)`` each, and ``h``, ``(..., 1, 1)``.
         reads_noise: ``evaluate`` asks for the noise.
         areas: the noise is W and the space-time Levy area H, not W alone.
-        derivative: the diffusion is that of `picardsolve.derivative.WithDerivative`.
+        derivative: the diffusion is that of `picardsolve.problem.derivative.WithDerivative`.
         elementwise: of diagonal noise, elements of the diffusion may depend on nothing but their own of the state.
     """
 
@@ -63,6 +64,8 @@ class Scheme:
 
 class SDEChain(DriftChain):
     """The chain of a scheme; the output of a step is its f and g side by side, ``(R, D + D Q)``."""
+
+    iteration = "secant"  # measured: docs/sde_iterations.md
 
     def __init__(self, problem: Problem, scheme: Scheme):
         term, self._layout, self._size = cast(SDE, problem.term), problem.layout, problem.layout.size

@@ -6,10 +6,11 @@ from typing import cast
 
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Integrator, Problem
+from picardsolve.integrators.base import DriftChain, Integrator
 from picardsolve.integrators.sde_chain import Fields, Scheme, SDEChain, weighted
 from picardsolve.integrators.takes import check_takes
-from picardsolve.terms import SDE
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.terms import SDE
 
 _STRONG = MappingProxyType({"additive": 1.0, "diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "general": 0.5})
 _WEAK = MappingProxyType(dict.fromkeys(_STRONG, 1.0))

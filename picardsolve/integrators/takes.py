@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
-from picardsolve.integrators.base import Integrator, Problem, refuse
-from picardsolve.terms import SDE
+from picardsolve.integrators.base import Integrator, refuse
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.terms import SDE
 
 _ALL = ("ito", "stratonovich")
 

@@ -6,8 +6,8 @@ import sys
 import torch
 from torch import Tensor
 
-from picardsolve.checks import check_count, check_not_negative, check_positive_integer
-from picardsolve.recurrence import recurrence
+from picardsolve.problem.checks import check_count, check_not_negative, check_positive_integer
+from picardsolve.problem.recurrence import recurrence
 
 
 def contraction(h: Tensor, lipschitz: float | Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from picardsolve.checks import check_positive_integer
+from picardsolve.problem.checks import check_positive_integer
 
 
 def sampled_lipschitz(dx: Tensor, df: Tensor) -> Tensor:

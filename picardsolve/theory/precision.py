@@ -9,7 +9,7 @@ rounding of the sequential solver, as measured in ``tests/test_theory_formulas.p
 import math
 import sys
 
-from picardsolve.checks import check_not_negative
+from picardsolve.problem.checks import check_not_negative
 from picardsolve.theory.bounds import factorial_bound
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Literal, get_args
 
-from picardsolve.checks import check_choice, check_count, check_not_negative, check_positive_integer
+from picardsolve.problem.checks import check_choice, check_count, check_not_negative, check_positive_integer
 
 Law = Literal["factorial", "root-factorial", "geometric"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from picardsolve.checks import check_not_negative
+from picardsolve.problem.checks import check_not_negative
 
 _STIFF = 10.0  # |lambda| h from which explicit and Picard iteration are hopeless; see `is_stiff`
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import picardsolve as ps
-from picardsolve.recurrence import rms
+from picardsolve.problem.recurrence import rms
 
 SEEDS, FIRST = 16, 3000  # what was chosen was chosen on seeds from 1000 on
 TOLERANCES = (1e-2, 1e-3, 1e-4)

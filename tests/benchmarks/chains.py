@@ -13,12 +13,13 @@ from diffusers.utils import logging
 from torch import Tensor
 
 import picardsolve as ps
-from picardsolve.guesses import Copy, guess_for
-from picardsolve.integrators import Integrator, Problem
-from picardsolve.state import Layout
-from picardsolve.stopping import Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.fixed_point.guesses import Copy, guess_for
+from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrators import Integrator
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.state import Layout
+from picardsolve.problem.tolerances import Tolerance
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits_by_class" / "transformer"
 GUIDANCE, CLASSES, UNCONDITIONED = 2.0, 10, 1000

@@ -21,6 +21,8 @@ import torch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
+from picardsolve.fixed_point.automatic_width import Pace
+from picardsolve.fixed_point.window import Window
 from picardsolve.integrations.diffusers.answers import Answers
 from picardsolve.integrations.diffusers.batching import Batch
 from picardsolve.integrations.diffusers.caution import Caution
@@ -43,8 +45,6 @@ from picardsolve.integrations.diffusers.window_tensor import (
     pick,
     without_lane_mode,
 )
-from picardsolve.pace import Pace
-from picardsolve.window import Window
 
 # What steps ahead of a scheduler raise that cannot be taken ahead of it.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Secant
+from picardsolve.fixed_point.stopping import ErrorEstimate, Residuals
+from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
 from picardsolve.integrations.diffusers.walk import Walk
-from picardsolve.stopping import ErrorEstimate, Residuals
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.problem.tolerances import Tolerance
 
 _TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
 _WIDEST = 128  # of the windows that are tried by themselves

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from picardsolve import Certificate, Round
-from picardsolve.certificate import Evidence
-from picardsolve.plot import plot_rounds
-from picardsolve.recurrence import rms
-from picardsolve.tolerances import Tolerance
+from picardsolve.certificate.certificate import Evidence
+from picardsolve.problem.recurrence import rms
+from picardsolve.problem.tolerances import Tolerance
+from picardsolve.results.plot import plot_rounds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
-from picardsolve.checks import check_not_negative, check_optional_positive_integer
 from picardsolve.integrations.diffusers.batching import Batch
 from picardsolve.integrations.diffusers.loop import Loop
 from picardsolve.integrations.diffusers.numerics import Numerics
@@ -17,6 +16,7 @@ from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.timesteps import Timesteps
 from picardsolve.integrations.diffusers.watch import Watch
 from picardsolve.integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
+from picardsolve.problem.checks import check_not_negative, check_optional_positive_integer
 
 _LOCK = Lock()
 

@@ -13,7 +13,7 @@ from picardsolve.integrations.diffusers.probe import LAGS, Probe, probe_of
 from picardsolve.integrations.diffusers.step_table import StepTable
 from picardsolve.integrations.diffusers.walk import Held, Walk
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
-from picardsolve.recurrence import rms
+from picardsolve.problem.recurrence import rms
 
 Visit = tuple[Tensor, Tensor]  # the state and the output at one step
 

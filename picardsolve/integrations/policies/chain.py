@@ -8,7 +8,7 @@ from torch import Tensor
 from picardsolve.integrations.policies.steps import PlanSteps
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Rows, Steps
 from picardsolve.integrators.scaling import Scaling
-from picardsolve.recurrence import recurrence
+from picardsolve.problem.recurrence import recurrence
 
 
 class PlanChain(DriftChain):

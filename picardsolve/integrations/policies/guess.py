@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picardsolve.guesses import Entering, FrozenSample, Guess
+from picardsolve.fixed_point.guesses import Entering, FrozenSample, Guess
 from picardsolve.integrators.base import Evaluated
 
 

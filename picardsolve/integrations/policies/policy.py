@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.certificate import Certificate
-from picardsolve.checks import (
-    check_callable,
-    check_count,
-    check_not_negative,
-    check_optional_positive_integer,
-    check_positive_integer,
-    check_type,
-)
-from picardsolve.guesses import FrozenSample, Guess
+from picardsolve.certificate.certificate import Certificate
+from picardsolve.fixed_point.guesses import FrozenSample, Guess
+from picardsolve.fixed_point.iterations import Iteration, Newton, Secant
 from picardsolve.integrations.policies.chain import PlanChain
 from picardsolve.integrations.policies.guess import Towards
 from picardsolve.integrations.policies.noise import Noise
@@ -26,8 +19,15 @@ from picardsolve.integrations.policies.robots import numbers_of
 from picardsolve.integrations.policies.solver import Solved, Solver
 from picardsolve.integrations.policies.steps import PlanSteps
 from picardsolve.integrators.base import Index
-from picardsolve.iterations import Iteration, Newton, Secant
-from picardsolve.solution import Result, Solution
+from picardsolve.problem.checks import (
+    check_callable,
+    check_count,
+    check_not_negative,
+    check_optional_positive_integer,
+    check_positive_integer,
+    check_type,
+)
+from picardsolve.results.solution import Result, Solution
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.carried import Carried
-from picardsolve.certificate import Certificate, Evidence
-from picardsolve.guesses import Guess
-from picardsolve.history import Round
+from picardsolve.certificate.certificate import Certificate, Evidence
+from picardsolve.fixed_point.guesses import Guess
+from picardsolve.fixed_point.iterations import Iteration
+from picardsolve.fixed_point.sequential import run
+from picardsolve.fixed_point.stopping import ErrorEstimate, Increment
+from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrations.policies.chain import PlanChain
 from picardsolve.integrations.policies.guess import Towards
-from picardsolve.iterations import Iteration
-from picardsolve.progress import Progress
-from picardsolve.sequential import run
-from picardsolve.solution import Result, Solution, SolveError, Stats
-from picardsolve.stopping import ErrorEstimate, Increment
-from picardsolve.tolerances import Tolerance
-from picardsolve.window import Settings, Window
+from picardsolve.problem.tolerances import Tolerance
+from picardsolve.results.carried import Carried
+from picardsolve.results.history import Round
+from picardsolve.results.progress import Progress
+from picardsolve.results.solution import Result, Solution, SolveError, Stats
 
 _ROOM = 2**20  # bytes of a model and its observations that go along into a pickle
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 import picardsolve as ps
+from picardsolve.brownian.path import Path
 from picardsolve.integrations.torchsde.path import THEIRS, TorchsdePath
-from picardsolve.path import Path
 
 
 def sdeint(

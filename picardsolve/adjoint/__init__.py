@@ -1,0 +1,1 @@
+"""Gradients of solutions, by the implicit function theorem."""

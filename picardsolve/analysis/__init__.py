@@ -1,0 +1,1 @@
+"""What a solve is going to take, told before it."""

@@ -1,0 +1,21 @@
+"""Jacobi iteration."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picardsolve.fixed_point.iterations.base import Iteration, Memory, Swept
+from picardsolve.integrators.base import Steps
+from picardsolve.problem.recurrence import rms
+
+
+@dataclass(frozen=True)
+class Jacobi(Iteration):
+    """``delta = 0``: every state becomes the image of its predecessor (Song et al. 2021b). Slow; a baseline."""
+
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
+        """``Y[n+1] = F[n]``."""
+        images = steps.images()
+        residual = torch.sub(images, x[1:], out=scratch)
+        return Swept(images, residual, rms(residual))

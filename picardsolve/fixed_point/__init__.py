@@ -1,0 +1,1 @@
+"""The sliding window: a fixed-point iteration over many steps of a grid at once."""

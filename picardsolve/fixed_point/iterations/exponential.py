@@ -1,0 +1,21 @@
+"""Exponential (semilinear) Picard iteration."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from picardsolve.fixed_point.iterations.base import Iteration, Memory, Swept
+from picardsolve.integrators.base import Steps
+
+
+@dataclass(frozen=True)
+class Exponential(Iteration):
+    """``delta = frozen(y) - frozen(x)``: the step with the outputs of this round held fixed.
+
+    The linear part that the integrator knows is exact and only the drift's change is iterated (Tang et al. 2024, eq. 9;
+    Chen et al. 2024). On Runge-Kutta methods it is Picard.
+    """
+
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
+        """``Y[n+1] = frozen_n(Y[n])``."""
+        return Swept(*steps.frozen(x, scratch))

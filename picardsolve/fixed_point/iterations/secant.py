@@ -1,0 +1,84 @@
+"""Scalar secant iteration."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picardsolve.fixed_point.iterations.base import Iteration, Memory, Swept
+from picardsolve.integrators.base import Steps
+from picardsolve.problem.recurrence import linear_sweep, rms
+
+LOWEST, HIGHEST = -0.5, 1.3  # of a slope: a product of larger ones would blow up over a long window
+WILDEST = 2.0  # and of one of each element's own
+_MOVED = 1e-6  # of the largest change in a state, below which an element's own slope is not measured
+_SEEN = 1e-13  # changes of a state below this fraction of its size are rounding, and say nothing of the slope
+
+
+@dataclass(frozen=True)
+class Secant(Iteration):
+    """``delta = c (y - x)``, one number c for each step: the slope of the step between the last two rounds.
+
+    ``c_n = <dX_n, dF_n> / <dX_n, dX_n>``, the least-squares multiple of the identity for ``Phi_n``'s Jacobian, costs no
+    evaluation. A step that has been seen only once takes the slope that its integrator expects: 1 for an ODE or SDE
+    (as Picard does), for a denoiser that of normally distributed data. Slopes are clipped to [-0.5, 1.3].
+
+    Of an `SDE` with diagonal or scalar noise, whose increments are known, ``g(X_n) dW_n`` is taken apart: its secants
+    are taken element by element, ``k_n = d(g dW_n) / dX_n``, and those of the rest as above. Then
+    ``delta = (c_n + k_n)(y - x)``, clipped to [-2, 2]: Newton's method on geometric Brownian motion, from the second
+    round on. ``docs/sde_iterations.md`` has what it saves.
+    """
+
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
+        """``Y[n+1] = F[n] + c_n (Y[n] - X[n])``."""
+        images, states, slope, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.separable()
+        rest = images.clone() if apart is None else images - apart
+        own = None if apart is None else torch.zeros_like(apart)
+        if memory:
+            before, rest_before, slope_before, seen, *separate = memory
+            dx, df, fresh = differences(states, before, rest, rest_before, seen)
+            along = (torch.linalg.vecdot(dx, df) / torch.linalg.vecdot(dx, dx))[..., None]
+            slope = latest_slope(along, fresh, slope_before, seen, slope)
+            if apart is not None:
+                own = _elementwise(states, states - before, apart - separate[0], fresh, separate[1])
+        kept = states, rest, slope, torch.ones_like(slope)
+        if apart is None or own is None:
+            y, change, residual = linear_sweep(images, slope, x, scratch)
+            return Swept(y, change, residual, slope[..., 0], kept)
+        factor = (slope + own).clamp(-WILDEST, WILDEST)
+        y, change, residual = linear_sweep(images, factor, x, scratch)
+        return Swept(y, change, residual, rms(factor), (*kept, apart, own))
+
+
+def _elementwise(states: Tensor, dx: Tensor, df: Tensor, fresh: Tensor, before: Tensor) -> Tensor:
+    """Slopes of each element, ``(W, B, D)``; those from before where it hardly moved, 0 where there are none."""
+    slope, size = df / dx, dx.abs()
+    told = fresh & (size > _MOVED * size.amax(-1, keepdim=True)) & slope.isfinite()
+    told &= size > torch.finfo(dx.dtype).eps ** 0.5 * states.abs()
+    return torch.where(told, slope, before).clamp(-WILDEST, WILDEST)
+
+
+def expected_slope(steps: Steps, x: Tensor) -> Tensor:
+    """What a step's slope is taken to be before the step has been seen twice, ``(W, B, 1)``."""
+    expected = steps.expected_slope()
+    shape = len(x) - 1, x.shape[1], 1
+    return x.new_ones(shape) if expected is None else expected.expand(shape).clamp(LOWEST, HIGHEST)
+
+
+def differences(
+    states: Tensor, before: Tensor, images: Tensor, image_before: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Changes of states and images since the last round, ``(W, B, D)``, and whether they say anything, ``(W, B, 1)``.
+
+    They are scaled to a largest element of 1, for the squares of small changes would underflow.
+    """
+    dx, df = states - before, images - image_before
+    largest = dx.abs().amax(-1, keepdim=True)
+    fresh = (seen > 0) & (largest > _SEEN * states.abs().amax(-1, keepdim=True))
+    return dx.div_(largest), df.div_(largest), fresh
+
+
+def latest_slope(along: Tensor, fresh: Tensor, before: Tensor, seen: Tensor, expected: Tensor) -> Tensor:
+    """The slope measured now, else the one before, else the expected one."""
+    known = torch.where(fresh & along.isfinite(), along, before)
+    return torch.where(seen > 0, known, expected).clamp(LOWEST, HIGHEST)

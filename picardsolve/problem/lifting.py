@@ -1,0 +1,129 @@
+"""Calling a function of one state, or of one batch, with many of them: `torch.func.vmap`, or one after the other."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from picardsolve.results.diagnostics import ConvergenceWarning
+
+Out = TypeVar("Out")
+MANY = "write it for many states at once and pass vectorized=True (in odeint and sdeint options={'vectorized': True})"
+SINGLE = "pass vectorized=False (in odeint and sdeint leave options['vectorized'] out)"
+# what a function is written for: many states with their times, one state and one time, all samples at one time
+Takes: TypeAlias = Literal["rows", "state", "batch"]
+
+
+@dataclass
+class Lifted:
+    """``function(t, y, *args)`` of one time as a function of many.
+
+    Attributes:
+        name: the argument's name in messages.
+        function: of one state, or of one batch.
+        branches: whether functions that branch on values are called one time after the other, not refused.
+        one_by_one: whether vmap has failed, and the function is called so.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    branches: bool
+    one_by_one: bool = False
+
+    def __call__(self, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
+        """At times ``(K,)`` and states ``(K, ...)``; ``dims`` is 0 where an argument has an entry for each, else None.
+
+        Raises:
+            ValueError: vmap cannot lift the function, and it branches on values, or is random.
+        """
+        if self.one_by_one:
+            return self._in_turn(t, y, args, dims)
+        try:
+            return torch.func.vmap(self.function, (0, 0, *dims))(t, y, *args)
+        except Exception as error:
+            return self._without_vmap(error, t, y, args, dims)
+
+    def _without_vmap(self, error: Exception, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
+        said = str(error)
+        if "data-dependent control flow" in said or ".item()" in said:
+            if not self.branches:
+                raise ValueError(
+                    f"{self.name}: could not be lifted by torch.func.vmap (no `if` on values, .item()); {MANY}. It "
+                    f"raised {type(error).__name__}: {error}"
+                ) from error
+        elif "randomness" in said:
+            raise random(self.name) from error
+        out = self._in_turn(t, y, args, dims)  # raises what is wrong with the function itself
+        first = pytree.tree_map(lambda leaf: leaf[:1], y)
+        again = not_random(self.name, t.device, lambda: self._in_turn(t[:1], first, args, dims))
+        pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True)
+        if not all(torch.allclose(one[:1], other, equal_nan=True) for one, other in pairs):
+            raise random(self.name)
+        self.one_by_one = True
+        warnings.warn(
+            f"{self.name}: called for one time after the other, which gains nothing, for torch.func.vmap cannot lift "
+            f"it; {MANY}. It raised {type(error).__name__}: {said.splitlines()[0] if said else ''}",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+        return out
+
+    def _in_turn(self, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
+        def at(k: int) -> Any:
+            own = [
+                pytree.tree_map(lambda arg, dim: arg if dim is None else arg[k], arg, dim)
+                for arg, dim in zip(args, dims, strict=True)
+            ]
+            return self.function(t[k], pytree.tree_map(lambda leaf: leaf[k], y), *own)
+
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *(at(k) for k in range(len(t))))
+
+
+def random(name: str) -> ValueError:
+    """The error of a function whose value at a state is another every time."""
+    return ValueError(
+        f"{name}: it is random, and an iteration needs one value at one state; call .eval() where it is dropout, or "
+        "draw random numbers before the solve and let it close over them."
+    )
+
+
+def not_random(name: str, device: torch.device, call: Callable[[], Out]) -> Out:
+    """What a call returns, that must not draw from torch's generators (one before it may have seeded them).
+
+    Raises:
+        ValueError: it does.
+    """
+    before, out = _generators(device), call()
+    if not all(torch.equal(*states) for states in zip(before, _generators(device), strict=True)):
+        raise random(name)
+    return out
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """States of those that are used on a device."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def check_takes_arguments(name: str, function: Callable[..., Any], arguments: Sequence[Any], error: Exception) -> None:
+    """Say that a function takes other arguments than it is called with, if that is why it raised.
+
+    Raises:
+        TypeError: it is.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as mismatch:
+        more = f" and {len(arguments) - 2} more from args" * (len(arguments) > 2)
+        raise TypeError(
+            f"{name}: it is called with t, y{more}, and its arguments are {signature}: {mismatch}; write it as "
+            f"f(t, y{', *args' * (len(arguments) > 2)})."
+        ) from error

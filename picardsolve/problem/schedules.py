@@ -1,0 +1,135 @@
+"""Noise schedules: what a denoiser's time means, ``x_t = alpha(t) x_0 + sigma(t) noise``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picardsolve.problem.checks import check_callable
+
+
+class Schedule(ABC):
+    """Signal and noise level as functions of time. Times and levels are float64 tensors of one shape."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal level at ``t``."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at ``t``."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Half the log signal-to-noise ratio, ``log(alpha / sigma)`` (Lu et al. 2022, lambda)."""
+        return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
+
+
+@dataclass(frozen=True)
+class VP(Schedule):
+    """Variance preserving: ``alpha^2 = alpha_bar(t)``, ``sigma^2 = 1 - alpha_bar(t)`` (Ho et al. 2020, eq. 4)."""
+
+    alpha_bar: Callable[[Tensor], Tensor]
+
+    def __post_init__(self):
+        check_callable("alpha_bar", self.alpha_bar)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``sqrt(alpha_bar(t))``."""
+        return self.alpha_bar(t).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``sqrt(1 - alpha_bar(t))``."""
+        return (1 - self.alpha_bar(t)).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class SubVP(Schedule):
+    """Less noise than `VP`: ``alpha^2 = alpha_bar(t)``, ``sigma = 1 - alpha_bar(t)`` (Song et al. 2021, eq. 29)."""
+
+    alpha_bar: Callable[[Tensor], Tensor]
+
+    def __post_init__(self):
+        check_callable("alpha_bar", self.alpha_bar)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``sqrt(alpha_bar(t))``."""
+        return self.alpha_bar(t).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``1 - alpha_bar(t)``."""
+        return (1 - self.alpha_bar(t)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding: ``alpha = 1`` and noise level ``sigma(t)`` (Song et al. 2021, section 3.4)."""
+
+    noise: Callable[[Tensor], Tensor]
+
+    def __post_init__(self):
+        check_callable("noise", self.noise)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """One."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``noise(t)``."""
+        return self.noise(t)
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """Time is the noise level: ``alpha = 1``, ``sigma = t`` (Karras et al. 2022, table 1)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """One."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``t`` itself."""
+        return t
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """Straight paths: ``alpha = 1 - t``, ``sigma = t``, t from 1 to 0 (Lipman et al. 2023; Liu et al. 2023)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``1 - t``."""
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``t`` itself."""
+        return t
+
+
+@dataclass(frozen=True)
+class _AlphaBarTable:
+    log_alpha_bar: Tensor
+
+    def __call__(self, t: Tensor) -> Tensor:
+        table = self.log_alpha_bar.to(t.device)
+        position = (t + 1).clamp(0, len(table) - 1)
+        low = position.floor().long().clamp(max=len(table) - 2)
+        return torch.exp(torch.lerp(table[low], table[low + 1], position - low))
+
+
+def from_betas(betas: Tensor) -> VP:
+    """The discrete schedule of a trained DDPM as a function of its timestep.
+
+    Args:
+        betas: shape ``(T,)``, the variances added per training timestep, each in (0, 1).
+
+    Returns:
+        A `VP` with ``alpha_bar(t) = prod_{i <= t} (1 - betas[i])`` at integer t, log-linear between them, and 1 (no
+        noise) at t = -1, the last point of a grid that ends in a clean sample.
+    """
+    if not isinstance(betas, Tensor):
+        raise TypeError(f"betas: expected a tensor, got {type(betas).__name__}; pass torch.tensor(betas).")
+    if betas.dim() != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
+        raise ValueError(f"betas: expected shape (T,) with values in (0, 1), got shape {tuple(betas.shape)}.")
+    log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
+    return VP(_AlphaBarTable(torch.cat([log_alpha_bar.new_zeros(1), log_alpha_bar])))

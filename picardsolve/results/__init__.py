@@ -1,0 +1,1 @@
+"""What comes back from a solve: states, costs, rounds, pictures, warnings."""
