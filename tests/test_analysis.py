@@ -36,7 +36,7 @@ CLOCK = Clock()
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch):
     for module in ("pilot", "forecast"):
-        monkeypatch.setattr(f"picardsolve.{module}.perf_counter", CLOCK)
+        monkeypatch.setattr(f"picardsolve.analysis.{module}.perf_counter", CLOCK)
 
 
 @dataclass
