@@ -35,6 +35,7 @@ from picardsolve.problem.checks import (
     check_type,
     check_width,
 )
+from picardsolve.problem.machine import Machine
 from picardsolve.problem.parameters import within_reach
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import rms
@@ -196,6 +197,26 @@ def _reach(term: Term, args: Sequence[Any]) -> tuple[Tensor, ...]:
 
 def _detached(arg: Any) -> Any:
     return arg.detach() if isinstance(arg, Tensor) and arg.requires_grad else arg
+
+
+def drive(machine: Machine, rounds: int | None = None, after: Callable[[int], None] | None = None) -> int:
+    """Run rounds until a machine is done: the loop of every solve.
+
+    Args:
+        machine: what is solved.
+        rounds: stop after so many; None: never.
+        after: called after each round with the number of rounds so far.
+
+    Returns:
+        How many rounds there were.
+    """
+    count = 0
+    while not machine.done and (rounds is None or count < rounds):
+        machine.tell(machine.evaluate(machine.ask()))
+        count += 1
+        if after is not None:
+            after(count)
+    return count
 
 
 @torch.no_grad()
