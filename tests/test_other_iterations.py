@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import picardsolve as ps
-from picardsolve.fixed_point.iterations.base import Iteration, Swept
+from picardsolve.fixed_point.iterations.base import Iteration
+from picardsolve.fixed_point.sweep import Swept
 
 Y = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
 TS = ps.grids.uniform(0.0, 3.0, 120)

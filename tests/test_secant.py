@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 import picardsolve as ps
 from picardsolve.fixed_point.guesses import guess_for
-from picardsolve.fixed_point.iterations.base import Iteration, Swept
+from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.iterations.secant import HIGHEST, LOWEST
 from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.sweep import Swept
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators.base import Rows
 from picardsolve.problem.tolerances import Tolerance

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.iterations.base import Iteration, Memory, Swept
+from picardsolve.fixed_point.iterations.base import Iteration
+from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_choice, check_optional_positive_integer, check_positive_integer
 from picardsolve.problem.recurrence import linear_sweep, rms

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.iterations.base import Swept
+from picardsolve.fixed_point.sweep import Swept
 from picardsolve.integrators.base import Chain, Index
 from picardsolve.problem.recurrence import rms
 from picardsolve.problem.tolerances import Stop, Tolerance

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from picardsolve.fixed_point.guesses import Entering, Guess, Trail
 from picardsolve.fixed_point.guesses.watched import watched as watched_guess
-from picardsolve.fixed_point.iterations.base import Iteration, Memory
+from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.iterations.watched import watched
 from picardsolve.fixed_point.stopping import ErrorEstimate, Stopping
+from picardsolve.fixed_point.sweep import Memory
 from picardsolve.integrators.backward_euler import PATIENCE
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
 from picardsolve.integrators.differentiated import Differentiated

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from picardsolve.fixed_point.iterations.base import Iteration, Memory, Swept
+from picardsolve.fixed_point.iterations.base import Iteration
+from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.iterations.base import Iteration, Memory, Swept
+from picardsolve.fixed_point.iterations.base import Iteration
+from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.problem.checks import check_choice

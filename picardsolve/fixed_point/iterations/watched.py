@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.iterations.base import Iteration, Memory, Swept
+from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.iterations.picard import sampled
 from picardsolve.fixed_point.iterations.secant import HIGHEST, LOWEST
+from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import arriving, rms
 
