@@ -1,6 +1,7 @@
 """How far a solution by collocation is from that of its equation."""
 
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -9,31 +10,59 @@ from torch import Tensor
 from picardsolve.collocation.accuracy import Accuracy
 from picardsolve.collocation.samples import Sample
 from picardsolve.problem.state import Layout
+from picardsolve.results.abstract_certificate import AbstractCertificate, Kind
 from picardsolve.results.solution import Solution
+
+_COMPARE = "solve again with a tenth of rtol and atol, or with other nodes, and compare the states"
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The certificate of a solution by collocation: estimated distances to the solution of the equation itself.
+class CollocationCertificate(AbstractCertificate):
+    """How far a solution by collocation is from the solution of the equation itself.
 
     Fields of shape ``(T,)`` or, for samples, ``(T, B)`` belong to the times of the solution.
 
     Attributes:
-        error: of the component that is worst, in tolerances: residuals at points that the iteration did not use,
-            carried on by the linearised equation. Of states of more than 64 numbers that Newton did not solve, sizes of
-            errors are added up without their growth.
-        allowed: what the tolerance allows it to be.
-        precision_floor: what rounding may have become.
-        growth: factor that an error at the start has grown by at the end, both in tolerances of the components' largest
-            values; NaN where not known. ``()`` or ``(B,)``.
+        error: estimated error of the component that is largest in tolerances: residuals at points that the iteration
+            did not use, propagated by the linearised equation. States of more than 64 numbers that Newton's method did
+            not solve have no linearised equation: the sizes of their errors are added up.
+        allowed: error of that component that the tolerance allows.
+        bound: NaN: no bound is claimed.
+        kind: "estimated".
+        precision_floor: standard deviation of that component from rounding, of the shape of ``error``.
+        growth: factor by which an error at the start has grown at the end, both in tolerances of the components'
+            largest values; NaN where not known. ``()`` or ``(B,)``.
+        rounds: batched drift calls of the solve.
         warnings: what to know.
+        solution: the solution that this is about.
     """
 
     error: Tensor
     allowed: Tensor
+    bound: Tensor
+    kind: Kind
     precision_floor: Tensor
     growth: Tensor
-    warnings: tuple[str, ...] = field(default=())
+    rounds: int
+    warnings: tuple[str, ...] = ()
+    solution: Solution | None = field(repr=False, default=None)
+
+    def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> NoReturn:
+        """Refused: raises a TypeError."""
+        raise TypeError(
+            "certified: bounds are proven for the steps of a grid, and Collocation has none; use certificate.error, or "
+            "solve on a grid with integrator=picardsolve.RK4()."
+        )
+
+    def recheck(self, factor: float = 0.03) -> NoReturn:
+        """Refused: raises a TypeError."""
+        raise TypeError(
+            f"recheck: {_COMPARE}; its own residuals were already checked at points that the iteration did not use."
+        )
+
+    def verify(self) -> NoReturn:
+        """Refused: raises a TypeError."""
+        raise TypeError(f"verify: Collocation has no sequential solver; {_COMPARE}.")
 
     def __str__(self) -> str:
         known = self.error[~self.error.isnan()]
@@ -43,7 +72,7 @@ class Estimate:
         return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
 
     @staticmethod
-    def of(samples: list[Sample], layout: Layout, solution: Solution) -> "Estimate":
+    def of(samples: list[Sample], layout: Layout, solution: Solution) -> "CollocationCertificate":
         """Read the checks of the accepted segments."""
         columns = [_of(sample) for sample in samples]
         last = slice(-len(solution.ts), None)  # of which only the end is kept where so much was asked for
@@ -56,7 +85,17 @@ class Estimate:
         def shown(value: np.ndarray) -> Tensor:
             return torch.from_numpy(value if layout.batched else np.array(value[..., 0]))
 
-        return Estimate(shown(error), shown(allowed), shown(floor), shown(growth), warnings)
+        return CollocationCertificate(
+            error=shown(error),
+            allowed=shown(allowed),
+            bound=shown(np.full_like(error, np.nan)),
+            kind="estimated",
+            precision_floor=shown(floor),
+            growth=shown(growth),
+            rounds=solution.stats.rounds,
+            warnings=warnings,
+            solution=solution,
+        )
 
 
 def _of(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.collocation.estimate import Estimate
+from picardsolve.collocation.estimate import CollocationCertificate
 from picardsolve.collocation.events import Event, Reading
 from picardsolve.collocation.march import March, Stuck
 from picardsolve.collocation.method import Collocation
@@ -147,7 +147,7 @@ def _finished(trajectory: Trajectory, ts: Tensor, stats: Stats, events: int, thr
         notes=tuple(note for sample in samples for note in _notes(sample)),
         events=tuple(_occurrences(samples, layout, event) for event in range(events)),
         dense=trajectory.course,
-        _certified=partial(Estimate.of, samples, layout),
+        _certified=partial(CollocationCertificate.of, samples, layout),
     )
     if throw and failures:
         raise SolveError(message, solution, time=time)
