@@ -26,7 +26,6 @@ from picardsolve.fixed_point.stopping import Increment
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators import Chain
 from picardsolve.integrators.base import Rows
-from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import matrix_sweep
 from picardsolve.problem.state import Layout
@@ -44,7 +43,7 @@ class Spy(Iteration):
         return torch.eye(size)
 
     def sweep(self, steps, x, scratch, memory):
-        if isinstance(steps, Differentiated):
+        if steps.derivatives is not None:
             self.derivatives, self.x = steps.derivatives.clone(), x[:-1].clone()
         return Picard().sweep(steps, x, scratch, memory)
 

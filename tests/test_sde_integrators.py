@@ -320,4 +320,4 @@ def test_the_noise_of_a_step_is_as_large_as_said(noise):
     power = term.diffusion(ts[0], y).square()
     power = (power.sum(-1) if noise == "general" else power).mean(-1)
     expected = power.sqrt() * ts.diff()[:, None].sqrt()
-    torch.testing.assert_close(chain.steps(n, states, outputs, drawn).noise_scale(), expected)
+    torch.testing.assert_close(chain.steps(n, states, outputs, drawn).noise_scale, expected)

@@ -113,8 +113,8 @@ def test_what_a_denoiser_expects_is_the_step_of_normal_data(data):
         noise = chain.increments(rows.ravel(), sample.ravel()).reshape(steps, len(x), -1)
     for j in range(steps):
         image = chain.steps(n[j : j + 1], states[j : j + 1], at_step[j], None)
-        assert_close(image.expected_slope() * states[j], image.images()[0][None], 1e-9)
-    ahead, start = chain.foresee(n, x, None if noise is None else noise.clone()), x
+        assert_close(image.expected_slope * states[j], image.images()[0][None], 1e-9)
+    ahead, start = chain.predict(n, x, None if noise is None else noise.clone()), x
     if chain.memory == 0:
         for j in range(steps):
             out = chain.evaluate(rows_of(rows[j], sample[j], start))[None]
@@ -222,17 +222,13 @@ def swept(secant: Iteration, factor: torch.Tensor, states: torch.Tensor) -> list
     """Sweeps of the steps ``y -> factor y``, ``(W,)``, at one set of states ``(W + 1, B, D)`` after the other."""
 
     class Linear:
+        expected_slope = elementwise = None
+
         def __init__(self, x):
             self.x = x
 
         def images(self):
             return factor[:, None, None] * self.x
-
-        def expected_slope(self):
-            return None
-
-        def separable(self):
-            return None
 
     sweeps, memory = [], ()
     for x in states:

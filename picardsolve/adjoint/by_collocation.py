@@ -21,10 +21,10 @@ from picardsolve.collocation import Course, Trajectory
 from picardsolve.collocation.transposed import Stack, Window
 from picardsolve.problem.parameters import Held, Strangers, added, recordable
 from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.results.solution import Solution
 
 _DENSE = 300  # unknowns of a segment whose equations are factorised at once
-_LARGEST = 64  # numbers in a state whose Jacobian is taken at all
 _NUMBERS = 2**24  # in the matrices of a window, or in the directions of its iteration
 _TOGETHER = 8  # segments of a sample that are iterated on together
 _FEW = 16  # directions of the iteration, which are kept: so many times what the states at the nodes are
@@ -172,8 +172,8 @@ class Adjoint:
     def _window(self, stack: Stack) -> tuple[int, int]:
         """How many segments of a sample, and of all, are solved together."""
         _, n, d = stack.states.shape
-        rows = n if d > _LARGEST else n * d  # a row carries a cotangent, or one for each of its numbers
-        numbers = n * d * (_FEW if d > _LARGEST else n * d)
+        rows = n if d > LARGEST_DENSE else n * d  # a row carries a cotangent, or one for each of its numbers
+        numbers = n * d * (_FEW if d > LARGEST_DENSE else n * d)
         most = max(min(_NUMBERS // numbers, (self.function.max_batch or _NUMBERS) // rows), 1)
         return (min(_TOGETHER, most) if n * d > _DENSE else most), most
 
@@ -205,7 +205,7 @@ class Adjoint:
         mu = window.iterate(pull, following, residual, few)
         if mu is None and more > few:
             mu = window.iterate(pull, following, residual, more)
-        if mu is None and shape[-1] > _LARGEST:
+        if mu is None and shape[-1] > LARGEST_DENSE:
             times = window.stack.times[window.at]
             raise RuntimeError(
                 f"gradient: the transposed equations between t = {times.min():g} and {times.max():g} are too stiff to "

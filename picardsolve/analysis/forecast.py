@@ -108,9 +108,6 @@ class _ErrorSteps(Steps):
     def passed(self, change: Tensor) -> Tensor:
         return change
 
-    def noise_scale(self) -> Tensor | None:
-        return None
-
 
 class ErrorChain(Chain):
     """Steps of errors; see `Law` for what they do."""
@@ -133,14 +130,10 @@ class ErrorChain(Chain):
         spoilt = _at(self._errors.direct, n) * source.state
         return (start + spoilt.cumsum(0) + own[..., None]).clamp(max=_LARGEST)
 
-    def foresee(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
+    def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
         """The errors of the first window, where something was foreseen."""
         first = self._guesses.first(n + 1)
         return None if first is None else first[..., None]
-
-    def increments(self, n: Index, sample: Index) -> Tensor:
-        """None: the pilot's noise is in its factors."""
-        return torch.zeros(len(n), 0)
 
 
 @dataclass(frozen=True)

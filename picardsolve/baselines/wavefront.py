@@ -210,7 +210,7 @@ class Wavefront:
         states.index_copy_(0, self._row, steps.images()[0])
         self._moved = (np.arange(len(self._at)) < self._launched) & (self._at < self.chain.length)
         self._at = self._at + self._moved
-        scale = steps.noise_scale()
+        scale = steps.noise_scale
         if scale is None:
             return None
         return scale.new_ones(len(states)).index_copy_(0, self._row, scale[0]).reshape(self._state.shape[:2])

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.problem.problem import Problem
+from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.problem.terms import SDE, Denoiser
 
-_LARGEST = 64  # numbers in a state whose Jacobian is taken
 _REACH = 0.6  # of a piece: its steps times how much one of them changes a state
 _SHORT = 4  # steps of a piece that are all differentiated
 _OUTER = 0.5 - 15**0.5 / 10  # of a piece: where the first of three points of Gauss lies
@@ -73,7 +73,7 @@ class Growth:
 
 def measurable(problem: Problem, chain: DriftChain, size: int) -> bool:
     """Whether a few steps tell of the others: not of noise that depends on the state, nor of large states."""
-    if chain.implicit or chain.memory or size > _LARGEST or isinstance(problem.term, Denoiser):
+    if chain.implicit or chain.memory or size > LARGEST_DENSE or isinstance(problem.term, Denoiser):
         return False
     if not isinstance(problem.term, SDE):
         return True

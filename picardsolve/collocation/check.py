@@ -9,9 +9,9 @@ from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.nodes import Nodes
 from picardsolve.collocation.panels import SEEN, Panels, to_seen
 from picardsolve.collocation.segments import Bounds, Segment
+from picardsolve.problem.state import LARGEST_DENSE
 
 _LIMIT = 10.0  # tolerances that a node may be off by
-LARGEST = 64  # numbers in a state whose Jacobians are seen where the iteration has none
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Check:
 
     def _probes(self, segments: Sequence[Segment]) -> bool:
         """Whether Jacobians are seen for the check; the iteration knows them of all segments or of none."""
-        return segments[0].linear is None and len(segments[0].start) <= LARGEST
+        return segments[0].linear is None and len(segments[0].start) <= LARGEST_DENSE
 
     def of(self, segments: Sequence[Segment], drift: np.ndarray, bounds: Bounds) -> list[Checked | None]:
         """Judge by the drifts at those ``(R, d)``; None where one fails."""

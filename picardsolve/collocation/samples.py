@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from picardsolve.collocation.check import LARGEST, Check
+from picardsolve.collocation.check import Check
 from picardsolve.collocation.differences import Differences
 from picardsolve.collocation.economy import newton_pays
 from picardsolve.collocation.events import Reading, Watch
@@ -17,6 +17,7 @@ from picardsolve.collocation.nodes import nodes
 from picardsolve.collocation.refinement import Refinement, Unreachable
 from picardsolve.collocation.segments import Bounds
 from picardsolve.collocation.sweeps import Newton, Picard, Sweep
+from picardsolve.problem.state import LARGEST_DENSE
 
 Choice: TypeAlias = Literal["picard", "secant", "panels", "newton"]
 
@@ -95,7 +96,7 @@ class Sample:
 
     def __post_init__(self):
         size = self.posed.unknowns
-        small, moderate = size * (self.method.order or 24) <= _DENSE, size <= LARGEST
+        small, moderate = size * (self.method.order or 24) <= _DENSE, size <= LARGEST_DENSE
         self.used: Choice = self.choice or ("newton" if small else "panels" if moderate else "secant")
         self.refinement = self._begun()
 
@@ -166,7 +167,7 @@ class Sample:
         foreseen = foreseen_if_stiff(self.refinement.march, self.rounds)
         if foreseen is None or self.refinement.marches > 1 or self.choice is not None:
             return
-        if self.posed.unknowns > LARGEST:
+        if self.posed.unknowns > LARGEST_DENSE:
             self.failure = Stiff(f"{foreseen:.0f}")
             return
         self.notes.append(

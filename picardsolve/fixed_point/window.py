@@ -23,7 +23,6 @@ from picardsolve.fixed_point.stopping import ErrorEstimate, Stopping
 from picardsolve.fixed_point.sweep import Memory
 from picardsolve.integrators.backward_euler import PATIENCE
 from picardsolve.integrators.base import Chain, Evaluated, Index, Rows
-from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.results.history import History
 
 _BLOW_UP = 10.0  # growth of the largest change in one round that counts as divergence
@@ -137,12 +136,12 @@ class Window:
         steps = self.chain.steps(self._n, x[:-1], out, noise)
         if self._directions is not None:
             derivatives = self._arranged(outputs[1:].movedim(0, 1).flatten(1)).unflatten(-1, (len(outputs) - 1, -1))
-            steps = Differentiated.of(steps, self.chain, self._n, self._directions, derivatives, noise)
+            steps = self.chain.differentiated(steps, self._n, self._directions, derivatives, noise)
         swept = self._iteration.sweep(steps, x, self._scratch_of(x[1:]), self._remembered(len(self._n)))
-        learning, scale = self.settings.learning, steps.noise_scale()
+        learning, scale = self.settings.learning, steps.noise_scale
         verdicts = [rule.judge(swept, scale) for rule in learning]  # waits for the device
         within, size = verdicts[0]
-        proper = steps.proper()
+        proper = steps.admissible
         within = within if proper is None else within & proper.cpu().numpy()
         stride, last = self._judge(within, size, swept.y)
         residual = None if swept.residual is None else swept.residual.cpu().numpy()

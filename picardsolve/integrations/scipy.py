@@ -8,10 +8,11 @@ import numpy as np
 from scipy.integrate import DenseOutput, OdeSolver
 
 from picardsolve.collocation import Choice, Collocation
-from picardsolve.collocation.check import LARGEST, Checked
+from picardsolve.collocation.check import Checked
 from picardsolve.collocation.march import Stuck
 from picardsolve.collocation.nodes import Kind, Nodes
 from picardsolve.collocation.samples import Posed, Sample, foreseen_if_stiff
+from picardsolve.problem.state import LARGEST_DENSE
 
 _UNIT = float(np.finfo(float).eps)
 _PIECES = 8  # steps that a segment is handed out in: scipy sees an event by the signs at a step's ends only
@@ -151,7 +152,7 @@ class ParallelCollocation(OdeSolver):
         march = self._march
         if self._sample.used == "newton" or self._iteration is not None or march.done:
             return False
-        if self._handed != _PIECES * len(march.accepted) or len(march.start) > LARGEST:
+        if self._handed != _PIECES * len(march.accepted) or len(march.start) > LARGEST_DENSE:
             return False
         return foreseen_if_stiff(march, self._rounds) is not None
 

@@ -1,7 +1,7 @@
 """What makes a chain of steps: each integrator says its order and what terms it takes."""
 
 from picardsolve.integrators.backward_euler import BackwardEuler
-from picardsolve.integrators.base import Chain, DriftChain, Integrator, Rows, Steps
+from picardsolve.integrators.base import Chain, DriftChain, Integrator, Rows
 from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
 from picardsolve.integrators.etd import ETD1, ETDRK2, ETDRK4
@@ -9,6 +9,7 @@ from picardsolve.integrators.euler_maruyama import EulerMaruyama
 from picardsolve.integrators.milstein import Milstein
 from picardsolve.integrators.roessler import SRA1, SRID2
 from picardsolve.integrators.runge_kutta import RK4, Euler, Heun
+from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.integrators.stratonovich import StochasticHeun, StochasticMidpoint
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RK4",
     "SRA1",
     "SRID2",
+    "AffineSteps",
     "BackwardEuler",
     "Chain",
     "DPMSolver",

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.additive import Additive
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, per_step, refuse
+from picardsolve.integrators.step_maps import AffineSteps
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.problem.terms import ODE, SemilinearODE
 
 PATIENCE = 50  # of Newton's method, in calls, for one step from one start
-_LARGEST = 64  # numbers in a state whose Jacobian is kept whole
 _ROUNDING = 8.0  # of a drift, in units of the last place of what it is summed from
 
 
@@ -48,9 +48,9 @@ class BackwardEuler(Integrator):
         """Build the chain of an `ODE`."""
         if not isinstance(problem.term, ODE | SemilinearODE):
             raise refuse(self, problem.term, "an ODE", "Euler() for an SDE, DDIM() for a Denoiser")
-        if problem.layout.size > _LARGEST:
+        if problem.layout.size > LARGEST_DENSE:
             raise ValueError(
-                f"integrator: BackwardEuler keeps Jacobians of states of at most {_LARGEST} numbers, got "
+                f"integrator: BackwardEuler keeps Jacobians of states of at most {LARGEST_DENSE} numbers, got "
                 f"{problem.layout.size}; where the stiff part is linear, pass a SemilinearODE with ETDRK4(), and where "
                 "states are independent of each other, pass them as samples with batch_dims=1."
             )
@@ -127,7 +127,7 @@ class BackwardEulerChain(DriftChain):
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
-        return Additive(outputs[..., :-1].clone(), solves=outputs[..., -1] > 0)
+        return AffineSteps(outputs[..., :-1].clone(), admissible=outputs[..., -1] > 0)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along the slope of the last one."""
@@ -145,10 +145,6 @@ class BackwardEulerChain(DriftChain):
                 "BackwardEuler may have no solution; pass one_sided, which is smaller, or take shorter steps."
             )
         return (1 / left)[:, None]
-
-    def increments(self, n: Index, sample: Index) -> Tensor:
-        """None: an ODE has no noise."""
-        return torch.zeros(len(n), 0)
 
     def counts(self) -> tuple[int, int]:
         """Drift calls and evaluations so far."""

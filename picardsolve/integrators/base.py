@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.integrators.step_maps import Steps
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import Term
 
@@ -50,52 +51,6 @@ class Evaluated:
     step: Index
     state: Tensor
     output: Tensor
-
-
-class Steps(ABC):
-    """The steps of one window, the outputs of this round's drift calls held fixed.
-
-    ``W`` steps of ``B`` samples; sample s stands at step ``n[j, s]`` in position j (``n[j, 0]`` if all stand alike).
-    """
-
-    @abstractmethod
-    def images(self) -> Tensor:
-        """``Phi_n(X_n)``, shape ``(W, B, D)``, in memory that the caller may overwrite."""
-
-    @abstractmethod
-    def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Step from ``x[0]`` through the window with the outputs held fixed.
-
-        Args:
-            x: the old states, ``(W + 1, B, D)``.
-            scratch: ``(W, B, D)`` memory that the changes may be returned in.
-
-        Returns:
-            The new states and their changes, ``(W, B, D)``, and the sizes of the residuals, ``(W, B)`` or None.
-        """
-
-    def expected_slope(self) -> Tensor | None:
-        """``(W, B or 1, 1)``: how ``Phi_n`` is expected to scale a change of its state; None: unchanged, 1."""
-        return None
-
-    def separable(self) -> Tensor | None:
-        """``(W, B, D)``: the part of the images whose elements each depend on their own element of the state only.
-
-        For example the noise of an `SDE` with diagonal noise. None: no such part is known.
-        """
-        return None
-
-    def proper(self) -> Tensor | None:
-        """``(W, B)``: whether the images may be left, once they do not move; None: all of them."""
-        return None
-
-    @abstractmethod
-    def passed(self, change: Tensor) -> Tensor:
-        """What changes of the old states, ``(W, B, D)``, make of the images with the outputs held fixed."""
-
-    @abstractmethod
-    def noise_scale(self) -> Tensor | None:
-        """``(W, B)``: standard deviation of the noise of the step that leaves each new state; None where none."""
 
 
 class Chain(ABC):
@@ -149,7 +104,7 @@ class Chain(ABC):
             The states after each step, ``(L, B, D)``.
         """
 
-    def foresee(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
+    def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
         """Go on from a state before anything has been evaluated; None where nothing is known of the drift.
 
         Arguments and result as for `extend`.
@@ -167,9 +122,36 @@ class Chain(ABC):
         steps = self.steps(rows.step[None], rows.state[None], outputs, None if noise is None else noise[None])
         return steps.images()[0]
 
-    @abstractmethod
+    def differentiated(
+        self, steps: Steps, n: Index, directions: Tensor, outputs: Tensor, noise: Tensor | None
+    ) -> Steps:
+        """The steps with their derivatives along directions.
+
+        For given noise a step is affine in its state and its output. Its derivative is therefore the step of the
+        derivatives, less the step of zeros.
+
+        Args:
+            steps: of this chain.
+            n: ``(W, B)`` or ``(W, 1)``.
+            directions: ``(P, D)``.
+            outputs: ``(W, B, P, K)``, derivatives of the outputs along the directions.
+            noise: ``(W, B, noise_size)`` or None.
+        """
+        width, samples, count, _ = outputs.shape
+        along = directions.expand(width, samples, count, -1)
+        each = np.broadcast_to(n, (width, samples)).ravel()
+        noise = None if noise is None else noise.flatten(0, 1)
+        many = None if noise is None else noise.repeat_interleave(count, 0)
+        anyone = np.zeros(each.size * count, dtype=np.int64)
+        rows = Rows(each.repeat(count), anyone, along.flatten(0, 2), noise=many)
+        none = Rows(each, anyone[: each.size], torch.zeros_like(along[:, :, 0]).flatten(0, 1), noise=noise)
+        images = self.image(rows, outputs.flatten(0, 2)).reshape(along.shape)
+        zero = self.image(none, outputs.new_zeros(len(each), outputs.shape[-1])).reshape(width, samples, 1, -1)
+        return replace(steps, directions=directions, derivatives=images - zero)
+
     def increments(self, n: Index, sample: Index) -> Tensor:
         """Brownian increments of steps ``n`` of samples ``sample``, both ``(R,)``: ``(R, noise_size)``."""
+        return torch.zeros(len(n), 0)
 
 
 class DriftChain(Chain):

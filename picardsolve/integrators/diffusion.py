@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, per_step, refuse
-from picardsolve.integrators.scaling import Scaling
+from picardsolve.integrators.step_maps import AffineSteps
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import recurrence
@@ -144,7 +144,8 @@ class DiffusionChain(DriftChain):
         if noise is not None:
             images.addcmul_(per_step(self._table.s, n, x), noise)
         linear = per_step(self._table.p + self._table.q[0] * self._from_state, n, x)
-        return Scaling(images, linear, per_step(self._expected, n, x), per_step(self._leaving, n, x)[..., 0])
+        scale = per_step(self._leaving, n, x)[..., 0]
+        return AffineSteps(images, linear, expected_slope=per_step(self._expected, n, x), noise_scale=scale)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed predicted noise ("output") or towards a fixed predicted sample ("sample")."""
@@ -163,7 +164,7 @@ class DiffusionChain(DriftChain):
             c = c.addcmul(per_step(self._table.s, n, start), noise)
         return recurrence(a, c, start)
 
-    def foresee(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
+    def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
         """Steps for data from ``N(0, sigma_data^2)``."""
         scale = per_step(self._table.s, n, start)
         c = start.new_zeros(len(n), *start.shape) if noise is None else scale * noise

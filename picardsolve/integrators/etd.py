@@ -151,10 +151,6 @@ class ETDChain(DriftChain):
             reached.append(self._operator.norm(table.start)[self._length] + found)
         return reached[-1][:, None]
 
-    def increments(self, n: Index, sample: Index) -> Tensor:
-        """None: an ODE has no noise."""
-        return torch.zeros(len(n), 0)
-
     def counts(self) -> tuple[int, int]:
         """Calls and evaluations of N so far."""
         return self._nonlinear.calls, self._nonlinear.evaluations
@@ -199,9 +195,6 @@ class _ETDSteps(Steps):
 
     def passed(self, change: Tensor) -> Tensor:
         return self.operator.combined([(self.factor, change.unflatten(-1, self.shape))]).reshape(change.shape)
-
-    def noise_scale(self) -> Tensor | None:
-        return None
 
 
 def _of_rows(table: Table, at: Index) -> Table:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.additive import Additive
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, per_step, refuse
 from picardsolve.integrators.euler_maruyama import EulerMaruyama
+from picardsolve.integrators.step_maps import AffineSteps
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
@@ -112,7 +112,7 @@ class RungeKuttaChain(DriftChain):
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The steps of a window."""
-        return Additive(torch.addcmul(x, outputs, per_step(self._h, n, x)))
+        return AffineSteps(torch.addcmul(x, outputs, per_step(self._h, n, x)))
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed slope."""
@@ -132,10 +132,6 @@ class RungeKuttaChain(DriftChain):
         for a in self._a:
             stages.append(lipschitz * (1 + h * sum(abs(w) * l for w, l in zip(a, stages, strict=True))))
         return (1 + h * sum(abs(w) * l for w, l in zip(self._b, stages, strict=True)))[:, None]
-
-    def increments(self, n: Index, sample: Index) -> Tensor:
-        """None: an ODE has no noise."""
-        return torch.zeros(len(n), 0)
 
     def counts(self) -> tuple[int, int]:
         """Drift calls and evaluations so far."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.additive import Additive
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Rows, Steps, per_step
+from picardsolve.integrators.step_maps import AffineSteps
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.derivative import Corrected
 from picardsolve.problem.problem import Problem
@@ -142,8 +142,9 @@ class SDEChain(DriftChain):
         f, added = self._step(outputs, h, noise)
         g = outputs[..., self._size :].unflatten(-1, (self._size, -1))[..., : 1 if self._own else self.noise_size]
         power = torch.linalg.vector_norm(g, dim=(-2, -1)) * self._size**-0.5
-        noisy = added if self._noise in ("diagonal", "scalar") else None
-        return Additive(torch.addcmul(x, f, h).add_(added), power * h[..., 0].sqrt(), noisy=noisy)
+        own = added if self._noise in ("diagonal", "scalar") else None
+        scale = power * h[..., 0].sqrt()
+        return AffineSteps(torch.addcmul(x, f, h).add_(added), elementwise=own, noise_scale=scale)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps with fixed drift and diffusion, and their own known noise."""

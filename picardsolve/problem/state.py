@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+LARGEST_DENSE = 64  # numbers in a state up to which its whole Jacobian is computed
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -64,7 +64,7 @@ class FrozenSample(Guess):
 
 def foreseen(entering: Entering) -> Tensor | None:
     """What the chain expects of the steps ahead before anything has been evaluated, ``(L, B, D)``, if it does."""
-    return entering.chain.foresee(entering.n, entering.start, entering.noise)
+    return entering.chain.predict(entering.n, entering.start, entering.noise)
 
 
 def held(entering: Entering, hold: Hold) -> Tensor:

@@ -32,7 +32,7 @@ class Iteration(Method):
     def directions(self, size: int, rounds: int) -> Tensor | None:
         """The directions ``(P, size)`` that a round shall differentiate the steps along; None, the default: none.
 
-        A sweep of more than one step is then given `Differentiated` steps.
+        A sweep of more than one step is then given steps with ``directions`` and ``derivatives``.
 
         Args:
             size: numbers in a state, D.

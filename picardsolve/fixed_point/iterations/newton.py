@@ -9,11 +9,10 @@ from torch import Tensor
 from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
-from picardsolve.integrators.differentiated import Differentiated
 from picardsolve.problem.checks import check_choice
 from picardsolve.problem.recurrence import linear_sweep, matrix_sweep
+from picardsolve.problem.state import LARGEST_DENSE
 
-_LARGEST_DENSE = 64  # numbers in a state whose Jacobian is kept whole
 _CLIP = 2.0
 
 
@@ -63,9 +62,9 @@ class Newton(Iteration):
         if self.jacobian == "hutchinson":
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + rounds) % 2**63)
             return 2.0 * torch.randint(2, (1, size), generator=generator) - 1
-        if self.jacobian == "dense" and size > _LARGEST_DENSE:
+        if self.jacobian == "dense" and size > LARGEST_DENSE:
             raise ValueError(
-                f"jacobian: 'dense' takes states of at most {_LARGEST_DENSE} numbers, got {size}; pass "
+                f"jacobian: 'dense' takes states of at most {LARGEST_DENSE} numbers, got {size}; pass "
                 "jacobian='diagonal' or 'hutchinson'."
             )
         return torch.eye(size)
@@ -73,7 +72,7 @@ class Newton(Iteration):
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + (1 - damping) J_n (Y[n] - X[n])``."""
         images = steps.images()
-        if not isinstance(steps, Differentiated):  # one step, whose state does not change
+        if steps.derivatives is None or steps.directions is None:  # a single step: its state does not change
             return Swept(*linear_sweep(images, None, x, scratch))
         if self.jacobian != "dense":
             diagonal = (steps.derivatives * steps.directions).sum(-2)

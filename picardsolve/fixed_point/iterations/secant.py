@@ -32,7 +32,7 @@ class Secant(Iteration):
 
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + c_n (Y[n] - X[n])``."""
-        images, states, slope, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.separable()
+        images, states, slope, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.elementwise
         rest = images.clone() if apart is None else images - apart
         own = None if apart is None else torch.zeros_like(apart)
         if memory:
@@ -61,7 +61,7 @@ def _elementwise(states: Tensor, dx: Tensor, df: Tensor, fresh: Tensor, before: 
 
 def expected_slope(steps: Steps, x: Tensor) -> Tensor:
     """What a step's slope is taken to be before the step has been seen twice, ``(W, B, 1)``."""
-    expected = steps.expected_slope()
+    expected = steps.expected_slope
     shape = len(x) - 1, x.shape[1], 1
     return x.new_ones(shape) if expected is None else expected.expand(shape).clamp(LOWEST, HIGHEST)
 

@@ -55,7 +55,9 @@ class SchedulerChain(Chain):
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The window's steps."""
-        return _SchedulerSteps(self, int(n[0, 0]), x, outputs)
+        return _SchedulerSteps(
+            self, int(n[0, 0]), x, outputs, noise_scale=rms(x)
+        )  # the only scale that every scheduler has
 
     def images(self, first: int, x: Tensor, outputs: Tensor) -> Tensor:
         """Steps ``first ...`` of the states ``x``, with the given outputs."""
@@ -91,10 +93,6 @@ class SchedulerChain(Chain):
             if guess is not None:
                 return guess
         return table.path(first, start, held, self._noise_of(table, first, len(held), start), past)
-
-    def increments(self, n: Index, sample: Index) -> Tensor:
-        """None: the scheduler draws its own noise."""
-        return torch.zeros(len(n), 0)
 
     # ---- what the pipeline's loop tells it
 
@@ -209,7 +207,3 @@ class _SchedulerSteps(Steps):
     def passed(self, change: Tensor) -> Tensor:
         moved = self.chain.images(self.first, self.x + change, self.outputs).clone()
         return moved - self.images()
-
-    def noise_scale(self) -> Tensor | None:
-        """The size of the states: the only scale that every scheduler has."""
-        return rms(self.x)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from picardsolve.integrations.policies.steps import PlanSteps
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Rows, Steps
-from picardsolve.integrators.scaling import Scaling
+from picardsolve.integrators.step_maps import AffineSteps
 from picardsolve.problem.recurrence import recurrence
 
 
@@ -48,7 +48,7 @@ class PlanChain(DriftChain):
             slope = slope + c * r * (clipped == sample)
         if noise is not None:
             images.addcmul_(s, noise)
-        return Scaling(images, slope, expected)
+        return AffineSteps(images, slope, expected_slope=expected)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Go on towards the predicted sample, clipped: plans differ from their predictions by little."""
@@ -57,7 +57,7 @@ class PlanChain(DriftChain):
         towards = sum(q[1:], q[0]) * source.output + r * source.output.clamp(-limit, limit)
         return recurrence(p, towards if noise is None else towards.addcmul_(s, noise), start)
 
-    def foresee(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
+    def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
         """Steps for plans around zero."""
         _, _, _, _, s, expected, *_ = self._steps.at(n)
         pushed = start.new_zeros(len(n), *start.shape) if noise is None else s * noise
