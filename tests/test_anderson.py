@@ -80,7 +80,7 @@ def test_the_states_of_the_first_rounds_are_those_of_the_definition(steps, memor
                 by_definition([r[round_:] for r in residuals], [g[round_:] for g in images], memory, triangular),
             ]
         )
-        with patch("picardsolve.fixed_point.window._BLOW_UP", 1e300):  # else it forgets states that diverge
+        with patch("picardsolve.fixed_point.acceptance._BLOW_UP", 1e300):  # else it forgets states that diverge
             window.tell(chain.evaluate(window.ask()))
         assert int(window.begin[0]) == round_ + 1
         assert_close(window.x[:, 0], x[round_ + 1 :], 1e-6 * float(x.abs().max()))

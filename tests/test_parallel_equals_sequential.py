@@ -35,6 +35,7 @@ from hypothesis import strategies as st
 import picardsolve as ps
 from picardsolve.fixed_point.stopping import Increment
 from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.solve import posed
 from picardsolve.problem.tolerances import Tolerance
 
 FAMILIES = {
@@ -425,10 +426,10 @@ def test_the_stiff_window_does_diverge():
 
 def test_a_narrowed_window_grows_though_it_accepts_one_step_a_round():
     """By an eighth: at tolerance 0 it would else take as many rounds as it lacks steps."""
-    posed = ps.ODE(lambda t, y: -y), torch.ones(2), torch.linspace(0, 1, 65), ps.Euler()
-    problem, y0 = posed(*posed, None, (), None, None, None)
+    asked = ps.ODE(lambda t, y: -y), torch.ones(2), torch.linspace(0, 1, 65), ps.Euler()
+    problem, y0 = posed(*asked, None, (), None, None, None)
     window = Window(ps.Euler().chain(problem), y0, Settings(64, ps.Picard(), ps.Copy(), Increment(Tolerance())))
-    window._cap[:] = 16  # as a divergence leaves it
+    window.acceptance.width[:] = 16  # as a divergence leaves it
     for _ in range(4):
         window.tell(window.chain.evaluate(window.ask()))
     assert [int(record.width) for record in window.history] == [16, 18, 20, 22]

@@ -1,0 +1,51 @@
+"""The Brownian increments of a window's steps, drawn once for each step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picardsolve.fixed_point.placement import rows_from
+from picardsolve.integrators.base import Chain, Index
+
+
+@dataclass
+class Increments:
+    """The increments of the steps ahead; those behind the window are dropped.
+
+    Attributes:
+        chain: draws them.
+    """
+
+    chain: Chain
+    _drawn: Tensor | None = field(init=False, default=None)  # (<= W, B, noise_size), from the window's first step on
+
+    def first(self, count: int, numbers: Callable[[int, int], Index], like: Tensor) -> Tensor | None:
+        """The increments of the window's first ``count`` steps, ``(count, B, noise_size)``; None without noise.
+
+        Args:
+            count: how many steps.
+            numbers: ``numbers(count, ahead)`` are the steps at ``count`` positions behind the first ``ahead``.
+            like: states ``(..., B, D)``, whose dtype and device the increments take.
+        """
+        if not self.chain.noise_size:
+            return None
+        known = 0 if self._drawn is None else len(self._drawn)
+        if count > known:
+            n, sample = np.broadcast_arrays(numbers(count - known, known), np.arange(like.shape[-2]))
+            new = self.chain.increments(n.flatten(), sample.flatten())
+            new = new.reshape(*n.shape, -1).to(like)
+            self._drawn = new if self._drawn is None else torch.cat([self._drawn, new])
+        assert self._drawn is not None
+        return self._drawn[:count]
+
+    def slide(self, accepted: Index) -> None:
+        """Drop the first ``accepted[s]`` steps of each sample."""
+        if self._drawn is not None:
+            self._drawn = rows_from(self._drawn, accepted, len(self._drawn) - int(accepted.max()))
+
+    def forget(self) -> None:
+        """Drop all of them: the window goes on somewhere else."""
+        self._drawn = None
