@@ -35,8 +35,8 @@ from hypothesis import strategies as st
 import picardsolve as ps
 from picardsolve.fixed_point.stopping import Increment
 from picardsolve.fixed_point.window import Settings, Window
-from picardsolve.solve import posed
 from picardsolve.problem.tolerances import Tolerance
+from picardsolve.solve import posed
 
 FAMILIES = {
     "ode": ode_cases(),
