@@ -211,6 +211,8 @@ class Loop:
                 window.restart(self._i + 1, flat(state))
         else:
             self._caution.success()
+        if self._i + 1 != int(window.begin[0]):  # another replay follows: nothing is computed ahead
+            return stepped
         return self._aside(lambda: self._next(stepped, state), stepped)
 
     # ---- a round
