@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from picardsolve.integrations.diffusers.caution import Caution
 from picardsolve.integrations.diffusers.numerics import Numerics
 from picardsolve.integrations.diffusers.replay import Replay
 from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.window_limit import WindowLimit
 
 
-def rests(caution: Caution) -> int:
+def rests(caution: WindowLimit) -> int:
     """How many plain steps are taken before the next window."""
     count = 0
     while caution.pausing:
@@ -22,7 +22,7 @@ def rests(caution: Caution) -> int:
 
 def test_setbacks_in_a_row_cost_windows_and_rests():
     """0, 1, 2, 4, ... plain steps, windows a quarter as wide each time; a success makes the next rest short again."""
-    caution, found = Caution(64, 64), []
+    caution, found = WindowLimit(64, 64), []
     for _ in range(5):
         caution.set_back()
         found.append((rests(caution), caution.cap))
@@ -33,7 +33,7 @@ def test_setbacks_in_a_row_cost_windows_and_rests():
 
 
 def test_windows_that_stall_are_halved_and_grow_again():
-    caution = Caution(64, 64)
+    caution = WindowLimit(64, 64)
     for _ in range(4):
         caution.round(64, 1)
     assert caution.cap == 64
@@ -52,7 +52,7 @@ def test_windows_that_stall_are_halved_and_grow_again():
 
 
 def test_a_window_of_two_that_stalls_rests_longest():
-    caution = Caution(64, 2)
+    caution = WindowLimit(64, 2)
     for _ in range(5):
         caution.round(2, 1)
     assert (rests(caution), caution.cap) == (16, 2)

@@ -21,7 +21,7 @@ from pipelines import generator
 from torch import Tensor, nn
 
 from picardsolve.integrations.diffusers import denoise, sampler
-from picardsolve.integrations.diffusers.watch import MemoryLost
+from picardsolve.integrations.diffusers.mutable_state import MemoryLost
 
 # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
 pytestmark = [

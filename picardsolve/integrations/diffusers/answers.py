@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from picardsolve.integrations.diffusers.batching import Batch, Outputs, tensors
-from picardsolve.integrations.diffusers.memory import Memory
+from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, Watch, WatchedDenoiser
+from picardsolve.integrations.diffusers.predicted_gain import called_before
 from picardsolve.integrations.diffusers.replay import Call, Replay
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.warmth import called_before
-from picardsolve.integrations.diffusers.watch import MemoryLost, Watch, Watched
 from picardsolve.integrations.diffusers.window_tensor import Lanes, WindowTensor, find, pick
 
 # How far a state's output in company may be from its output alone, relative to its size. Rounding, in single precision
@@ -66,7 +65,7 @@ class Answers:
     _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, by the shapes of the call
     _first: dict[int, tuple[nn.Module, tuple, dict, Call]] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
-    _seen: dict[int, Memory] = field(default_factory=dict)  # what the denoiser remembered, by the number of the call
+    _seen: dict[int, Snapshot] = field(default_factory=dict)  # what the denoiser remembered, by the number of the call
 
     @property
     def checked(self) -> bool:
@@ -148,7 +147,7 @@ class Answers:
         if self.lanes is not None:
             self.lanes.cut(1)
 
-    def _recalled(self, number: int, watched: Watched, args: tuple, kwargs: dict) -> tuple[bool, Any]:
+    def _recalled(self, number: int, watched: WatchedDenoiser, args: tuple, kwargs: dict) -> tuple[bool, Any]:
         """Whether a call is a remembered one, of a denoiser that nobody has changed since; and its output."""
         found, output = self.replay.recall(self._step, number, watched.module, args, kwargs)
         memory = self.replay.memory(number)
@@ -157,12 +156,12 @@ class Answers:
             return False, None
         return found, output
 
-    def _changed_since(self, number: int, watched: Watched) -> bool:
+    def _changed_since(self, number: int, watched: WatchedDenoiser) -> bool:
         """Whether somebody changed the denoiser since the latest round."""
         memory = self._seen.get(number)
         return memory is not None and not watched.same_as(memory)
 
-    def _plain(self, watched: Watched, original: Callable, args: tuple, kwargs: dict) -> Any:
+    def _plain(self, watched: WatchedDenoiser, original: Callable, args: tuple, kwargs: dict) -> Any:
         """Call for one step, as the pipeline would; what the denoiser remembers of it decides how to go on."""
         undecided = watched.undecided
         output = self._call(watched, original, args, kwargs)
@@ -178,7 +177,7 @@ class Answers:
         return output
 
     def _differs_unfilled(
-        self, watched: Watched, original: Callable, args: tuple, kwargs: dict, output: Any
+        self, watched: WatchedDenoiser, original: Callable, args: tuple, kwargs: dict, output: Any
     ) -> str | None:
         """What its first call left in the denoiser that matters; None if it is the same whatever is asked first."""
         if not watched.unfill():
@@ -187,7 +186,7 @@ class Answers:
         return watched.refill(_distance(again, output) <= _SAME)
 
     def _batched(
-        self, watched: Watched, original: Callable, number: int, lanes: Lanes, args: tuple, kwargs: dict
+        self, watched: WatchedDenoiser, original: Callable, number: int, lanes: Lanes, args: tuple, kwargs: dict
     ) -> Outputs | None:
         """The outputs of the lanes; None, and a reason in the report, if the denoiser cannot be batched."""
         first, why = self._first.pop(number, None), ""
@@ -216,7 +215,7 @@ class Answers:
         self._one_at_a_time(why)
         return None
 
-    def _reproduces(self, watched: Watched, original: Callable, first: Any) -> None:
+    def _reproduces(self, watched: WatchedDenoiser, original: Callable, first: Any) -> None:
         """Make sure that a denoiser gives the first output again, so that it was the company that changed it.
 
         Raises:
@@ -231,7 +230,7 @@ class Answers:
                 )
             self._put_back(watched)
 
-    def _put_back(self, watched: Watched) -> None:
+    def _put_back(self, watched: WatchedDenoiser) -> None:
         if not watched.put_back():
             raise MemoryLost(
                 f"{type(watched.module).__name__}: it was called for several steps at once, and remembers that where "
@@ -239,7 +238,7 @@ class Answers:
             )
 
     def _compared(
-        self, watched: Watched, original: Callable, first: Any, lanes: Lanes, args: tuple, kwargs: dict
+        self, watched: WatchedDenoiser, original: Callable, first: Any, lanes: Lanes, args: tuple, kwargs: dict
     ) -> tuple[Outputs, float]:
         """The outputs of the lanes, and how far the first iteration's is from itself, in their company."""
         called, module = list(range(lanes.count)), watched.module
@@ -257,7 +256,7 @@ class Answers:
 
     def _call(
         self,
-        watched: Watched,
+        watched: WatchedDenoiser,
         original: Callable,
         args: tuple,
         kwargs: dict,

@@ -14,12 +14,11 @@ from picardsolve.integrations.diffusers.arguments import (
     refuse_unread_by_model,
     refuse_unread_by_pipeline,
 )
-from picardsolve.integrations.diffusers.memory import Memory, draws
+from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, random_generators
 from picardsolve.integrations.diffusers.numerics import Numerics
 from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.sampler import attach, sampler
-from picardsolve.integrations.diffusers.watch import MemoryLost
 
 # What a loop raises that cannot carry a window of states; it is run again, one step at a time.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
@@ -70,7 +69,7 @@ def sample(
     run = sampler(pipe, window=window, tolerance=tolerance, max_batch=max_batch, iteration=iteration, guess=guess)
     refuse_unread_by_pipeline(pipe, kwargs, _OURS)
     kwargs = merged("pipeline_kwargs", pipeline_kwargs, kwargs)
-    before = Memory({**_kept(pipe), **_plain(kwargs), **draws()})
+    before = Snapshot({**_kept(pipe), **_plain(kwargs), **random_generators()})
     try:
         with run:
             out = pipe(*args, **kwargs)

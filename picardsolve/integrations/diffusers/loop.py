@@ -25,18 +25,23 @@ from picardsolve.fixed_point.automatic_width import Pace
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrations.diffusers.answers import Answers
 from picardsolve.integrations.diffusers.batching import Batch
-from picardsolve.integrations.diffusers.caution import Caution
-from picardsolve.integrations.diffusers.foresight import Foresight
-from picardsolve.integrations.diffusers.memory import Memory, draws
+from picardsolve.integrations.diffusers.mutable_state import (
+    MemoryLost,
+    Snapshot,
+    Watch,
+    equal,
+    random_generators,
+    version,
+)
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape, State, same
 from picardsolve.integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
+from picardsolve.integrations.diffusers.predicted_gain import GainPrediction
 from picardsolve.integrations.diffusers.probe import scaled_ahead
 from picardsolve.integrations.diffusers.replay import Replay
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.same import equal, version
 from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
 from picardsolve.integrations.diffusers.walk import copy_of
-from picardsolve.integrations.diffusers.watch import MemoryLost, Watch
+from picardsolve.integrations.diffusers.window_limit import WindowLimit
 from picardsolve.integrations.diffusers.window_tensor import (
     LaneMode,
     Lanes,
@@ -80,8 +85,8 @@ class Loop:
         self._answers = Answers(batch, Replay(_SLACK * numerics.tolerance), self.report)
         widest = numerics.widest(len(timesteps))
         self._pace = Pace(widest, min(_FIRST, widest)) if numerics.window == "auto" else None
-        self._caution = Caution(len(timesteps), widest)
-        self._foresight = Foresight(len(timesteps))
+        self._limit = WindowLimit(len(timesteps), widest)
+        self._prediction = GainPrediction(len(timesteps))
         self._window: Window | None = None
         self._lanes: Lanes | None = None  # those that travel now, or will in the next iteration
         self._handed: _Handed | None = None
@@ -190,11 +195,11 @@ class Loop:
             self.report.round_seconds.append((answers.evaluated, answers.seconds))
             if answers.lanes is None and answers.warm:
                 self.report.single_seconds.append(answers.seconds)
-            self._foresight.note(
+            self._prediction.note(
                 *(self._i, answers.started, answers.seconds),
                 *(answers.evaluated, answers.warm, self.report.single),
             )
-            self.report.predicted_gain = self._foresight.gain
+            self.report.predicted_gain = self._prediction.gain
         return stepped
 
     # ---- a replay
@@ -206,11 +211,11 @@ class Loop:
         self.report.state = state
         self._chain.take(self._i, flat(sample), flat(output))
         if self._answers.missed:
-            self._caution.set_back()
+            self._limit.set_back()
             if self._i + 1 < len(self._timesteps):
                 window.restart(self._i + 1, flat(state))
         else:
-            self._caution.success()
+            self._limit.success()
         if self._i + 1 != int(window.begin[0]):  # another replay follows: nothing is computed ahead
             return stepped
         return self._aside(lambda: self._next(stepped, state), stepped)
@@ -248,11 +253,11 @@ class Loop:
                 self._window = self._begin(before, given)
             if handed is not None and not equal(handed.state, first) and not self._ties(handed.state, first):
                 self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
-                self._caution.set_back()
+                self._limit.set_back()
             elif count == 1 < self._answers.evaluated:
-                self._caution.set_back()
-            if self._caution.pausing:
-                self._caution.step()
+                self._limit.set_back()
+            if self._limit.pausing:
+                self._limit.step()
                 return stepped
             if self._answers.renewed:  # what earlier rounds found out is of another denoiser
                 self._window.restart(self._i, flat(first))
@@ -276,7 +281,7 @@ class Loop:
         If those fail, or move what the scheduler itself remembers, all is put back and the run goes on one step at a
         time: then ``otherwise``.
         """
-        settled = Memory({type(self._scheduler).__name__: self._scheduler, **draws()})
+        settled = Snapshot({type(self._scheduler).__name__: self._scheduler, **random_generators()})
         try:
             made, changes = work(), []
         except _UNFIT as error:
@@ -328,7 +333,7 @@ class Loop:
         window.tell(out.flatten(0, 1))
         chain.take(i, x, out[0])
         begin = int(window.begin[0])
-        self._caution.round(len(samples), begin - i)
+        self._limit.round(len(samples), begin - i)
         self._answers.replay.keep(range(i + 1, begin))
         chain.forget(i + 1)
         self.report.history = window.history
@@ -360,10 +365,10 @@ class Loop:
         """The step's return value, carrying the window's states if the next iteration is a round."""
         window = self._window
         assert window is not None
-        if self._i + 1 != window.begin[0] or self._caution.pausing or self.report.sequential is not None or window.done:
+        if self._i + 1 != window.begin[0] or self._limit.pausing or self.report.sequential is not None or window.done:
             return stepped
         rows = window.ask()
-        asked = min(len(rows.step) // len(state), self._caution.cap)
+        asked = min(len(rows.step) // len(state), self._limit.cap)
         if self._pace is not None:
             if self._cold:
                 return stepped

@@ -17,7 +17,7 @@ class Denoising(Protocol):
         """Answer one call."""
 
 
-class Method:
+class PatchedMethod:
     """A function in the place of a scheduler's or a pipeline's method, with its name and signature."""
 
     def __init__(self, owner: Any, name: str, call: Callable[..., Any]):
@@ -48,7 +48,7 @@ class Method:
                 self._owner.__dict__[self._name] = self._before
 
 
-class Forward:
+class PatchedForward:
     """A denoiser's forward, whose calls go to whoever runs a loop in the calling thread.
 
     Several pipelines may share a module: it is patched once, and the patch goes with the last of them.
@@ -75,14 +75,14 @@ class Forward:
         return vars(self.module).get(self.name) is self
 
     @staticmethod
-    def on(module: nn.Module) -> "Forward":
+    def on(module: nn.Module) -> "PatchedForward":
         """Patch a module, or share the patch that it has."""
         # torch.compile in place makes nn.Module call this instead of forward
         name = "_compiled_call_impl" if getattr(module, "_compiled_call_impl", None) is not None else "forward"
         with _LOCK:
             patch = vars(module).get(name)
-            if not isinstance(patch, Forward):
-                patch = Forward(module, name)
+            if not isinstance(patch, PatchedForward):
+                patch = PatchedForward(module, name)
                 module.__dict__[name] = patch
             patch.users += 1
             return patch

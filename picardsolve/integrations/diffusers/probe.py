@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.memory import immutable, trusted
+from picardsolve.integrations.diffusers.mutable_state import immutable, trusted
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape, same
 from picardsolve.integrations.diffusers.step_table import StepTable
 from picardsolve.integrations.diffusers.walk import PATCHED, copy_of

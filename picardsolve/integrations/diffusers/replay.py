@@ -8,8 +8,7 @@ from torch import Tensor
 
 from picardsolve.integrations.diffusers.batching import Outputs, copied
 from picardsolve.integrations.diffusers.batching import tensors as flat_tensors
-from picardsolve.integrations.diffusers.memory import Memory
-from picardsolve.integrations.diffusers.same import version
+from picardsolve.integrations.diffusers.mutable_state import Snapshot, version
 from picardsolve.integrations.diffusers.window_tensor import WindowTensor
 
 
@@ -33,7 +32,7 @@ class Call:
     varies: list[bool]
     outputs: Any
     first: int = 0
-    memory: Memory | None = None
+    memory: Snapshot | None = None
 
     @staticmethod
     def of(module: Any, args: tuple, kwargs: dict, outputs: Any, first: int = 0, copying: bool = False) -> "Call":
@@ -118,13 +117,13 @@ class Replay:
         args: tuple,
         kwargs: dict,
         outputs: Any,
-        memory: Memory | None = None,
+        memory: Snapshot | None = None,
     ) -> None:
         """Keep the outputs of a batched call, or the output of one call for all lanes, for the steps from ``first``."""
         self._calls[number] = call = Call.of(module, args, kwargs, outputs, first, self.copying)
         call.memory = memory
 
-    def memory(self, number: int) -> Memory | None:
+    def memory(self, number: int) -> Snapshot | None:
         """What the denoiser remembered after a call."""
         return self._calls[number].memory if number in self._calls else None
 

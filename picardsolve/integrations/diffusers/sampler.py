@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
 from picardsolve.integrations.diffusers.batching import Batch
 from picardsolve.integrations.diffusers.loop import Loop
+from picardsolve.integrations.diffusers.mutable_state import Watch
 from picardsolve.integrations.diffusers.numerics import Numerics
-from picardsolve.integrations.diffusers.patches import Forward, Method
+from picardsolve.integrations.diffusers.patches import PatchedForward, PatchedMethod
 from picardsolve.integrations.diffusers.refusals import refuse_iteration, refuse_stateful, refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.timesteps import Timesteps
-from picardsolve.integrations.diffusers.watch import Watch
 from picardsolve.integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
 from picardsolve.problem.checks import check_not_negative, check_optional_positive_integer
 
@@ -36,8 +36,8 @@ class Sampler:
         self._scheduler, self.modules, self._numerics, self._pipe = scheduler, modules, numerics, pipe
         self.why = why_sequential(scheduler)
         self.failed = False
-        self._methods: list[Method] = []
-        self._forwards: list[Forward] = []
+        self._methods: list[PatchedMethod] = []
+        self._forwards: list[PatchedForward] = []
         self._loops: list[Loop] = []  # the innermost last
         self._watches: list[Watch] = []
         self._bar: Any = None
@@ -47,7 +47,7 @@ class Sampler:
 
     def __enter__(self) -> "Sampler":
         with _LOCK:
-            if isinstance(vars(self._scheduler).get("step"), Method):
+            if isinstance(vars(self._scheduler).get("step"), PatchedMethod):
                 raise RuntimeError(
                     "sampler: this scheduler is already running in parallel; leave the other context first."
                 )
@@ -71,7 +71,7 @@ class Sampler:
         if hasattr(self._pipe, "progress_bar"):
             owners.append((self._pipe, "progress_bar", self._progress_bar))
         for owner, name, call in owners:
-            method = Method(owner, name, call)
+            method = PatchedMethod(owner, name, call)
             method.put()
             self._methods.append(method)
         self._real = {name: method.original for (_, name, _), method in zip(owners, self._methods, strict=True)}
@@ -96,7 +96,7 @@ class Sampler:
             forward.off()
             self._forwards.remove(forward)
         patched = [forward.module for forward in self._forwards]
-        self._forwards += [Forward.on(module) for module in self.modules if module not in patched]
+        self._forwards += [PatchedForward.on(module) for module in self.modules if module not in patched]
 
     def _watch(self) -> None:
         timesteps = getattr(self._scheduler, "timesteps", None)
@@ -130,7 +130,7 @@ class Sampler:
         for part in (*parts.values(), *(components.values() if isinstance(components, dict) else ())):
             if isinstance(part, nn.Module) and part not in self.modules:
                 self.modules.append(part)
-                self._forwards.append(Forward.on(part))
+                self._forwards.append(PatchedForward.on(part))
                 self._forwards[-1].start(loop)
 
     def put_back(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.independent import independent
+from picardsolve.integrations.diffusers.mutable_state import independent
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape
 
 Held: TypeAlias = Callable[[int, Tensor], Tensor]  # the output to give at a step, in a state

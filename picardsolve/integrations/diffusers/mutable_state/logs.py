@@ -7,8 +7,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from picardsolve.integrations.diffusers.memory import Holder, Memory, trusted
-from picardsolve.integrations.diffusers.places import Cells
+from picardsolve.integrations.diffusers.mutable_state.containers import Cells
+from picardsolve.integrations.diffusers.mutable_state.snapshot import Holder, Snapshot, trusted
 
 _WRITES = {"append", "appendleft", "extend", "add", "update", "insert"}
 _LOOKING = {"getattr", "vars", "__dict__", "__getattribute__", "eval", "exec", "globals", "locals", "attrgetter"}
@@ -16,7 +16,7 @@ _ACCESS = {"__getattr__", "__getattribute__", "__setattr__"}
 _LOGGED = (bool, int, float, str, type(None))
 
 
-def logs(then: Memory, now: Memory, changes: list[Holder]) -> frozenset[Holder] | None:
+def logs(then: Snapshot, now: Snapshot, changes: list[Holder]) -> frozenset[Holder] | None:
     """The places that all the changes are in, if they are logs; None if one of them may be read."""
     found: set[Holder] = set()
     for change in changes:
@@ -27,7 +27,7 @@ def logs(then: Memory, now: Memory, changes: list[Holder]) -> frozenset[Holder] 
     return frozenset(found)
 
 
-def _named(memory: Memory, holder: Holder) -> list[tuple[Any, Any, str]] | None:
+def _named(memory: Snapshot, holder: Holder) -> list[tuple[Any, Any, str]] | None:
     """By which variables and attributes code can get there: the place, its key, and the name."""
     found, todo, seen = [], [holder], set()
     while todo:
@@ -48,7 +48,7 @@ def _named(memory: Memory, holder: Holder) -> list[tuple[Any, Any, str]] | None:
     return found or None
 
 
-def _is_log(now: Memory, ident: Any, key: Any, name: str) -> bool:
+def _is_log(now: Snapshot, ident: Any, key: Any, name: str) -> bool:
     held = now.places[ident][2] if ident in now.places else {}
     if not _numbers(held.get(key)):
         return False
@@ -60,7 +60,7 @@ def _is_log(now: Memory, ident: Any, key: Any, name: str) -> bool:
     return bool(own) and all(_only_writes(function, name) for function in mentioned)
 
 
-def _run(now: Memory, ident: Any) -> list[types.FunctionType]:
+def _run(now: Snapshot, ident: Any) -> list[types.FunctionType]:
     """The functions that a call may run: of a class those that another one names, or that run without being named."""
     members = now.members()
     silent = _quiet_class(now, ident)
@@ -78,7 +78,7 @@ def _run(now: Memory, ident: Any) -> list[types.FunctionType]:
     return run
 
 
-def _quiet_class(now: Memory, ident: Any) -> type | None:
+def _quiet_class(now: Snapshot, ident: Any) -> type | None:
     """The class of an object of which code only ever uses the attributes, so that ``obj()`` and the like do not run."""
     cls = now.owners.get(ident)
     if cls is None:

@@ -7,7 +7,7 @@ _REST = 16  # plain steps before a window of two, which did not pay, is tried ag
 
 
 @dataclass
-class Caution:
+class WindowLimit:
     """Narrows windows that do not get anywhere, and pauses after setbacks.
 
     Attributes:

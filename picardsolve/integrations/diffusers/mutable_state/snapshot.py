@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.patches import Forward, Method
-from picardsolve.integrations.diffusers.places import (
+from picardsolve.integrations.diffusers.mutable_state.containers import (
     Cells,
     Classes,
     Contexts,
@@ -37,7 +36,8 @@ from picardsolve.integrations.diffusers.places import (
     Slots,
     Tuples,
 )
-from picardsolve.integrations.diffusers.values import BUFFERS, Arrays, Buffers, Draws, Tensors, alike
+from picardsolve.integrations.diffusers.mutable_state.values import BUFFERS, Arrays, Buffers, Draws, Tensors, alike
+from picardsolve.integrations.diffusers.patches import PatchedForward, PatchedMethod
 
 _TRUSTED = {
     *sys.stdlib_module_names,
@@ -82,7 +82,7 @@ def outside(value: Any) -> bool:
     return library in _CLOSED and not isinstance(value, nn.Module | threading.local)
 
 
-class Memory:
+class Snapshot:
     """Everything in reach of some roots that can change, as it is now.
 
     Attributes:
@@ -115,9 +115,9 @@ class Memory:
 
     # ---- comparing, and putting back
 
-    def again(self, unread: frozenset[Holder] = frozenset()) -> "Memory":
+    def again(self, unread: frozenset[Holder] = frozenset()) -> "Snapshot":
         """The same roots' memory as it is now."""
-        return Memory(self._roots, unread)
+        return Snapshot(self._roots, unread)
 
     @property
     def unchanged(self) -> bool:
@@ -131,7 +131,7 @@ class Memory:
         except (RuntimeError, ValueError, TypeError):  # two tensors, or arrays, that are not the same object
             return False
 
-    def changed(self, now: "Memory") -> list[Holder]:
+    def changed(self, now: "Snapshot") -> list[Holder]:
         """Where it differs from what it is now."""
         compared: set[tuple[Any, Any]] = set()
         changes: list[Holder] = []
@@ -172,7 +172,7 @@ class Memory:
             ident, key = self.holders[ident][0]
         return ".".join(reversed([name for name in names if name not in ("_modules", "_parameters", "_buffers")]))
 
-    def _compare(self, then: Any, other: Any, now: "Memory", at: Holder, compared: set, changes: list) -> None:
+    def _compare(self, then: Any, other: Any, now: "Snapshot", at: Holder, compared: set, changes: list) -> None:
         a, b = _ident(then), _ident(other)
         if a in self.places or b in now.places:
             if a in self.places and b in now.places:
@@ -184,7 +184,7 @@ class Memory:
             changes.append(at)
 
     def _compare_places(
-        self, a: Any, b: Any, now: "Memory", compared: set, changes: list, at: Holder | None = None
+        self, a: Any, b: Any, now: "Snapshot", compared: set, changes: list, at: Holder | None = None
     ) -> None:
         if (a, b) in compared:
             return
@@ -239,7 +239,7 @@ class Memory:
             return
         enter = _ENTER.get(cls)
         if enter is None:
-            enter = _ENTER[cls] = next((how for kinds, how in _HOW if issubclass(cls, kinds)), Memory._object)
+            enter = _ENTER[cls] = next((how for kinds, how in _HOW if issubclass(cls, kinds)), Snapshot._object)
         enter(self, obj, holder, key)
 
     def _add(self, kind: type[Kind], obj: Any, holder: Any, key: Any) -> Any:
@@ -355,7 +355,7 @@ def _globals(function: types.FunctionType) -> list[tuple[dict, str]]:
 
 
 _HOW: list[tuple[Any, Any]] = [
-    ((Forward, Method), Memory._patch),
+    ((PatchedForward, PatchedMethod), Snapshot._patch),
     (Tensor, lambda self, *at: self._add(Tensors, *at)),
     (np.ndarray, lambda self, *at: self._add(Arrays, *at)),
     (
@@ -368,18 +368,18 @@ _HOW: list[tuple[Any, Any]] = [
     ((list, deque), lambda self, *at: self._container(Lists, *at)),
     ((tuple, frozenset), lambda self, *at: self._container(Tuples, *at)),
     (set, lambda self, *at: self._container(Sets, *at)),
-    (type, Memory._class),
-    (types.FunctionType, Memory._function),
-    (types.CellType, Memory._cell),
-    (types.MethodType, Memory._method),
-    ((staticmethod, classmethod), Memory._wrapped),
-    (property, Memory._property),
-    (partial, Memory._partial),
+    (type, Snapshot._class),
+    (types.FunctionType, Snapshot._function),
+    (types.CellType, Snapshot._cell),
+    (types.MethodType, Snapshot._method),
+    ((staticmethod, classmethod), Snapshot._wrapped),
+    (property, Snapshot._property),
+    (partial, Snapshot._partial),
 ]
 _ENTER: dict[type, Any] = {}
 
 
-def draws() -> dict[str, Any]:
+def random_generators() -> dict[str, Any]:
     """The random generators of the process."""
     found: dict[str, Any] = {"torch's random numbers": torch.default_generator}
     if torch.cuda.is_initialized():

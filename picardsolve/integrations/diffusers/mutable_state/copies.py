@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.memory import immutable, outside, trusted
-from picardsolve.integrations.diffusers.places import Slots
-from picardsolve.integrations.diffusers.values import BUFFERS
+from picardsolve.integrations.diffusers.mutable_state.containers import Slots
+from picardsolve.integrations.diffusers.mutable_state.snapshot import immutable, outside, trusted
+from picardsolve.integrations.diffusers.mutable_state.values import BUFFERS
 
 _DRAWS = (random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
 

@@ -2,15 +2,15 @@
 
 from torch import nn
 
-from picardsolve.integrations.diffusers.memory import Holder, Memory, draws
-from picardsolve.integrations.diffusers.unread import logs
+from picardsolve.integrations.diffusers.mutable_state.logs import logs
+from picardsolve.integrations.diffusers.mutable_state.snapshot import Holder, Snapshot, random_generators
 
 
 class MemoryLost(Exception):
     """A denoiser was called for several steps, and cannot be put back."""
 
 
-class Watched:
+class WatchedDenoiser:
     """One denoiser.
 
     Attributes:
@@ -23,13 +23,13 @@ class Watched:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        self.first = self.now = Memory({type(module).__name__: module})
+        self.first = self.now = Snapshot({type(module).__name__: module})
         self.why: str | None = None
         self._unread: frozenset[Holder] = frozenset()
-        self._draws = Memory(draws())
+        self._draws = Snapshot(random_generators())
         self._calls = 0
-        self._before: Memory | None = None
-        self._after: Memory | None = None
+        self._before: Snapshot | None = None
+        self._after: Snapshot | None = None
 
     def begin(self) -> None:
         """It is about to be called."""
@@ -102,7 +102,7 @@ class Watched:
         """Undo what a call changed; whether that was possible."""
         return all([self._draws.put_back(), self.now.put_back()])
 
-    def same_as(self, memory: Memory) -> bool:
+    def same_as(self, memory: Snapshot) -> bool:
         """Whether it remembers what it did then."""
         if memory.unchanged:
             return True
@@ -119,12 +119,12 @@ class Watch:
     """All denoisers of a run."""
 
     def __init__(self) -> None:
-        self._watched: dict[nn.Module, Watched] = {}
+        self._watched: dict[nn.Module, WatchedDenoiser] = {}
 
-    def of(self, module: nn.Module) -> Watched:
+    def of(self, module: nn.Module) -> WatchedDenoiser:
         """The one, from its first call on."""
         if module not in self._watched:
-            self._watched[module] = Watched(module)
+            self._watched[module] = WatchedDenoiser(module)
         return self._watched[module]
 
     def put_back(self) -> bool:

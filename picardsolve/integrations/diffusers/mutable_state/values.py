@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.places import Kind
-from picardsolve.integrations.diffusers.same import equal, version
+from picardsolve.integrations.diffusers.mutable_state.containers import Kind
 
 WHOLE = 1 << 11  # elements up to which a tensor's values are compared whole
 _KEPT = 1 << 24  # elements up to which a tensor can be put back
@@ -223,6 +222,18 @@ class Draws(Kind):
     @staticmethod
     def _bits(obj: Any) -> Any:
         return obj.bit_generator if isinstance(obj, np.random.Generator) else obj
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Equal in shape and in every element; NaN is equal to NaN."""
+    if torch.equal(a, b):
+        return True
+    return a.shape == b.shape and a.is_floating_point() and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def version(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None in inference mode, where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -1,12 +1,15 @@
 """How much faster than one step at a time a run will turn out, told from its first quarter."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 _SETTLED = 2  # rounds until windows are filled: the first step alone, and the first window
 
 
 @dataclass
-class Foresight:
+class GainPrediction:
     """Takes the rounds of a run as they end.
 
     The run so far took what it took; its remaining steps take as long as those since windows are filled, the pipeline's
@@ -56,3 +59,22 @@ class Foresight:
         a_step = (now - then - late) / (step - at)
         gain = single * self.steps / (now - self._begun + a_step * (self.steps - step))
         self.gain = gain if gain > 0 else None  # NaN where a single step's time is not known
+
+
+_CALLED: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+
+
+def called_before(called: Any, form: Hashable) -> bool:
+    """Whether something was called in this form before in this process; from now on it was.
+
+    Args:
+        called: a module or function; False of what cannot be remembered.
+        form: what tells its calls apart: shapes, types, devices.
+    """
+    try:
+        forms = _CALLED.setdefault(called, set())
+    except TypeError:
+        return False
+    before = form in forms
+    forms.add(form)
+    return before

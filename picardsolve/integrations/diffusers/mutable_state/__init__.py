@@ -1,0 +1,19 @@
+"""What a denoiser or a scheduler remembers: seen, compared, copied and put back."""
+
+from picardsolve.integrations.diffusers.mutable_state.copies import independent
+from picardsolve.integrations.diffusers.mutable_state.denoisers import MemoryLost, Watch, WatchedDenoiser
+from picardsolve.integrations.diffusers.mutable_state.snapshot import Snapshot, immutable, random_generators, trusted
+from picardsolve.integrations.diffusers.mutable_state.values import equal, version
+
+__all__ = [
+    "MemoryLost",
+    "Snapshot",
+    "Watch",
+    "WatchedDenoiser",
+    "equal",
+    "immutable",
+    "independent",
+    "random_generators",
+    "trusted",
+    "version",
+]
