@@ -24,9 +24,9 @@ from picardsolve.certificate.remaining_rounds import expected_after
 from picardsolve.collocation import Choice, Collocation, Event, Trajectory, collocate
 from picardsolve.fixed_point import sequential as reference
 from picardsolve.fixed_point.automatic_width import Pace
+from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.guesses import FromTrajectory, Guess, guess_for
 from picardsolve.fixed_point.iterations import Iteration, Newton, Picard, Secant, iteration_for
-from picardsolve.fixed_point.stopping import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators import Chain, DriftChain, Integrator
 from picardsolve.problem.checks import (
@@ -398,7 +398,7 @@ def _sharpened(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, fac
     rule, again = loop.settings.stopping, factor < 1
     assert isinstance(rule, ErrorEstimate)
     tolerance = rule.tolerance.scaled(torch.from_numpy(factor).to(y))
-    finer = ErrorEstimate(tolerance, chain.length, rule.forgets, thrifty=False)
+    finer = ErrorEstimate(tolerance, chain.length, rule.trusts_slopes, reserves=False)
     guess = loop.settings.guess
     if loop.path is not None:
         guess = guess_for(FromTrajectory(problem.layout.unpack_path(loop.path)), problem, chain)

@@ -26,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import picardsolve as ps
-from picardsolve.fixed_point.stopping import ErrorEstimate, Residuals
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
+from picardsolve.fixed_point.stopping import Residuals
 from picardsolve.fixed_point.sweep import Swept
 from picardsolve.problem.recurrence import rms
 from picardsolve.problem.tolerances import Tolerance

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from picardsolve.analysis.pilot import Pilot
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.guesses import FrozenOutput
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.stopping import ErrorEstimate
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from picardsolve.analysis.sightings import Sightings
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.guesses import FrozenSample, guess_for
 from picardsolve.fixed_point.iterations import MultiSecant, Secant, iteration_for
 from picardsolve.fixed_point.sequential import run
-from picardsolve.fixed_point.stopping import ErrorEstimate
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators import RK4, DriftChain, Euler, Heun, Integrator
 from picardsolve.integrators.base import Evaluated, Hold, Rows

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.acceptance import Acceptance
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.guesses import Entering, Guess, Trail
 from picardsolve.fixed_point.guesses.watched import watched as watched_guess
 from picardsolve.fixed_point.increments import Increments
 from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.iterations.watched import watched
 from picardsolve.fixed_point.placement import Placement, alike, extended, on_device, padded, rows_from, shifted
-from picardsolve.fixed_point.stopping import ErrorEstimate, Stopping
+from picardsolve.fixed_point.stopping import Stopping
 from picardsolve.fixed_point.sweep import Memory
 from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Index, Rows, Steps
 from picardsolve.problem.machine import Machine

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Secant
-from picardsolve.fixed_point.stopping import ErrorEstimate, Residuals
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
+from picardsolve.fixed_point.stopping import Residuals
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrations.diffusers.noise_tape import NoiseTape
 from picardsolve.integrations.diffusers.report import Report
@@ -72,7 +73,7 @@ class Numerics:
         iteration = self.iteration or (Secant() if onward else Exponential())
         guess = self.guess or (FrozenSample() if step.drew else FrozenOutput())
         allowed = Tolerance(noise=tolerance)
-        meter = ErrorEstimate(allowed, len(timesteps), held=True) if tolerance else None
+        meter = ErrorEstimate(allowed, len(timesteps), frozen=True) if tolerance else None
         settings = Settings(width, iteration, guess, Residuals(allowed), lockstep=True, meter=meter)
         return Window(chain, flat(step.sample), settings)
 

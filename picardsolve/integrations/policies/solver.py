@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from picardsolve.certificate.certificate import Certificate, Evidence
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.guesses import Guess
 from picardsolve.fixed_point.iterations import Iteration
 from picardsolve.fixed_point.sequential import run
-from picardsolve.fixed_point.stopping import ErrorEstimate, Increment
+from picardsolve.fixed_point.stopping import Increment
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrations.policies.chain import PlanChain
 from picardsolve.integrations.policies.guess import Towards
