@@ -25,8 +25,9 @@ from picardsolve.collocation import Choice, Collocation, Event, Trajectory, coll
 from picardsolve.fixed_point import sequential as reference
 from picardsolve.fixed_point.automatic_width import Pace
 from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
-from picardsolve.fixed_point.guesses import FromTrajectory, Guess, guess_for
+from picardsolve.fixed_point.guesses import Copy, FromTrajectory, Guess, guess_for
 from picardsolve.fixed_point.iterations import Iteration, Newton, Picard, Secant, iteration_for
+from picardsolve.fixed_point.stopping import Increment
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators import Chain, DriftChain, Integrator
 from picardsolve.problem.checks import (
@@ -248,7 +249,8 @@ def _on_grid(
     widest = min(chain.length, max((max_batch or _WIDEST) // len(y), 1)) if window == "auto" else window
     if isinstance(method, Parareal):
         allowed = tolerance_of(term, problem.layout, *tolerances, "increment")
-        loop = _wavefront(integrator, chain, y, method, widest, allowed, path, together)
+        no_guess, rule = Copy(), Increment(allowed)
+        loop = method.machine(chain, y, path, width=widest, guess=no_guess, stopping=rule, lockstep=together)
     else:
         denoises = isinstance(term, Denoiser)
         stopping, meter = stopping_of(stop, tolerance, chain, denoises), None
@@ -268,6 +270,8 @@ def _on_grid(
             growth, more, held = _kept_in_check(problem, chain, loop, y, meant, max_rounds)
             rounds += more
         bar.update(int(loop.begin.min()), rounds * chain.rounds)
+    if loop.path is not None and (loop.begin < chain.length).any():
+        _forget_beyond(loop.path, loop.begin)
     calls, evaluations = chain.counts()
     width = max((int(record.width.max()) for record in loop.history), default=0)
     stats = Stats(chain.length, rounds * chain.rounds + chain.further_rounds, evaluations, calls, width)
@@ -293,7 +297,7 @@ def _on_grid(
         implicit=chain.implicit,
         growth=growth,
     )
-    notes = (loop.note,) if isinstance(loop, Wavefront) else ()
+    notes = loop.notes
     solution = _finish(problem, path, result, stats, loop.history, loop.begin, loop.failed, throw, evidence, notes)
     _warn(*solution.certificate.warnings)
     return solution
@@ -576,24 +580,6 @@ def _one_at_a_time(chain: DriftChain, window: Window, bar: Progress, max_rounds:
 def _forget_beyond(path: Tensor, done: np.ndarray) -> None:
     beyond = torch.from_numpy(np.arange(len(path))[:, None] > done).to(path.device)
     path.masked_fill_(beyond[..., None], torch.nan)
-
-
-def _wavefront(
-    integrator: Integrator,
-    chain: Chain,
-    y: Tensor,
-    iteration: Parareal,
-    cores: int,
-    tolerance: Tolerance,
-    path: Tensor | None,
-    together: bool,
-) -> Wavefront:
-    if chain.memory:
-        raise TypeError(
-            f"integrator: Parareal goes on from single states, and {integrator!r} also reads the outputs of earlier "
-            "steps; pass a one-step integrator such as DDIM() or DPMSolver(1), or another iteration."
-        )
-    return Wavefront(chain, y, iteration, cores, tolerance, path, together)
 
 
 def _fail_where_not_finite(loop: Window | Wavefront) -> None:

@@ -429,9 +429,7 @@ def test_starts_beyond_the_grid_are_refused():
 
 def test_multistep_integrators_are_refused():
     term = ps.Denoiser(unused, ps.schedules.EDM())
-    with pytest.raises(
-        TypeError, match=r"^integrator: Parareal goes on from single states, and DPMSolver\(order=2, .*pass"
-    ):
+    with pytest.raises(TypeError, match=r"^integrator: Parareal goes on from single states, .*1 earlier steps; pass"):
         ps.solve(term, torch.ones(1, 3), ps.grids.karras(4.0, 0.1, 8), integrator=ps.DPMSolver(2), **ps.presets.srds())
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import picardsolve as ps
 from picardsolve.fixed_point.guesses import guess_for
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.iterations.secant import HIGHEST, LOWEST
+from picardsolve.fixed_point.slopes import HIGHEST, LOWEST
 from picardsolve.fixed_point.stopping import Increment
 from picardsolve.fixed_point.sweep import Swept
 from picardsolve.fixed_point.window import Settings, Window
@@ -212,7 +212,7 @@ def test_memory_moves_along_with_the_steps(secant, data):
                     slope = min(max(slope, LOWEST), HIGHEST)
                 assert math.isclose(float(slopes[j, sample]), slope, rel_tol=1e-6, abs_tol=1e-6), at
                 known[at] = states[j, sample], images[j, sample], float(slopes[j, sample])
-            kept = int(run._kept[sample])
+            kept = int(run.acceptance._seen[sample])
             for at in [at for at in known if at[1] == sample]:
                 if not 0 <= at[0] - int(run.begin[sample]) < kept:
                     del known[at]

@@ -4,8 +4,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
 
+from torch import Tensor
+
+from picardsolve.baselines.wavefront import Wavefront
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
+from picardsolve.fixed_point.guesses import Guess
 from picardsolve.fixed_point.iterations import Method
+from picardsolve.fixed_point.stopping import Stopping
+from picardsolve.integrators.base import DriftChain
 from picardsolve.problem.checks import check_optional_positive_integer, check_positive_integer
+from picardsolve.problem.tolerances import Stop
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,52 @@ class Parareal(Method):
         length = steps // count
         return (0, *(steps - length * left for left in range(count - 1, 0, -1)))
 
+    @property
+    def stop(self) -> Stop:
+        """Where a core reaches the state that the next one went on from, it is compared with that state."""
+        return "increment"
+
+    def machine(
+        self,
+        chain: DriftChain,
+        y: Tensor,
+        path: Tensor | None,
+        *,
+        width: int,
+        guess: Guess,
+        stopping: Stopping,
+        meter: ErrorEstimate | None = None,
+        lockstep: bool = False,
+    ) -> Wavefront:
+        """A `Wavefront` of at most ``width`` cores; it has no use for a guess.
+
+        Raises:
+            TypeError: steps of the chain read outputs of earlier steps.
+            ValueError: cores cannot start where a subclass says.
+        """
+        if chain.memory:
+            raise TypeError(
+                f"integrator: Parareal goes on from single states, and a step of this one also reads the outputs of "
+                f"{chain.memory} earlier steps; pass a one-step integrator such as DDIM() or DPMSolver(1), or another "
+                "iteration."
+            )
+        starts, wanted = self._checked_cores(chain.length, width), len(self.cores(chain.length, chain.length))
+        fewer = f", of {wanted}: window={width} allows no more" if len(starts) < wanted else ""
+        note = f"Parareal with {len(starts)} core{'s' * (len(starts) > 1)}{fewer}"
+        how = starts, self.coarse, self.iterations
+        return Wavefront(chain, y, path, *how, stopping.tolerance, lockstep, (note,))
+
+    def _checked_cores(self, steps: int, most: int) -> tuple[int, ...]:
+        starts, apart = self.cores(steps, most), self.coarse
+        whole = isinstance(starts, tuple) and all(type(start) is int for start in starts)
+        begins = whole and starts[:1] == (0,) and len(starts) <= most and starts[-1] < steps
+        if not begins or any(b - a <= apart for a, b in pairwise(starts)):
+            raise ValueError(
+                f"iteration: {self!r}.cores must give at most {most} steps, 0 first and each more than "
+                f"coarse={apart} behind the one before, below {steps}; got {starts!r}."
+            )
+        return starts
+
 
 def _scaled(starts: tuple[int, ...], grid: int, steps: int, coarse: int) -> tuple[int, ...]:
     """Starts on a grid of other length, to the nearest step."""
@@ -95,20 +149,3 @@ def _scaled(starts: tuple[int, ...], grid: int, steps: int, coarse: int) -> tupl
         if scaled > kept[-1] + coarse and scaled < steps:
             kept.append(scaled)
     return tuple(kept)
-
-
-def checked_cores(iteration: Parareal, steps: int, most: int) -> tuple[int, ...]:
-    """The steps that its cores start at, which a subclass may choose.
-
-    Raises:
-        ValueError: cores cannot start there.
-    """
-    starts, apart = iteration.cores(steps, most), iteration.coarse
-    whole = isinstance(starts, tuple) and all(type(start) is int for start in starts)
-    begins = whole and starts[:1] == (0,) and len(starts) <= most and starts[-1] < steps
-    if not begins or any(b - a <= apart for a, b in pairwise(starts)):
-        raise ValueError(
-            f"iteration: {iteration!r}.cores must give at most {most} steps, 0 first and each more than "
-            f"coarse={apart} behind the one before, below {steps}; got {starts!r}."
-        )
-    return starts

@@ -1,27 +1,30 @@
-"""What a sweep of an iteration returns to the window."""
+"""A sweep: how the states of a window are renewed from what one round computed."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor
+
+from picardsolve.integrators.step_maps import Steps
 
 Memory: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep made of a window of W steps of B samples.
+    """The result of a sweep over a window of W steps of B samples, each state of D numbers.
 
     Attributes:
         y: the new states ``Y[b + 1] ... Y[b + W]``, ``(W, B, D)``.
         change: ``Y - X``, ``(W, B, D)``; see ``cautious``.
         residual: root mean square of ``F[n] - X[n + 1]``, ``(W, B)``; None where the sweep does not compute it.
-        slope: factor by which a change of ``X[n]`` is taken to change ``Phi_n(X[n])``, ``(W, B)``: the one that delta
-            is, where it is a number, or one that was seen; None for 1.
-        memory: what the next sweep wants to know of the same steps: tensors ``(W, B, ...)``.
-        tangent: whether ``delta`` was the derivative, so that what it misses grows with the square of a change.
-        leaps: whether derivatives may have taken states far astray, whose size is then no measure of a change.
-        cautious: whether elements of ``change`` may be larger than those of ``Y - X``, in doubt about these.
+        slope: the factor by which a change of ``X[n]`` is taken to change ``Phi_n(X[n])``, ``(W, B)``: the factor of
+            ``delta``, where it is a number, or one measured between rounds; None for 1.
+        memory: what the next sweep needs of the same steps: tensors ``(W, B, ...)``.
+        tangent: ``delta`` was the derivative, so that the error of ``delta`` grows with the square of a change.
+        leaps: derivatives may have moved states very far. The size of the new states is then no scale for a change.
+        cautious: elements of ``change`` may be larger than those of ``Y - X``, where the sweep doubts these.
     """
 
     y: Tensor
@@ -32,3 +35,30 @@ class Swept:
     tangent: bool = False
     leaps: bool = False
     cautious: bool = False
+
+
+class Sweep(ABC):
+    """What a window asks of an iteration in each round."""
+
+    def directions(self, size: int, rounds: int) -> Tensor | None:
+        """The directions ``(P, size)`` to differentiate the steps along in this round; None, the default: none.
+
+        A sweep of more than one step is then given steps with ``directions`` and ``derivatives``.
+
+        Args:
+            size: numbers in a state, D.
+            rounds: number of rounds before this one.
+        """
+        return None
+
+    @abstractmethod
+    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
+        """New states from old ones.
+
+        Args:
+            steps: the window's steps with this round's outputs.
+            x: the old states ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``; not to be written to.
+            scratch: ``(W, B, D)`` memory that the change may be returned in.
+            memory: the memory of the sweep before, moved to this window's steps and zero for steps that are new; empty
+                at first.
+        """

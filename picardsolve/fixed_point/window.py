@@ -19,16 +19,15 @@ from torch import Tensor
 
 from picardsolve.fixed_point.acceptance import Acceptance
 from picardsolve.fixed_point.error_estimate import ErrorEstimate
+from picardsolve.fixed_point.grid_machine import GridMachine
 from picardsolve.fixed_point.guesses import Entering, Guess, Trail
 from picardsolve.fixed_point.guesses.watched import watched as watched_guess
 from picardsolve.fixed_point.increments import Increments
-from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.iterations.watched import watched
 from picardsolve.fixed_point.placement import Placement, alike, extended, on_device, padded, rows_from, shifted
 from picardsolve.fixed_point.stopping import Stopping
-from picardsolve.fixed_point.sweep import Memory
+from picardsolve.fixed_point.sweep import Memory, Sweep
+from picardsolve.fixed_point.watched import watched
 from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Index, Rows, Steps
-from picardsolve.problem.machine import Machine
 from picardsolve.results.history import History
 
 
@@ -46,7 +45,7 @@ class Settings:
     """
 
     width: int
-    iteration: Iteration
+    iteration: Sweep
     guess: Guess
     stopping: Stopping
     lockstep: bool = False
@@ -59,7 +58,7 @@ class Settings:
 
 
 @dataclass
-class Window(Machine):
+class Window(GridMachine):
     """The state of one solve by fixed-point iteration.
 
     Attributes:
@@ -90,7 +89,8 @@ class Window(Machine):
         self._iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
         self.width = settings.width
         self.acceptance = Acceptance(samples, self.width, self.chain.implicit, settings.lockstep)
-        self.begin, self.failed = np.zeros(samples, dtype=np.int64), np.zeros(samples, dtype=bool)
+        self.begin = np.zeros(samples, dtype=np.int64)
+        self.failed, self.stopped = np.zeros((2, samples), dtype=bool)
         self._increments = Increments(self.chain)
         self._memory: Memory = ()
         self._directions: Tensor | None = None

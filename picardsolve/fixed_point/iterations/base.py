@@ -1,52 +1,83 @@
-"""The interface of an iteration: how a window answers to what one round computed."""
+"""The interfaces of what a solve takes as ``iteration``."""
 
 from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from picardsolve.fixed_point.sweep import Memory, Swept
-from picardsolve.integrators.base import Steps
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
+from picardsolve.fixed_point.grid_machine import GridMachine
+from picardsolve.fixed_point.guesses import Guess
+from picardsolve.fixed_point.stopping import Stopping
+from picardsolve.fixed_point.sweep import Sweep
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrators.base import DriftChain
+from picardsolve.problem.tolerances import Stop
 
 
-class Method(ABC):  # noqa: B024
+class Method(ABC):
     """A way to solve the steps of a chain in rounds: what `picardsolve.solve` takes as ``iteration``.
 
     Attributes:
-        solves_equations: whether it serves implicit chains, whose steps are equations.
+        solves_equations: it serves implicit chains, whose steps are equations.
+        stop: the only rule for stopping that the method has, which takes the place of the one that a solve was given.
+            None: it takes any, and errors can be estimated from its rounds.
     """
 
     solves_equations: bool = False
+    stop: Stop | None = None
+
+    @abstractmethod
+    def machine(
+        self,
+        chain: DriftChain,
+        y: Tensor,
+        path: Tensor | None,
+        *,
+        width: int,
+        guess: Guess,
+        stopping: Stopping,
+        meter: ErrorEstimate | None = None,
+        lockstep: bool = False,
+    ) -> GridMachine:
+        """The machine that solves a chain by this method.
+
+        Args:
+            chain: what is solved.
+            y: ``(B, D)`` initial states.
+            path: ``(N + 1, B, D)``, where accepted states are kept; None: nowhere.
+            width: most steps in a round for each sample.
+            guess: what the states that enter a window start from.
+            stopping: which states may be accepted; of this solve only, for it remembers its rounds.
+            meter: what estimates errors where ``stopping`` does not; of this solve only.
+            lockstep: all samples share one position, that of the slowest.
+
+        Raises:
+            TypeError: the method does not serve this chain.
+        """
 
 
-class Iteration(Method):
+class Iteration(Sweep, Method):
     """One choice of ``delta`` in ``Y[n+1] = F[n] + delta_n(Y[n], X[n])``, ``F[n] = Phi_n(X[n])``, ``Y[b] = X[b]``.
 
     Whatever the choice, after k sweeps the first k states of a window are the sequential ones, and the fixed point is
-    the sequential solution. An iteration holds hyper-parameters only; what it knows of a run is its memory, which the
-    window keeps, moves along with the steps, and fills with zeros for steps that enter.
+    the sequential solution. An iteration has hyper-parameters only. What it knows of a run is its memory: the window
+    keeps it, moves it along with the steps, and fills it with zeros for steps that enter.
 
-    A subclass outside this library is watched: a sweep that breaks the contract raises a ValueError that names the
-    rule, and what it does not report is computed (`picardsolve.fixed_point.iterations.watched`).
+    A subclass outside this library is checked in every round: a sweep that breaks the contract raises a ValueError
+    that names the rule, and what it does not report is computed.
     """
 
-    def directions(self, size: int, rounds: int) -> Tensor | None:
-        """The directions ``(P, size)`` that a round shall differentiate the steps along; None, the default: none.
-
-        A sweep of more than one step is then given steps with ``directions`` and ``derivatives``.
-
-        Args:
-            size: numbers in a state, D.
-            rounds: how many came before.
-        """
-        return None
-
-    @abstractmethod
-    def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
-        """New states from old ones.
-
-        Args:
-            steps: the window's steps with this round's outputs.
-            x: the old states ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``; not to be written to.
-            scratch: ``(W, B, D)`` memory that the change may be returned in.
-            memory: of the sweep before, moved to this window's steps; empty at first.
-        """
+    def machine(
+        self,
+        chain: DriftChain,
+        y: Tensor,
+        path: Tensor | None,
+        *,
+        width: int,
+        guess: Guess,
+        stopping: Stopping,
+        meter: ErrorEstimate | None = None,
+        lockstep: bool = False,
+    ) -> Window:
+        """A `Window` that sweeps by this iteration."""
+        return Window(chain, y, Settings(width, self, guess, stopping, lockstep, meter), path)

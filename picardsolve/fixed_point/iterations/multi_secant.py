@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.iterations.secant import differences, expected_slope, latest_slope
+from picardsolve.fixed_point.slopes import differences, expected_slope, latest_slope
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_positive_integer

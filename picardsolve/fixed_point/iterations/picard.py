@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
+from picardsolve.fixed_point.slopes import sampled
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import arriving, propagated, rms
-
-_SAMPLED = 256  # numbers of a state that slopes are taken from, about
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,3 @@ class Picard(Iteration):
             slope = torch.where(along.isfinite(), 1 + along, slope)
         y, change = propagated(images, None, residual)
         return Swept(y, change, size, slope, (arriving(change[..., some]),))
-
-
-def sampled(size: int) -> slice:
-    """The numbers of a state that its slopes are taken from."""
-    return slice(None, None, size // _SAMPLED | 1)  # odd, for states are often stored in pairs

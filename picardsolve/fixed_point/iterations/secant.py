@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
+from picardsolve.fixed_point.slopes import differences, expected_slope, latest_slope
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import linear_sweep, rms
 
-LOWEST, HIGHEST = -0.5, 1.3  # of a slope: a product of larger ones would blow up over a long window
-WILDEST = 2.0  # and of one of each element's own
+WILDEST = 2.0  # size that slopes of elements are clipped to: a product of larger ones would blow up
 _MOVED = 1e-6  # of the largest change in a state, below which an element's own slope is not measured
-_SEEN = 1e-13  # changes of a state below this fraction of its size are rounding, and say nothing of the slope
 
 
 @dataclass(frozen=True)
@@ -57,29 +56,3 @@ def _elementwise(states: Tensor, dx: Tensor, df: Tensor, fresh: Tensor, before: 
     told = fresh & (size > _MOVED * size.amax(-1, keepdim=True)) & slope.isfinite()
     told &= size > torch.finfo(dx.dtype).eps ** 0.5 * states.abs()
     return torch.where(told, slope, before).clamp(-WILDEST, WILDEST)
-
-
-def expected_slope(steps: Steps, x: Tensor) -> Tensor:
-    """What a step's slope is taken to be before the step has been seen twice, ``(W, B, 1)``."""
-    expected = steps.expected_slope
-    shape = len(x) - 1, x.shape[1], 1
-    return x.new_ones(shape) if expected is None else expected.expand(shape).clamp(LOWEST, HIGHEST)
-
-
-def differences(
-    states: Tensor, before: Tensor, images: Tensor, image_before: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Changes of states and images since the last round, ``(W, B, D)``, and whether they say anything, ``(W, B, 1)``.
-
-    They are scaled to a largest element of 1, for the squares of small changes would underflow.
-    """
-    dx, df = states - before, images - image_before
-    largest = dx.abs().amax(-1, keepdim=True)
-    fresh = (seen > 0) & (largest > _SEEN * states.abs().amax(-1, keepdim=True))
-    return dx.div_(largest), df.div_(largest), fresh
-
-
-def latest_slope(along: Tensor, fresh: Tensor, before: Tensor, seen: Tensor, expected: Tensor) -> Tensor:
-    """The slope measured now, else the one before, else the expected one."""
-    known = torch.where(fresh & along.isfinite(), along, before)
-    return torch.where(seen > 0, known, expected).clamp(LOWEST, HIGHEST)

@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.iterations.picard import sampled
-from picardsolve.fixed_point.iterations.secant import HIGHEST, LOWEST
-from picardsolve.fixed_point.sweep import Memory, Swept
+from picardsolve.fixed_point.slopes import HIGHEST, LOWEST, sampled
+from picardsolve.fixed_point.sweep import Memory, Sweep, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import arriving, rms
 
@@ -33,14 +31,14 @@ _RULES = (
 )
 
 
-def watched(iteration: Iteration) -> Iteration:
+def watched(iteration: Sweep) -> Sweep:
     """An iteration of this library's as it is, of anybody else's within a `Watched`."""
     ours = type(iteration).__module__.partition(".")[0] == "picardsolve"
     return iteration if ours else Watched(iteration)
 
 
 @dataclass(frozen=True)
-class Watched(Iteration):
+class Watched(Sweep):
     """Sweeps of another iteration, checked; what it does not report is computed, slopes as by `Picard`.
 
     A slope that it reports is held against the one that it used and the one that was seen; errors are then carried on
@@ -51,7 +49,7 @@ class Watched(Iteration):
         iteration: somebody else's.
     """
 
-    iteration: Iteration
+    iteration: Sweep
 
     def directions(self, size: int, rounds: int) -> Tensor | None:
         """The other's.
