@@ -36,11 +36,12 @@ from picardsolve.problem.checks import (
     check_type,
     check_width,
 )
+from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.machine import Machine
 from picardsolve.problem.parameters import within_reach
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import rms
-from picardsolve.problem.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE, Term
+from picardsolve.problem.terms import ODE, SDE, SecondOrderODE, SemilinearODE, Term
 from picardsolve.problem.tolerances import Stop, Tolerance
 from picardsolve.problem.validation import tolerance_of, validated
 from picardsolve.results.carried import Carried

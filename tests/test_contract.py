@@ -163,12 +163,12 @@ BAD_ARGUMENTS = {
     "Euler for a Stratonovich SDE": (
         lambda f: sde(f, "stratonovich"), TypeError, "integrator", "correction to the drift and pass .*='ito'"
     ),
-    "DDIM for an ODE": (lambda f: ode(f, integrator=ps.DDIM()), TypeError, "integrator", r"RK4\(\) for an ODE"),
+    "DDIM for an ODE": (lambda f: ode(f, integrator=ps.DDIM()), TypeError, "integrator", r"pass Euler\(\), .*RK4\(\)"),
     "DDIM for an ODE, sequential": (
-        lambda f: ode(f, ps.sequential, integrator=ps.DDIM()), TypeError, "integrator", r"RK4\(\) for an ODE"
+        lambda f: ode(f, ps.sequential, integrator=ps.DDIM()), TypeError, "integrator", r"pass Euler\(\), .*RK4\(\)"
     ),
     "DPMSolver for an ODE": (
-        lambda f: ode(f, integrator=ps.DPMSolver()), TypeError, "integrator", r"RK4\(\) for an ODE"
+        lambda f: ode(f, integrator=ps.DPMSolver()), TypeError, "integrator", r"pass Euler\(\), .*RK4\(\)"
     ),
     "Euler for a Denoiser": (
         lambda f: denoise(f, integrator=ps.Euler()), TypeError, "integrator", r"DPMSolver\(\) for a Denoiser"

@@ -150,7 +150,7 @@ class Adjoint:
         fresh = [leaves[i].detach().requires_grad_() for i in by]
         for i, leaf in zip(by, fresh, strict=True):
             leaves[i] = leaf
-        function = replace(trajectory.function, args=pytree.tree_unflatten(leaves, structure), parameters=None)
+        function = trajectory.function.with_args(pytree.tree_unflatten(leaves, structure))
         return Adjoint(trajectory, function, [*fresh, *tensors[len(by) :]], held)
 
     def gradients(self, at: Tensor, origin: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:

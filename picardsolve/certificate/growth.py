@@ -15,9 +15,10 @@ from torch import Tensor
 from picardsolve.certificate.pieces import Pieces, changes, cut, first_edges
 from picardsolve.certificate.step_jacobians import StepJacobians
 from picardsolve.integrators.base import DriftChain
+from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import LARGEST_DENSE
-from picardsolve.problem.terms import SDE, Denoiser
+from picardsolve.problem.terms import SDE
 
 _AIM = 0.6  # how much a piece is to change a state, as far as rates tell: its steps times what one of them changes
 _REACH = 1.0  # above this a piece is cut
