@@ -156,8 +156,8 @@ BAD_ARGUMENTS = {
     "FrozenSample for an SDE": (
         lambda f: sde(f, guess=ps.FrozenSample()), TypeError, "guess", r"pass FrozenOutput\(\) or Copy\(\)"
     ),
-    "Heun for an SDE": (lambda f: sde(f, integrator=ps.Heun()), TypeError, "integrator", "pass EulerMaruyama.. or StochasticHeun.."),
-    "RK4 for an SDE": (lambda f: sde(f, integrator=ps.RK4()), TypeError, "integrator", "pass EulerMaruyama.. or StochasticHeun.."),
+    "Heun for an SDE": (lambda f: sde(f, integrator=ps.Heun()), TypeError, "integrator", "or StochasticHeun..[.]"),
+    "RK4 for an SDE": (lambda f: sde(f, integrator=ps.RK4()), TypeError, "integrator", "or StochasticHeun..[.]"),
     "DDIM for an SDE": (lambda f: sde(f, integrator=ps.DDIM()), TypeError, "integrator", r"pass EulerMaruyama\(\) or"),
     "DDPM for an SDE": (lambda f: sde(f, integrator=ps.DDPM()), TypeError, "integrator", r"pass EulerMaruyama\(\) or"),
     "Euler for a Stratonovich SDE": (
