@@ -1,10 +1,13 @@
-"""The documentation's table of pipelines is the tests', and the code about ODEs runs as it stands."""
+"""The documentation's table of pipelines is the tests', and its code runs as it stands."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from cases import generator, randn, seeds
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from pipelines import CASES
 from scipy.integrate import solve_ivp
 
@@ -14,6 +17,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "pipelines.md"
 
 
+def shown_in(page):
+    """What the Python blocks of a page define."""
+    shown = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
+        exec(block, shown)
+    return shown
+
+
 def test_the_table_of_pipelines_has_every_case():
     rows = [line.split("|")[1].strip() for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     listed = rows[rows.index("case") + 1 :]
@@ -21,9 +32,7 @@ def test_the_table_of_pipelines_has_every_case():
 
 
 def test_the_code_about_odes_runs():
-    shown = {}
-    for block in re.findall(r"```python\n(.*?)```", (DOCS / "odes.md").read_text(), re.DOTALL):
-        exec(block, shown)
+    shown = shown_in("odes.md")
     torch.testing.assert_close(shown["fast"], shown["ys"], rtol=0.0, atol=1e-6)
     assert abs(float(shown["states"][-1, 0])) < 1e-8
     assert shown["sol"].result is ps.Result.terminated
@@ -34,10 +43,33 @@ def test_the_code_about_odes_runs():
 
 
 def test_the_code_about_sdes_runs():
-    shown = {}
-    for block in re.findall(r"```python\n(.*?)```", (DOCS / "sdes.md").read_text(), re.DOTALL):
-        exec(block, shown)
+    shown = shown_in("sdes.md")
     torch.testing.assert_close(shown["sol"].ys, shown["ref"].ys, rtol=0.0, atol=1e-5)
     assert float((shown["ito"].ys[-1] - shown["sol"].ys[-1]).abs().max()) < 0.02
     assert abs(float(shown["samples"].std()) - 0.5) < 0.3
     assert shown["ys"].shape == (5, 16, 3)
+
+
+@given(st.data())
+def test_the_method_in_plain_lines_agrees_bit_for_bit(data):
+    """Where no window diverges, which the plain lines know nothing of. Elementwise sums, products and quotients do not
+    depend on the batch."""
+    gen, size, steps = generator(data.draw(seeds)), data.draw(st.integers(1, 5)), data.draw(st.integers(1, 60))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    weight, y0 = randn(gen, size, dtype=dtype), randn(gen, size, dtype=dtype)
+    ts = torch.linspace(0, data.draw(st.sampled_from([0.5, -1.0, 4.0])), steps + 1, dtype=torch.float64)
+    tol, window = data.draw(st.sampled_from([1e-2, 1e-4, 1e-6])), data.draw(st.integers(1, 40))
+
+    def drift(t, y):
+        t = t.to(y)
+        return weight * y.roll(1, -1) / (1 + y * y) - y / 2 + t * (2 - t)
+
+    how = {"integrator": ps.Euler(), "iteration": ps.Picard(), "guess": ps.Copy(), "stop": "increment"}
+    sol = ps.solve(ps.ODE(drift), y0, ts, window=window, tol=tol, **how)
+    assume(all(int(now.width) >= min(window, steps - int(now.begin)) for now in sol.history))
+    ys, rounds = PLAIN["picard"](drift, y0, ts, window, tol)
+    assert torch.equal(sol.ys, ys)
+    assert sol.stats.rounds == rounds
+
+
+PLAIN = shown_in("how-it-works.md")
