@@ -27,7 +27,7 @@ from picardsolve.fixed_point.automatic_width import Pace
 from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.guesses import Copy, FromTrajectory, Guess, guess_for
 from picardsolve.fixed_point.iterations import Iteration, Newton, Picard, Secant, iteration_for
-from picardsolve.fixed_point.stopping import Increment
+from picardsolve.fixed_point.stopping import Increment, MakesRule
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators import Chain, DriftChain, Integrator
 from picardsolve.problem.checks import (
@@ -72,7 +72,7 @@ def solve(
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
-    stop: Stop = "error",
+    stop: Stop | MakesRule = "error",
     brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
@@ -123,7 +123,8 @@ def solve(
         stop: what the tolerance is about. "error": states are left when their estimated distance to the sequential
             solution is within it. "residual": when their change in a round and the residuals up to them, added up, are.
             "increment": when a round changes them by no more (ParaDiGMS); ``tol`` is then relative to the noise of the
-            step for a `Denoiser` (default 0.05) or an `SDE`.
+            step for a `Denoiser` (default 0.05) or an `SDE`. Or a rule of your own, ``stop(tolerance)``, which returns a
+            `picardsolve.extend.Stopping` for this solve: its class, for example. See docs/extending.md.
         brownian: the noise; ``BrownianPath(seed=0)`` by default. `Collocation` has none, and refuses it.
         args: passed on to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed on to a `Denoiser`'s model by name; tensors hold an entry per sample.
@@ -230,7 +231,7 @@ def _on_grid(
     iteration: Iteration | Parareal | None,
     guess: Any,
     window: Any,
-    stop: Stop,
+    stop: Stop | MakesRule,
     max_rounds: int | None,
     progress: bool,
     throw: bool,
@@ -240,8 +241,10 @@ def _on_grid(
 ) -> Solution:
     """Solve on the grid that was given; ``given`` and ``kept`` is what `sequential` is also passed."""
     (term, y0), integrator, max_batch, save = asked, given["integrator"], kept["max_batch"], kept["save"]
-    check_choice("stop", stop, get_args(Stop))
-    tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (stop, "error"))
+    if not callable(stop):
+        check_choice("stop", stop, get_args(Stop))
+    named: Stop = "error" if callable(stop) else stop
+    tolerance, meant = (tolerance_of(term, problem.layout, *tolerances, rule) for rule in (named, "error"))
     _warn(half_precision(problem.layout.dtype, meant.smallest))
     chain, together = integrator.chain(problem), isinstance(term, SDE) and term.takes == "batch"
     method = iteration_for(iteration, chain)
@@ -320,7 +323,7 @@ def _collocated(
     method: Collocation,
     iteration: object,
     guess: object,
-    stop: str,
+    stop: object,
     tolerances: tuple[Any, Any, Any],
     events: Any,
     save: Save,

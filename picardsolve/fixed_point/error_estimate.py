@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.stopping import Increment, Residuals, Stopping, on_host, smaller_state
+from picardsolve.fixed_point.stopping import Increment, MakesRule, Residuals, Stopping, on_host, smaller_state
 from picardsolve.fixed_point.sweep import Swept
 from picardsolve.integrators.base import Chain, Index
+from picardsolve.problem.checks import check_type
 from picardsolve.problem.tolerances import Stop, Tolerance
 
 _HUGE = 1e200  # growth factors are not told apart beyond it
@@ -238,8 +239,16 @@ def _scan(a: np.ndarray, c: np.ndarray) -> np.ndarray:
     return c
 
 
-def stopping_of(stop: Stop, tolerance: Tolerance, chain: Chain, trusts_slopes: bool) -> Stopping:
-    """The rule of a name; for the last argument see `ErrorEstimate`."""
+def stopping_of(stop: Stop | MakesRule, tolerance: Tolerance, chain: Chain, trusts_slopes: bool) -> Stopping:
+    """The rule of a name, or the user's own; for the last argument see `ErrorEstimate`.
+
+    Raises:
+        TypeError: what the user gave makes no `Stopping`.
+    """
+    if callable(stop):
+        rule = stop(tolerance)
+        check_type("stop", rule, Stopping, "a subclass of picardsolve.extend.Stopping, made from a tolerance")
+        return rule
     if stop == "increment" or tolerance.nothing:
         return Increment(tolerance)
     if stop == "residual":

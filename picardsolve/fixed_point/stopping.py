@@ -5,7 +5,9 @@ operation starts sooner: each rule waits for the device once a round.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -52,6 +54,9 @@ class Stopping(ABC):
     def widest(self, width: int) -> int:
         """The widest window, up to ``width``, that the arithmetic is precise enough for, as far as is known."""
         return width
+
+
+MakesRule: TypeAlias = Callable[[Tolerance], Stopping]  # a user's own rule: its class, for example
 
 
 @dataclass
