@@ -123,8 +123,8 @@ def solve(
         stop: what the tolerance is about. "error": states are left when their estimated distance to the sequential
             solution is within it. "residual": when their change in a round and the residuals up to them, added up, are.
             "increment": when a round changes them by no more (ParaDiGMS); ``tol`` is then relative to the noise of the
-            step for a `Denoiser` (default 0.05) or an `SDE`. Or a rule of your own, ``stop(tolerance)``, which returns a
-            `picardsolve.extend.Stopping` for this solve: its class, for example. See docs/extending.md.
+            step for a `Denoiser` (default 0.05) or an `SDE`. Or a function of the tolerance that returns a rule of your
+            own for this solve, a `picardsolve.extend.Stopping`: its class, for example. See docs/extending.md.
         brownian: the noise; ``BrownianPath(seed=0)`` by default. `Collocation` has none, and refuses it.
         args: passed on to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed on to a `Denoiser`'s model by name; tensors hold an entry per sample.
