@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.step_maps import Steps
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
@@ -232,13 +233,14 @@ class DriftChain(Chain):
         return self.function.calls, self.function.evaluations
 
 
-class Integrator(ABC):
+class Integrator(Discretization):
     """A method that turns a term and a grid into a chain.
 
     Attributes:
         order: order of convergence on ODEs.
     """
 
+    adaptive: ClassVar[bool] = False
     order: int
 
     @abstractmethod
