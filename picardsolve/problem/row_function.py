@@ -54,7 +54,7 @@ class RowFunction:
         self.calls = self.evaluations = 0
         self._user = UserFunction(name, function, layout, clock, args, takes, trailing)
         self._first_calls = FirstCalls(name, layout, takes)
-        self._parameters = parameters
+        self.parameters = parameters
 
     @property
     def args(self) -> Sequence[Any] | Mapping[str, Any]:
@@ -73,7 +73,7 @@ class RowFunction:
     def with_args(self, args: Sequence[Any] | Mapping[str, Any]) -> "RowFunction":
         """The same function with other arguments, without looking for parameters."""
         other = copy(self)
-        other._user, other._parameters = replace(self._user, args=args), None
+        other._user, other.parameters = replace(self._user, args=args), None
         other._user.lifted = self._user.lifted
         return other
 
@@ -122,8 +122,8 @@ class RowFunction:
         self.evaluations += x.shape[:-1].numel()
         value = self._user.value if x.dim() == 2 else self._user.value_and_derivatives
         args = self._user.args_of_rows(sample)
-        if self._parameters is not None and self.calls == 1:
-            return self._noting_parameters(self._parameters, value, t, x, args)
+        if self.parameters is not None and self.calls == 1:
+            return self._noting_parameters(self.parameters, value, t, x, args)
         if torch.is_grad_enabled():
             return value(t, x, args)
         return value(t, x.detach(), args).detach()  # the function may record by itself
