@@ -1,14 +1,14 @@
 """What the rounds of a solve tell of the states that were accepted."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.problem.recurrence import arriving, recurrence
-from picardsolve.results.history import Round
+from picardsolve.problem.recurrence import recurrence
+from picardsolve.results.history import History, Stacked
 
 if TYPE_CHECKING:
     from picardsolve.certificate.growth import Growth
@@ -19,12 +19,12 @@ class Accepted:
     """What the rounds tell of the accepted states, on the CPU in float64.
 
     Attributes:
-        errors: ``(N + 1, B)``; NaN where nothing was estimated, as of `Parareal`.
-        most: the same if nothing is ever forgotten.
-        expected: ``(N, B)`` sizes of residuals.
+        errors: ``(N + 1, B)`` estimated errors; NaN where nothing was estimated, as by `Parareal`.
+        most: the same, if errors never decay.
+        expected: ``(N, B)`` expected sizes of residuals.
         slopes: ``(N, B)``, 1 where unknown.
-        rates: ``(N, B)`` by how much a step changes a change of its state, along the changes that were seen; infinite
-            where that is not known.
+        rates: ``(N, B)`` how much a step changes a change of its state, along the changes that were seen; infinite
+            where it is not known.
     """
 
     errors: Tensor
@@ -35,56 +35,56 @@ class Accepted:
 
     @staticmethod
     def exact(steps: int, samples: int) -> "Accepted":
-        """Of states that are the sequential ones."""
+        """States that are those of the sequential solver."""
         nothing = torch.zeros(steps + 1, samples, dtype=torch.float64)
         return Accepted(nothing, nothing, nothing[1:], nothing[1:] + 1, nothing[1:])
 
     @staticmethod
     def of(
-        history: Sequence[Round],
+        history: History,
         steps: int,
         samples: int,
-        held: bool = False,
+        taken: Tensor | None = None,
         implicit: bool = False,
         forgets: bool = False,
         growth: "Growth | None" = None,
     ) -> "Accepted":
-        """Carry the residuals that are to be expected along the accepted states.
+        """Carry the expected residuals along the accepted states.
 
-        As `ErrorEstimate` expects them, without its factor for safety, and knowing the rounds that came after: a step
-        that was accepted before a ratio could be measured takes the largest of the round before or, where there is
-        none, of the one after. A denoiser's are carried by slopes, others by the growth or, where it is not known, by
-        nothing: added up.
+        Residuals are expected as `ErrorEstimate` expects them, without its factor for safety, and with what later
+        rounds showed: a step that was accepted before its ratio could be measured takes the largest ratio of the round
+        before or, where there is none, of the round after. The residuals of a denoiser are carried by slopes, those of
+        other terms by the growth. Where the growth is not known they are added up.
 
         Args:
             history: the rounds.
             steps: of the grid, N.
             samples: B.
-            held: whether steps were taken with the outputs of their round held fixed; see `ErrorEstimate`.
-            implicit: whether steps are equations; see there, too.
-            forgets: whether slopes are believed; see there, too.
+            taken: ``(N,)`` slopes of the steps that were taken, where the sweep did not take them; see `Evidence`.
+            implicit: whether steps are equations; see `ErrorEstimate`.
+            forgets: whether errors are carried by slopes; see there, too.
             growth: of errors along the solution; None: not known.
         """
-        nothing = Accepted.exact(steps, samples)
-        if history[0].estimates is None:
+        nothing, rounds = Accepted.exact(steps, samples), history.stacked()
+        if rounds.ratios is None or rounds.slopes is None:
             unknown = nothing.errors + torch.nan
             return Accepted(unknown, unknown, unknown[1:], nothing.slopes, unknown[1:])
-        zero = nothing.expected
-        ratios, slopes, changes, known = zero.clone(), zero + 1, zero.clone(), zero == 0
-        for record, usual in zip(history, _usual_ratios(history), strict=True):
-            assert record.estimates is not None
-            row, sample = torch.nonzero(torch.arange(int(record.stride.max()))[:, None] < record.stride, as_tuple=True)
-            at = record.begin[sample] + row, sample
-            measured, slope = record.estimates.ratios, record.estimates.slopes
-            ratios[at] = torch.where(measured.isfinite(), measured, usual)[row, sample]
-            slopes[at] = slope.nan_to_num(1, 1, 1)[row, sample]
-            known[at] = slope.isfinite()[row, sample]
-            moved = record.increments
-            moved = torch.maximum(arriving(moved), moved) if implicit else arriving(moved)
-            changes[at] = moved[row, sample]
-        missed = ratios + (slopes - 1).abs() if held else ratios
+        k, sample, row = rounds.accepted
+        at, step = rounds.first[k] + row, rounds.begin[k, sample] + row
+        measured, slope, moved = (table[at, sample] for table in (rounds.ratios, rounds.slopes, rounds.increments))
+        before = np.where(row > 0, rounds.increments[at - 1, sample], 0)
+        found = np.zeros((4, steps, samples))  # ratios, slopes, changes, whether the slope is known
+        found[1] = 1
+        found[:, step, sample] = (
+            np.where(np.isfinite(measured), measured, _usual_ratios(rounds)[k, sample]),
+            np.nan_to_num(slope, nan=1, posinf=1, neginf=1),
+            np.maximum(before, moved) if implicit else before,
+            np.isfinite(slope),
+        )
+        ratios, slopes, changes, known = torch.from_numpy(found)
+        missed = ratios if taken is None else ratios + (slopes - taken[:, None]).abs()
         expected = torch.where(changes == 0, 0, missed * changes)
-        rates = torch.where(known, ratios + (slopes - 1).abs(), torch.inf)
+        rates = torch.where(known > 0, ratios + (slopes - 1).abs(), torch.inf)
         added = torch.cat([torch.zeros_like(expected[:1]), expected.cumsum(0)])
         if forgets:
             errors, most = _carried(expected, slopes)
@@ -93,14 +93,14 @@ class Accepted:
             most = torch.maximum(errors, added)
         return Accepted(errors, most, expected, slopes, rates)
 
-    def growth(self) -> Tensor:
-        """The largest product of successive slopes, ``(B,)``: of a denoiser's."""
+    def product_of_slopes(self) -> Tensor:
+        """The largest product of successive slopes, ``(B,)``: the growth of errors of a denoiser."""
         rise = torch.cat([torch.zeros_like(self.slopes[:1]), _believed(self.slopes).clamp(min=1e-6).log().cumsum(0)])
         return (rise - rise.cummin(0).values).amax(0).exp()
 
 
 def _carried(expected: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Errors by slopes, and if nothing is ever forgotten."""
+    """Errors that are carried by slopes, and the same if errors never decay."""
     carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)
     paths = recurrence(carried, expected[..., None].expand_as(carried).clone())
     errors, most = torch.cat([torch.zeros_like(paths[:1]), paths]).unbind(-1)
@@ -108,28 +108,23 @@ def _carried(expected: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _believed(slopes: Tensor) -> Tensor:
-    """What errors are multiplied by: slopes, but of those below 1 the root.
+    """What errors are multiplied by: slopes, but the root of those below 1.
 
-    Changes, along which slopes are seen, shrink faster than the errors that remain of them; slopes as they are give
-    errors that are too small on trained networks, and ones for those below 1 errors that are too large.
+    Changes, along which slopes are seen, shrink faster than the errors that remain of them. On trained networks slopes
+    below 1 give errors that are too small, and ones in their place errors that are too large.
     """
     return torch.where(slopes.abs() < 1, slopes.abs().sqrt(), slopes.abs())
 
 
-def _usual_ratios(history: Sequence[Round]) -> Tensor:
+def _usual_ratios(rounds: Stacked) -> np.ndarray:
     """For each round, the largest ratio of residual to change measured in it, or in the nearest one: ``(K, B)``.
 
     1 where none was ever measured.
     """
-    found = torch.stack([r.estimates.ratios.nan_to_num(-1, -1, -1).amax(0) for r in history if r.estimates])
-    known, k = found >= 0, torch.arange(len(found))[:, None]
-    before = torch.where(known, k, -1).cummax(0).values
-    after = torch.where(known, k, len(found)).flip(0).cummin(0).values.flip(0)
-    nearest = torch.where(before >= 0, before, after)
-    return torch.where(nearest < len(found), found.gather(0, nearest.clamp(max=len(found) - 1)), 1.0)
-
-
-def picard_number(history: Sequence[Round]) -> float:
-    """The largest of a window."""
-    sums = [r.estimates.ratios.nan_to_num(0, 0, 0).sum(0).max() for r in history if r.estimates is not None]
-    return max(map(float, sums), default=0.0)
+    assert rounds.ratios is not None
+    found = rounds.over_rounds(np.maximum, np.nan_to_num(rounds.ratios, nan=-1, posinf=-1, neginf=-1))
+    known, k = found >= 0, np.arange(len(found))[:, None]
+    before = np.maximum.accumulate(np.where(known, k, -1), 0)
+    after = np.minimum.accumulate(np.where(known, k, len(found))[::-1], 0)[::-1]
+    nearest = np.where(before >= 0, before, after)
+    return np.where(nearest < len(found), np.take_along_axis(found, nearest.clip(max=len(found) - 1), 0), 1.0)

@@ -1,6 +1,5 @@
 """What a solve can say of its own error, what it takes to be sure, and what the sequential solver says to it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.certificate.accepted import Accepted, picard_number
+from picardsolve.certificate.accepted import Accepted
 from picardsolve.certificate.growth import Growth
 from picardsolve.certificate.remaining_rounds import rounds_expected
 from picardsolve.integrators.base import DriftChain, Rows
@@ -18,7 +17,7 @@ from picardsolve.problem.recurrence import rms
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.carried import Carried, Packed
 from picardsolve.results.diagnostics import Facts, diagnose
-from picardsolve.results.history import Round
+from picardsolve.results.history import History
 from picardsolve.theory.bounds import total_variation
 
 if TYPE_CHECKING:
@@ -59,19 +58,20 @@ class Evidence:
         steps: of the grid, N.
         tolerance: what was asked for.
         again: the solve, an `Again`; None for the steps of somebody else's scheduler.
-        held: whether states were left by steps with their round's outputs held fixed, as a pipeline's scheduler does.
+        taken: ``(N,)`` slopes of the steps by which states were accepted, where these are not the sweep's but take the
+            outputs of their round as they are, as a pipeline's scheduler does; 1 where not known. None: the sweep's.
         batched: whether the user's states are samples.
         denoises: whether the steps are a sampler's.
         implicit: whether the steps are equations.
         growth: of errors along the solution, as it was measured; None: not known.
     """
 
-    history: Sequence[Round]
+    history: History
     path: Tensor
     steps: int
     tolerance: Tolerance
     again: Carried | Packed | None = None
-    held: bool = False
+    taken: Tensor | None = None
     batched: bool = True
     denoises: bool = True
     implicit: bool = False
@@ -136,18 +136,19 @@ class Certificate:
         implicit, denoises, grown = evidence.implicit, evidence.denoises, evidence.growth
         known = Accepted.exact(*size)
         if not exact:
-            known = Accepted.of(history, *size, evidence.held, implicit, denoises, grown)
+            known = Accepted.of(history, *size, evidence.taken, implicit, denoises, grown)
         missing = evidence.path.isnan().any(-1).cpu()
         rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
         allowed = evidence.tolerance.size(evidence.path).double().cpu()
         if denoises:
-            growth = largest = known.growth()
+            growth = largest = known.product_of_slopes()
         elif grown is None:
             growth = largest = torch.full((size[1],), torch.nan, dtype=torch.float64)
         else:
             growth, largest = grown.since_start, grown.largest
         kept = slice(None) if evidence.full or evidence.again is None else slice(evidence.steps, None)
-        facts = Facts(history, evidence.steps, denoises, largest, known.errors[kept], rounding, allowed, implicit)
+        rounds = history.stacked()
+        facts = Facts(rounds, evidence.steps, denoises, largest, known.errors[kept], rounding, allowed, implicit)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         return Certificate(
             error=shown(known.errors[kept].masked_fill(missing, torch.nan)),
@@ -155,7 +156,7 @@ class Certificate:
             kind="estimated",
             residuals=shown(known.expected),
             precision_floor=shown(rounding.amax(0) * largest.nan_to_num(1, torch.inf)),
-            contraction=picard_number(history),
+            contraction=rounds.contraction,
             growth=shown(growth),
             rounds=len(history),
             warnings=diagnose(facts),

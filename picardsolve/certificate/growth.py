@@ -149,5 +149,5 @@ def _tables(pieces: Tensor, bounds: list[np.ndarray]) -> Tensor:
             since[:, : j * size] = since[:, : j * size] @ segments[:, j - 1].mT
         since[:, j * size : (j + 1) * size] = one
         norms = torch.linalg.vector_norm(since[:, : (j + 1) * size].unflatten(1, (-1, size)), dim=(2, 3))
-        table[:, j, : j + 1] = (norms * size**-0.5).nan_to_num(torch.inf, torch.inf)
+        table[:, j, : j + 1] = (norms / one.norm()).nan_to_num(torch.inf, torch.inf)
     return table.unflatten(0, (2, -1)).transpose(0, 1)

@@ -49,6 +49,61 @@ class Round:
     estimates: Estimates | None = None
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """All K rounds of a solve as arrays, those of the rows of windows one behind another.
+
+    Attributes:
+        begin, stride, width: ``(K, B)``, as of a `Round`.
+        first: ``(K,)`` the row that each round begins with.
+        increments: ``(R, B)``.
+        ratios, slopes: ``(R, B)``; None where they were not estimated.
+        sliding: whether rounds are those of a sliding window, which `Parareal` has not.
+    """
+
+    begin: np.ndarray
+    stride: np.ndarray
+    width: np.ndarray
+    first: np.ndarray
+    increments: np.ndarray
+    ratios: np.ndarray | None
+    slopes: np.ndarray | None
+    sliding: bool
+
+    @property
+    def accepted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every accepted step its round, sample and row in the window, in the order of rounds."""
+        stride = self.stride.ravel()
+        which = np.repeat(np.arange(len(stride)), stride)
+        row = np.arange(len(which)) - np.repeat(stride.cumsum() - stride, stride)
+        return *np.divmod(which, self.stride.shape[1]), row
+
+    def over_rounds(self, combine: np.ufunc, table: np.ndarray) -> np.ndarray:
+        """Combine the rows ``(R, B)`` of each round: ``(K, B)``."""
+        return combine.reduceat(table, self.first)
+
+    @property
+    def contraction(self) -> float:
+        """The largest sum of ratios in a window; 0 where none was measured."""
+        if self.ratios is None:
+            return 0.0
+        return float(self.over_rounds(np.add, np.nan_to_num(self.ratios, nan=0, posinf=0, neginf=0)).max())
+
+    @property
+    def decay(self) -> float:
+        """``-sum (c_n - 1)`` over a window, the largest: |lambda| times its length, where all that changes decays."""
+        if self.slopes is None or not self.sliding:
+            return 0.0
+        return float(self.over_rounds(np.add, 1 - np.nan_to_num(self.slopes, nan=1, posinf=1, neginf=1)).max())
+
+    @property
+    def longest_stall(self) -> int:
+        """Rounds in a row in which a sample accepted one step of many."""
+        stalled = (self.stride <= 1) & (self.width > 1) & self.sliding
+        k = np.arange(1, len(stalled) + 1)[:, None]
+        return int((k - np.maximum.accumulate(np.where(stalled, 0, k))).max(initial=0))
+
+
 class History(Sequence[Round]):
     """The rounds of a solve, kept in two arrays that grow.
 
@@ -97,6 +152,24 @@ class History(Sequence[Round]):
         stride, width = self._counts[at + samples : at + 3 * samples].reshape(2, samples)
         stride[:] = width
 
+    def stacked(self) -> Stacked:
+        """All rounds as arrays."""
+        if not self._rounds:
+            none = np.zeros((0, 1), dtype=np.int64)
+            return Stacked(none, none, none, none[:, 0], none, None, None, True)
+        counts = np.stack([self._counts[at : at + 3 * b].reshape(3, b) for _, at, _, b, _ in self._rounds], 1)
+        first, kinds = np.cumsum([0, *(width for _, _, width, *_ in self._rounds)])[:-1], self._rounds[0][-1]
+        ratios, slopes = (self._rows(-2), self._rows(-1)) if "e" in kinds else (None, None)
+        return Stacked(*counts, first, self._rows(0), ratios, slopes, "s" not in kinds)
+
+    def _rows(self, place: int) -> np.ndarray:
+        """The table of norms in one place of every round, counted from the last where negative: ``(R, B)``."""
+        parts = []
+        for at, _, width, samples, kinds in self._rounds:
+            begin = at + (place % _tables(kinds)) * width * samples
+            parts.append(self._norms[begin : begin + width * samples].reshape(width, samples))
+        return np.concatenate(parts)
+
     def __len__(self) -> int:
         return len(self._rounds)
 
@@ -111,7 +184,7 @@ class History(Sequence[Round]):
 
     def _round(self, norms: int, counts: int, width: int, samples: int, kinds: str) -> Round:
         """Views of what was noted."""
-        many = 1 + ("r" in kinds) + 3 * ("e" in kinds)
+        many = _tables(kinds)
         table = torch.from_numpy(self._norms[norms : norms + many * width * samples].reshape(many, width, samples))
         begin, stride, held = torch.from_numpy(self._counts[counts : counts + 3 * samples].reshape(3, samples))
         at = torch.from_numpy(self._counts[counts + 3 * samples :][: width * samples]) if "s" in kinds else None
@@ -121,6 +194,11 @@ class History(Sequence[Round]):
             step=None if at is None else at.reshape(width, samples),
             estimates=Estimates(*table[-3:]) if "e" in kinds else None,
         )
+
+
+def _tables(kinds: str) -> int:
+    """How many tables of norms a round has."""
+    return 1 + ("r" in kinds) + 3 * ("e" in kinds)
 
 
 def _extended(buffer: np.ndarray, used: int, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:

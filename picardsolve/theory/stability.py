@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.problem.checks import check_not_negative
-
-_STIFF = 10.0  # |lambda| h from which explicit and Picard iteration are hopeless; see `is_stiff`
+from picardsolve.results.diagnostics import STIFF
 
 
 def growth(slopes: Tensor) -> Tensor:
@@ -145,4 +144,4 @@ def is_stiff(h: float | Tensor, lipschitz: float | Tensor, one_sided: float | Te
     Returns:
         A bool for numbers; for tensors booleans of the shape they broadcast to.
     """
-    return (abs(h) * lipschitz > _STIFF) & (one_sided < 0)
+    return (abs(h) * lipschitz > STIFF) & (one_sided < 0)

@@ -1,16 +1,16 @@
 """What a parallel run of a pipeline cost."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from picardsolve import Certificate, Round
+from picardsolve import Certificate
 from picardsolve.certificate.certificate import Evidence
 from picardsolve.problem.recurrence import rms
 from picardsolve.problem.tolerances import Tolerance
+from picardsolve.results.history import History
 from picardsolve.results.plot import plot_rounds
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Report:
     predicted_gain: float | None = None
     sequential: str | None = None
     notes: list[str] = field(default_factory=list)
-    history: Sequence[Round] = field(default=(), repr=False)
+    history: History = field(default_factory=History, repr=False)
     state: Tensor | None = field(default=None, repr=False)
     held_slopes: Tensor | None = field(default=None, repr=False)
 
@@ -81,11 +81,10 @@ class Report:
         if self.state is None:
             raise ValueError("certificate: the loop has not run yet; read it after the pipeline was called.")
         path = self.state.flatten(1).float()[None] if self.state.dim() > 1 else self.state.float()[None, :, None]
-        tolerance, slopes = Tolerance(state=self.tolerance), self.held_slopes
-        if slopes is None:
-            return Certificate.of(Evidence(self.history, path, self.steps, tolerance, held=True))
-        history = [_as_held(record, slopes) for record in self.history]
-        return Certificate.of(Evidence(history, path, self.steps, tolerance))
+        tolerance, taken = Tolerance(state=self.tolerance), self.held_slopes
+        if taken is None:
+            taken = torch.ones(self.steps, dtype=torch.float64)
+        return Certificate.of(Evidence(self.history, path, self.steps, tolerance, taken=taken))
 
     @property
     def distance(self) -> Tensor:
@@ -151,16 +150,3 @@ class Report:
         if self.sequential is not None:
             text += f"\nran one step at a time: {self.sequential}"
         return "\n".join([text, *self.notes])
-
-
-def _as_held(record: Round, slopes: Tensor) -> Round:
-    """A round whose ratios tell what a step misses that is taken with the outputs held fixed, and not by the sweep.
-
-    The sweep misses the ratio that was measured; it took the slope c, and the step takes its own.
-    """
-    if record.estimates is None:
-        return record
-    swept = record.estimates.slopes.nan_to_num(1, 1, 1)
-    step = (record.begin + torch.arange(len(swept))[:, None]).clamp(max=len(slopes) - 1)
-    apart = (swept - slopes[step]).abs()
-    return replace(record, estimates=replace(record.estimates, ratios=record.estimates.ratios + apart))

@@ -1,6 +1,5 @@
 """Solving the diffusion steps of a batch of plans: once, more sharply, or one after the other."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +18,7 @@ from picardsolve.integrations.policies.chain import PlanChain
 from picardsolve.integrations.policies.guess import Towards
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.carried import Carried
-from picardsolve.results.history import Round
+from picardsolve.results.history import History
 from picardsolve.results.progress import Progress
 from picardsolve.results.solution import Result, Solution, SolveError, Stats
 
@@ -114,7 +113,7 @@ class Solver:
         return window, plans
 
     def _solution(
-        self, path: Tensor, result: Result, history: Sequence[Round], before: tuple[int, int], tolerance: Tolerance
+        self, path: Tensor, result: Result, history: History, before: tuple[int, int], tolerance: Tolerance
     ) -> Solution:
         calls, evaluations = (now - then for now, then in zip(self.chain.counts(), before, strict=True))
         width = max((int(record.width.max()) for record in history), default=1)
@@ -130,7 +129,7 @@ class Solver:
         path, before = self.x.new_full((self.chain.length + 1, *self.x.shape), torch.nan), self.chain.counts()
         with Progress(self.chain.length, False) as bar:
             run(self.chain, self.x, path, bar)
-        return self._solution(path, Result.converged, [], before, Tolerance())
+        return self._solution(path, Result.converged, History(), before, Tolerance())
 
     def _states(self, path: Tensor) -> Tensor:
         return path.reshape(*path.shape[:2], *self.shape)
