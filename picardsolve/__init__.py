@@ -46,8 +46,6 @@ from picardsolve.results.solution import Occurrences, Result, Solution, SolveErr
 from picardsolve.sdeint import sdeint
 from picardsolve.solve import sequential, solve
 
-theory.analyze = analyze  # pyright: ignore[reportAttributeAccessIssue]: looked for beside the formulas, of a higher layer
-
 __version__ = "0.1.0"
 
 __all__ = [

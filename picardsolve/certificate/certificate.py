@@ -18,7 +18,7 @@ from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.carried import Carried, Packed
 from picardsolve.results.diagnostics import Facts, diagnose
 from picardsolve.results.history import History
-from picardsolve.theory.bounds import total_variation
+from picardsolve.theory.bounds import propagated_bound, total_variation
 
 if TYPE_CHECKING:
     from picardsolve.results.solution import Solution
@@ -217,7 +217,8 @@ class Certificate:
         constants = chain.step_constants(lipschitz, one_sided)
         residuals = measured_residuals(chain, path, max(int(r.width.max()) for r in evidence.history))
         rounding = 4 * torch.finfo(path.dtype).eps * rms(path[1:]).double().cpu()
-        bound = propagated_bound(residuals + rounding, constants)
+        bound = propagated_bound(residuals + rounding, constants[:, 0], earlier=constants[:, 1:])
+        bound = torch.cat([torch.zeros_like(bound[:1]), bound])
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         return replace(self, bound=shown(bound), kind="certified", residuals=shown(residuals))
 
@@ -372,19 +373,6 @@ def measured_residuals(chain: DriftChain, path: Tensor, width: int) -> Tensor:
         found.append(rms(chain.steps(n[:, None], x, held, noise).images() - path[n + 1]))
         past = held[len(held) - chain.memory :]
     return torch.cat(found).double().cpu()
-
-
-def propagated_bound(residuals: Tensor, constants: Tensor) -> Tensor:
-    """``E[n+1] = sum_i L[n, i] E[n-i] + |r_n|`` from ``E[0] = 0``: ``(N + 1, B)``.
-
-    Args:
-        residuals: ``(N, B)``.
-        constants: ``(N, 1 + memory)``: by how much an error i steps before step n enters the state after it.
-    """
-    errors = [torch.zeros_like(residuals[0])]
-    for residual, row in zip(residuals, constants.tolist(), strict=True):
-        errors.append(residual + sum(a * e for a, e in zip(row, reversed(errors), strict=False)))
-    return torch.stack(errors)
 
 
 def distance(solution: "Solution", reference: "Solution", batched: bool) -> Tensor:

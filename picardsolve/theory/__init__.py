@@ -14,23 +14,18 @@ from picardsolve.theory.bounds import (
     total_variation,
 )
 from picardsolve.theory.constants import logarithmic_norm, sampled_lipschitz, sampled_one_sided, spectral_norm
-from picardsolve.theory.precision import approximate_hump, hump, largest_contraction, transient_rounding
-from picardsolve.theory.rounds import break_even, fitted_contraction, least_evaluations, least_rounds, predicted_rounds
-from picardsolve.theory.stability import growth, is_stiff, lyapunov_exponent, predictable_span, stiffness_ratio
+from picardsolve.theory.precision import hump, largest_contraction
+from picardsolve.theory.rounds import fitted_contraction, predicted_rounds
+from picardsolve.theory.stability import is_stiff, lyapunov_exponent, predictable_span
 
 __all__ = [
-    "approximate_hump",
     "binomial_bound",
-    "break_even",
     "contraction",
     "factorial_bound",
     "fitted_contraction",
-    "growth",
     "hump",
     "is_stiff",
     "largest_contraction",
-    "least_evaluations",
-    "least_rounds",
     "logarithmic_norm",
     "lyapunov_exponent",
     "newton_kantorovich",
@@ -42,7 +37,5 @@ __all__ = [
     "sampled_one_sided",
     "spectral_norm",
     "step_lipschitz",
-    "stiffness_ratio",
     "total_variation",
-    "transient_rounding",
 ]

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from picardsolve.problem.checks import check_count, check_not_negative, check_positive_integer
-from picardsolve.problem.recurrence import recurrence
 
 
 def contraction(h: Tensor, lipschitz: float | Tensor) -> Tensor:
@@ -36,9 +35,9 @@ def contraction(h: Tensor, lipschitz: float | Tensor) -> Tensor:
 def factorial_bound(k: int, contraction: float) -> float:
     """``Lambda^k / k!``: Picard's error after k rounds, relative to the largest error of the guess.
 
-    ``|e_k(t)| <= L int_0^t |e_{k-1}|`` from the exact initial state, k times over (Lindelof 1894; the classical proof
-    of the Picard-Lindelof theorem). With equality for ``y' = lambda y``, lambda > 0, and a guess that is off by a
-    constant; a bound for Euler's method on any grid, where `binomial_bound` is sharper.
+    It is ``|e_k(t)| <= L int_0^t |e_{k-1}|``, k times over (Lindelof 1894). Equality holds for ``y' = lambda y``,
+    lambda > 0, and a guess with a constant error. It is a bound for Euler's method on any grid, too, where
+    `binomial_bound` is sharper.
 
     Args:
         k: rounds.
@@ -58,11 +57,10 @@ def factorial_bound(k: int, contraction: float) -> float:
 def binomial_bound(k: int, steps: int, ratio: float) -> float:
     """``C(N - 1, k) (hL)^k``: `factorial_bound` for Euler's method on a window of N steps; 0 from round N on.
 
-    ``e^k_n = sum_{j < n} h (f(x^{k-1}_j) - f(x*_j))``, k times over, is a sum over ``n > j_1 > ... > j_k >= 1``: the
-    initial state j = 0 is exact. So ``|e^k_n| <= C(n - 1, k) (hL)^k max|e^0|`` at state n, and 0 for k >= n; N is the
-    last. With equality for ``y' = lambda y``, lambda > 0, and a guess that is off by a constant but for the initial
-    state. On other grids the sum is the k-th elementary symmetric polynomial of ``|h_j| L_j``, which Maclaurin's
-    inequality bounds by their mean: the statement holds with ``ratio`` the mean over all steps but the first.
+    ``e^k_n = sum_{j < n} h (f(x^{k-1}_j) - f(x*_j))``, k times over, is a sum over ``n > j_1 > ... > j_k >= 1``, since
+    the initial state j = 0 is exact. Equality holds for ``y' = lambda y``, lambda > 0, and a guess with a constant
+    error, apart from the initial state. On other grids the sum is the k-th elementary symmetric polynomial of ``|h_j|
+    L_j``. By Maclaurin's inequality the bound then holds with ``ratio`` the mean over all steps but the first.
 
     Args:
         k: rounds.
@@ -85,11 +83,9 @@ def root_factorial_bound(k: int, lipschitz_drift: float, lipschitz_diffusion: fl
     """``(C T)^k / k!`` with ``C = 2 T L_f^2 + 8 L_g^2``, a bound of ``E sup|e_k|^2 / E sup|e_0|^2`` for Ito SDEs.
 
     In root mean square that is ``(C T)^{k/2} / sqrt(k!)``: noise that depends on the state makes Picard slower than any
-    drift does. ``e_k = int df + int dg dW``; ``|a + b|^2 <= 2|a|^2 + 2|b|^2``; by Cauchy and Schwarz ``sup|int df|^2 <=
-    T L_f^2 int|e_{k-1}|^2``; by Doob's inequality and Ito's isometry ``E sup|int dg dW|^2 <= 4 L_g^2 int
-    E|e_{k-1}|^2``: together ``E sup|e_k|^2 <= C int E sup|e_{k-1}|^2``, k times over (the existence proof for strong
-    solutions, e.g. Karatzas & Shreve 1991, section 5.2). Euler-Maruyama obeys the same sums. The iterates must be
-    adapted: no state may depend on noise of later times, and the guess neither.
+    drift does. By the inequalities of Cauchy and Schwarz and of Doob and by Ito's isometry, ``E sup|e_k|^2 <= C int E
+    sup|e_{k-1}|^2`` (the existence proof of strong solutions, Karatzas & Shreve 1991, section 5.2). Euler-Maruyama
+    obeys the same sums. No state, and no guess, may depend on noise of later times.
 
     Args:
         k: rounds.
@@ -112,10 +108,8 @@ def root_factorial_bound(k: int, lipschitz_drift: float, lipschitz_diffusion: fl
 def step_lipschitz(h: float | Tensor, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> Tensor:
     """A Lipschitz constant of Euler's step ``Phi(y) = y + h f(y)``: what `propagated_bound` asks for.
 
-    ``1 + |h| L``; or, with a one-sided constant mu, ``sqrt(1 + 2 |h| mu + h^2 L^2)``, which is below 1 for short steps
-    where mu is negative: ``|d + h df|^2 = |d|^2 + 2 h <d, df> + h^2 |df|^2``, and the three terms are at most
-    ``|d|^2``, ``2 |h| mu |d|^2`` and ``h^2 L^2 |d|^2``. With equality for ``f(y) = a y`` in the complex plane,
-    ``mu = Re a``, ``L = |a|``.
+    It is ``1 + |h| L``; with a one-sided constant mu ``sqrt(1 + 2 |h| mu + h^2 L^2)``, which is below 1 for short steps
+    where mu is negative. Equality holds for ``f(y) = a y`` in the complex plane, ``mu = Re a``, ``L = |a|``.
 
     Args:
         h: length of the step, a number or a tensor.
@@ -133,19 +127,23 @@ def step_lipschitz(h: float | Tensor, lipschitz: float | Tensor, one_sided: floa
     return (1 + 2 * length * mu + (length * largest).square()).clamp(min=0).sqrt()  # (1 - |hL|)^2 at least
 
 
-def propagated_bound(residuals: Tensor, lipschitz: float | Tensor, start: float | Tensor = 0.0) -> Tensor:
-    """``E[n + 1] = L_n E[n] + |r_n|``: a bound of the distance of every state to the sequential solution.
+def propagated_bound(
+    residuals: Tensor, lipschitz: float | Tensor, start: float | Tensor = 0.0, earlier: Tensor | None = None
+) -> Tensor:
+    """``E[n+1] = L_n E[n] + |r_n|``: a bound of the distance of every state to the sequential solution.
 
     ``x*_{n+1} - X_{n+1} = Phi_n(x*_n) - Phi_n(X_n) + r_n`` with the residual ``r_n = Phi_n(X_n) - X_{n+1}`` (the
-    discrete form of the fundamental lemma, Hairer, Norsett & Wanner 1993, section I.10). Certified where L_n are
+    discrete form of the fundamental lemma, Hairer, Norsett & Wanner 1993, section I.10). It certifies where L_n are
     Lipschitz constants of the STEP Phi_n (not of the drift; see `step_lipschitz`) on a ball of radius ``E[n]`` around
-    ``X_n``; with estimates in their place it is an estimate. With equality where all residuals point one way and every
-    step stretches it by L_n. Rounding is not in it. Infinite where a product of L_n overflows.
+    ``X_n``; with estimates in their place it is an estimate. Equality holds where all residuals point one way and every
+    step stretches them by L_n. Rounding is not included. Infinite where a product of L_n overflows.
 
     Args:
         residuals: norms ``|r_n|``, ``(N,)`` or ``(N, B)``, in the norm that L_n are of.
         lipschitz: L_n, a number, ``(N,)``, ``(N, 1)`` or ``(N, B)``.
         start: ``E[0]``, a number or ``(B,)``; 0 for an exact initial state.
+        earlier: of multistep methods, ``(N, M)`` constants of the M states before: ``E[n+1]`` has a term
+            ``earlier[n, i] E[n-1-i]`` more for each.
 
     Returns:
         ``E[1], ..., E[N]``, of the shape of ``residuals``.
@@ -161,22 +159,23 @@ def propagated_bound(residuals: Tensor, lipschitz: float | Tensor, start: float 
         raise ValueError(
             f"lipschitz: expected a number or one for each of {len(norms)} steps, got {tuple(factor.shape)}."
         )
-    factor = factor.reshape(len(factor), -1) if factor.dim() else factor
-    first = torch.as_tensor(start, dtype=norms.dtype, device=norms.device).expand(norms.shape[1:])
-    factor = factor.expand(norms.shape)
-    bound = recurrence(factor[..., None], norms[..., None].clone(), first[..., None])[..., 0]
-    # the recurrence keeps products finite that are not: where a step does not follow, nothing is bounded any more
-    follows = factor * torch.cat([first[None], bound[:-1]]) + norms
-    short = follows * (1 - len(bound) * torch.finfo(bound.dtype).eps) > bound
-    return torch.where(short.cumsum(0) > 0, torch.inf, bound).reshape(residuals.shape)
+    factor = (factor.reshape(len(factor), -1) if factor.dim() else factor).expand(norms.shape)[:, None]
+    if earlier is not None:
+        factor = torch.cat([factor, earlier.to(norms)[..., None].expand(-1, -1, norms.shape[1])], 1)
+    bounds = [torch.as_tensor(start, dtype=norms.dtype, device=norms.device).expand(norms.shape[1:])]
+    for norm, constants in zip(norms, factor, strict=True):
+        before = torch.stack(bounds[: -1 - len(constants) : -1])  # the newest first
+        constants = constants[: len(before)]
+        bounds.append(norm + torch.where(constants == 0, 0, constants * before).sum(0))
+    return torch.stack(bounds[1:]).reshape(residuals.shape)
 
 
 def newton_kantorovich(beta: float, eta: float, gamma: float) -> tuple[float, float]:
     """Whether F has a root near x, and how near: ``h = beta gamma eta`` and ``(1 - sqrt(1 - 2h)) / (beta gamma)``.
 
     Where ``h <= 1/2``, Newton's method from x converges to a root within that radius, the only one within
-    ``(1 + sqrt(1 - 2h)) / (beta gamma)`` (Kantorovich 1948; Ortega 1968). With equality for a quadratic in one
-    variable. Of a window, ``F_n = Phi_n(X_n) - X_{n+1}`` and its Jacobian is bidiagonal in blocks.
+    ``(1 + sqrt(1 - 2h)) / (beta gamma)`` (Kantorovich 1948; Ortega 1968). Equality holds for a quadratic in one
+    variable. For a window ``F_n = Phi_n(X_n) - X_{n+1}``, with a block bidiagonal Jacobian.
 
     Args:
         beta: a bound of ``||F'(x)^-1||``.
@@ -200,11 +199,11 @@ def newton_kantorovich(beta: float, eta: float, gamma: float) -> tuple[float, fl
 def total_variation(residuals: Tensor, noise: Tensor) -> Tensor:
     """``1/2 sqrt(sum_n E|r_n|^2 / sigma_n^2)``, at most 1: total variation between the law of X and the sequential law.
 
-    For samplers whose step adds ``sigma_n`` times a standard normal vector (DDPM, Euler-Maruyama with additive noise).
-    The chain rule of the relative entropy gives ``KL = sum_n E|r_n|^2 / (2 sigma_n^2)`` (Girsanov's theorem in discrete
-    time), and Pinsker's inequality ``TV <= sqrt(KL / 2)``; so used for samplers by Chen et al. 2023. E is over runs of
-    X. r_n must not depend on the noise of step n and later ones: true of an iterate, but for a stopping rule that looks
-    ahead. The exact value for one step is ``2 Phi(|r| / (2 sigma)) - 1``, ``sqrt(2 / pi)`` of the bound for small r.
+    It holds for samplers whose step adds ``sigma_n`` times a standard normal vector (DDPM, Euler-Maruyama with additive
+    noise). The chain rule of the relative entropy gives ``KL = sum_n E|r_n|^2 / (2 sigma_n^2)`` (Girsanov's theorem in
+    discrete time), and Pinsker's inequality ``TV <= sqrt(KL / 2)`` (Chen et al. 2023). E is the mean over runs of X.
+    r_n must not depend on the noise of step n and of later steps. That is true of an iterate, unless a stopping rule
+    looks ahead.
 
     Args:
         residuals: EUCLIDEAN norms ``|r_n|`` (not root mean squares: those times ``sqrt(D)``), ``(N,)``, or ``(N, S)``

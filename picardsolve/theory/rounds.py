@@ -1,4 +1,4 @@
-"""How many rounds a solve takes: predicted from those done, and what cannot be beaten."""
+"""How many rounds a solve takes, predicted from those done."""
 
 import math
 from typing import Literal, get_args
@@ -51,7 +51,7 @@ def predicted_rounds(
     def reached(k: int) -> bool:
         return (k - done) * slope - power * (math.lgamma(k + 1) - math.lgamma(done + 1)) <= fall
 
-    # the product rises up to its hump and falls from there on: once reached is reached for ever
+    # the product rises to its maximum and falls from there on: once below the tolerance it stays there
     low, high = done, done + 1
     while not reached(high):
         low, high = high, 2 * high - done
@@ -89,50 +89,3 @@ def fitted_contraction(change: float, before: float, done: int, law: Law = "fact
     if before == 0:
         return math.inf if change > 0 else 0.0
     return done ** _POWER[law] * (change / before)
-
-
-def break_even(steps: int, seconds_single: float, seconds_round: float) -> float:
-    """``N t(1) / t(W)``: the number of rounds at which a parallel solve takes as long as the sequential one.
-
-    Args:
-        steps: N.
-        seconds_single: t(1), of a round of one row.
-        seconds_round: t(W), of a round of the window's rows.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: a number is negative, steps below 1, or seconds_round is 0.
-    """
-    check_positive_integer("steps", steps)
-    check_not_negative("seconds_single", seconds_single)
-    check_not_negative("seconds_round", seconds_round)
-    if seconds_round == 0:
-        raise ValueError("seconds_round: expected a positive number, got 0; measure a round of the window's width.")
-    return steps * seconds_single / seconds_round
-
-
-def least_rounds(steps: int, width: int) -> int:
-    """``ceil(N / W)``: no fewer rounds, if every step is evaluated at least once, in windows of W steps.
-
-    That is all it says. A coarser grid or a model that has learned to take long steps does not evaluate every step,
-    and may do better. In the other direction, no method of this family does with fewer than N rounds on every drift:
-    a step that says nothing until it is evaluated at the right state shows one more state a round (pointer chasing).
-
-    Raises:
-        TypeError: an argument is not an integer.
-        ValueError: an argument is below 1.
-    """
-    check_positive_integer("steps", steps)
-    check_positive_integer("width", width)
-    return -(-steps // width)
-
-
-def least_evaluations(steps: int) -> int:
-    """``N``: every step is evaluated at least once, with the proviso of `least_rounds`; the sequential solver's count.
-
-    Raises:
-        TypeError: steps is not an integer.
-        ValueError: steps is below 1.
-    """
-    check_positive_integer("steps", steps)
-    return steps

@@ -1,4 +1,4 @@
-"""What becomes of a small error on its way through a trajectory: growth, Lyapunov exponents, stiffness."""
+"""What becomes of a small error along a trajectory: Lyapunov exponents and stiffness."""
 
 import math
 from collections.abc import Callable
@@ -10,34 +10,20 @@ from picardsolve.problem.checks import check_not_negative
 from picardsolve.results.diagnostics import STIFF
 
 
-def growth(slopes: Tensor) -> Tensor:
-    """``prod_n |c_n|``: what the steps make of a small error at the start, by their slopes (secants, say).
-
-    The product of Lipschitz constants of the steps bounds it; that of secants is an ESTIMATE.
-
-    Args:
-        slopes: ``(N,)`` or ``(N, B)``.
-
-    Returns:
-        0-d, or ``(B,)``. Summed in logarithms: factors may be far apart.
-    """
-    return slopes.abs().log().sum(0).exp()
-
-
 @torch.no_grad()
 def lyapunov_exponent(f: Callable[[Tensor, Tensor], Tensor], states: Tensor, times: Tensor, seed: int = 0) -> Tensor:
     """Largest Lyapunov exponent: ``log(|v(t_T)| / |v(t_0)|) / |t_T - t_0|`` with ``v' = J(t, y(t)) v``.
 
     Between times the flow is one step of the classical fourth-order Runge-Kutta method from the state given; the
     derivatives of all these steps are taken at once, by `torch.func.jvp` in D directions. A tangent that starts in a
-    random direction is carried through them, and made a unit vector again after each (Benettin et al. 1980). An
-    ESTIMATE: of the exponent of a trajectory that never ends, by one that does. It is too low by about ``1 / |t_T -
-    t_0|``, while the tangent turns into the direction that grows most.
+    random direction is multiplied by them, and normalised after each (Benettin et al. 1980). An ESTIMATE, since the
+    trajectory is finite: too low by about ``1 / |t_T - t_0|``, while the tangent turns into the direction that grows
+    most.
 
     Args:
         f: the drift ``f(t, y)``, of many times at once: y is ``(T - 1, D)`` or ``(T - 1, B, D)``, t is reshaped to
-            broadcast against it. Four evaluations of each state in each of D directions; T D x D matrices a sample are
-            kept, so that D is to be small (of large states take `growth` of secant slopes).
+            broadcast against it. Each state is evaluated four times in each of D directions, and T matrices of D x D
+            are kept for each sample: D has to be small.
         states: ``(T, D)`` or ``(T, B, D)``, close enough for a Runge-Kutta step from one to the next.
         times: ``(T,)``, of the states, increasing or decreasing.
         seed: of the first tangent, which all samples share.
@@ -83,8 +69,8 @@ def _runge_kutta(f: Callable[[Tensor, Tensor], Tensor], t0: Tensor, t1: Tensor, 
 def predictable_span(exponent: float, tolerance: float, eps: float) -> float:
     """``ln(tolerance / eps) / lambda``: the time in which an error of eps grows to the tolerance.
 
-    Beyond it two correct solvers differ by more than the tolerance in the same arithmetic, and "the" sequential
-    solution is one of many: no residual, however small, says which. An ESTIMATE, as the exponent is.
+    Beyond it two correct solvers differ by more than the tolerance in the same arithmetic. An ESTIMATE, as the exponent
+    is.
 
     Args:
         exponent: largest Lyapunov exponent, of either sign.
@@ -105,36 +91,12 @@ def predictable_span(exponent: float, tolerance: float, eps: float) -> float:
     return max(math.log(tolerance) - math.log(eps), 0.0) / exponent if exponent > 0 else math.inf
 
 
-def stiffness_ratio(jacobian: Tensor) -> Tensor:
-    """``max|Re lambda| / min|Re lambda|`` over the eigenvalues of dense Jacobians.
-
-    The stiffness ratio of a linear system all of whose eigenvalues have negative real parts (Lambert 1991, section
-    6.2): the slowest time scale, which sets the length of the solve, over the fastest, which sets the explicit step. It
-    is the classical definition, and a weak one: conserved quantities (an eigenvalue 0) make it infinite or, by
-    rounding, anything, and one equation alone is never stiff by it. `is_stiff` asks what matters here, about a step.
-
-    Args:
-        jacobian: ``(..., D, D)``, finite.
-
-    Returns:
-        ``(...)``, at least 1; infinity where an eigenvalue has real part 0, NaN (not defined) where one is positive.
-
-    Raises:
-        ValueError: not square matrices.
-    """
-    if jacobian.dim() < 2 or jacobian.shape[-1] != jacobian.shape[-2]:
-        raise ValueError(f"jacobian: expected square matrices (..., D, D), got shape {tuple(jacobian.shape)}.")
-    real = torch.linalg.eigvals(jacobian).real
-    return torch.where(real.amax(-1) > 0, torch.nan, real.abs().amax(-1) / real.abs().amin(-1))
-
-
 def is_stiff(h: float | Tensor, lipschitz: float | Tensor, one_sided: float | Tensor) -> bool | Tensor:
     """Whether ``|h| L > 10`` though ``mu < 0``: the problem contracts, yet no explicit step so long is stable.
 
-    The situation of Prothero & Robinson 1974 (``y' = lambda (y - g(t)) + g'``, lambda far below 0), where the solution
-    asks for no short step and only the method does. Explicit Euler is unstable from ``|h lambda| = 2``; 10 is a RULE OF
-    THUMB: Picard's iterates over one such length grow by ``hump(10)``, 2800, before they fall. Use an exponential or an
-    implicit iteration.
+    The situation of Prothero & Robinson 1974 (``y' = lambda (y - g(t)) + g'``, lambda far below 0). Explicit Euler is
+    unstable from ``|h lambda| = 2``. 10 is a RULE OF THUMB: over one such length Picard's iterates grow by
+    ``hump(10)``, 2800, before they decay. Use an exponential or an implicit iteration.
 
     Args:
         h: length of a step (of a segment, for collocation), a number or a tensor.
