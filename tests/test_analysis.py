@@ -1,5 +1,6 @@
 """What is told before a solve, held against the solve."""
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,11 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 EULER = {"integrator": ps.Euler()}
-MOST_CALLS = 12
+MOST_CALLS = 13  # on grids of up to 65 steps; on longer ones a fifth of the sequential solver's
 
 
 class Clock:
-    """What the pilot reads the time from: only drifts take any, so that nothing depends on the machine."""
+    """What analyze reads the time from: only drifts take any, so that nothing depends on the machine."""
 
     now = 0.0
 
@@ -35,7 +36,7 @@ CLOCK = Clock()
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch):
-    for module in ("pilot", "forecast"):
+    for module in ("analysis", "trial"):
         monkeypatch.setattr(f"picardsolve.analysis.{module}.perf_counter", CLOCK)
 
 
@@ -120,7 +121,7 @@ def kinds(analysis: ps.Analysis) -> set[str]:
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_expected_rounds_are_within_a_factor_of_two(name, monkeypatch):
-    """Of widths that it vouches for, of which there are some; of the window, not of what growth is measured with."""
+    """For widths that it vouches for, 8 and 32 among them; without the rounds that measure growth after a solve."""
     monkeypatch.setattr(sys.modules["picardsolve.solve"], "measurable", lambda *_: False)
     term, y0, ts, how = PROBLEMS[name]
     sure = [row for row in ps.analyze(term, y0, ts, **how).table if row.reliable and row.width in (8, 32, len(ts) - 1)]
@@ -142,7 +143,7 @@ def check_counts(case: Case) -> None:
         given_["batch_dims"] = case.batch_dims
     replaced = type(term)(**{**vars(term), where: counted})
     analysis = ps.analyze(replaced, case.y0, case.ts, integrator=case.integrator, **given_)
-    most = MOST_CALLS * (case.stages if isinstance(term, ps.SDE) else 1)
+    most = MOST_CALLS * case.stages
     assert analysis.calls == counted.calls <= most
     assert analysis.evaluations == counted.rows
     assert analysis.steps == case.steps
@@ -211,16 +212,24 @@ def test_stiff_decay_is_told():
     assert analysis.lipschitz == pytest.approx(200, rel=1e-6)
     assert analysis.one_sided == pytest.approx(-200, rel=1e-6)
     assert analysis.contraction == pytest.approx(200, rel=1e-3)
-    assert analysis.growth < 1e-50
 
 
-def test_chaos_is_told():
-    y0 = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
-    analysis = ps.analyze(ps.ODE(lorenz), y0, UNIFORM(0, 40, 4000), integrator=ps.RK4(), tol=1e-5)
-    assert "unpredictable" in kinds(analysis)
-    assert not analysis.stiff
+def test_chaos_is_not_foretold_but_found():
+    """The first rounds do not see how errors will grow, and analyze does not say; the certificate of a solve does."""
+    term, y0, ts = ps.ODE(lorenz), torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64), UNIFORM(0, 40, 4000)
+    analysis = ps.analyze(term, y0, ts, integrator=ps.RK4(), tol=1e-5)
+    assert math.isnan(analysis.growth)
     assert analysis.seen < 0.1
-    assert analysis.growth > 1e10
+    assert 8 <= analysis.width <= 64 or not analysis.pays
+    with pytest.warns(ps.ConvergenceWarning, match="unpredictable"):
+        ps.solve(term, y0, ts, integrator=ps.RK4(), tol=1e-5)
+
+
+def test_growth_of_a_denoiser_is_the_product_of_its_slopes():
+    """Of one point: a step's Jacobian is a multiple of the identity."""
+    model, ts = two_points(0.3), sampler_times(50)
+    analysis = ps.analyze(model, randn(generator(2), 3, 16), ts, integrator=ps.DDIM(), tol=1e-2)
+    assert 0 < analysis.growth < 1
 
 
 def test_too_little_precision_is_told():
@@ -284,7 +293,7 @@ def test_no_more_rows_than_a_call_may_hold():
     counted = Counted(ring)
     analysis = ps.analyze(ps.ODE(counted), START, UNIFORM(0, 2, 100), max_batch=10, **EULER)
     assert max(row.width for row in analysis.table) == 10
-    assert counted.calls <= MOST_CALLS
+    assert counted.calls <= 100 / 5
     assert counted.rows <= 10 * counted.calls
 
 

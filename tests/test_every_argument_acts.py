@@ -245,6 +245,7 @@ CALLS = {
         {name: row for name, row in GRID.items() if name not in ("save", "throw", "max_batch", "batch_dims")}
         | {
             "max_batch": ({}, {"max_batch": 8}),
+            "iteration": ({}, {"iteration": ps.Jacobi()}),
             "batch_dims": ({}, {"batch_dims": 2}, "batch_dims: expected 0"),
             "tol": ({"tol": 1e-1}, {"tol": 1e-12}),
             "rtol": ({"tol": None, "rtol": 1e-1}, {"tol": None, "rtol": 1e-12}),

@@ -293,10 +293,17 @@ def test_what_does_not_fit_the_state(linear, y0, error, message):
     assert torch.allclose(last, torch.full((3, 3), math.exp(-1)))
 
 
-def test_analyze_refuses_what_is_iterated_otherwise():
-    term, called = ps.SemilinearODE(-torch.ones(2), torch.sin), {"integrator": ps.ETD1()}
-    with pytest.raises(TypeError, match=r"^integrator: analyze forecasts Picard .* not what ETD1\(\)"):
-        ps.analyze(term, torch.ones(2), [0.0, 1.0], **called)
+def test_analyze_measures_exponential_steps():
+    """What is iterated otherwise than by Picard is measured alike."""
+    term, y0 = ps.SemilinearODE(-torch.ones(2, dtype=torch.float64), torch.sin), torch.ones(2, dtype=torch.float64)
+    ts, how = ps.grids.uniform(0, 2, 200), {"integrator": ps.ETD1(), "tol": 1e-6}
+    found = ps.analyze(term, y0, ts, **how)
+    assert {row.width for row in found.table if row.reliable} >= {8, 32}
+    for row in found.table:
+        if row.reliable:
+            rounds = ps.solve(term, y0, ts, window=row.width, **how).stats.rounds
+            assert rounds / 2 <= row.rounds <= 2 * rounds
+
 
 
 def test_an_ode_is_refused():

@@ -1,1 +1,1 @@
-"""What a solve is going to take, told before it."""
+"""What a solve is going to take: measured in its first rounds."""

@@ -1,51 +1,59 @@
-"""What a solve is going to take, told before it from about ten drift calls."""
+"""What a solve is going to take: measured in its first rounds, with windows of two or three widths."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.analysis.forecast import Errors, errors_of
-from picardsolve.analysis.pilot import Pilot, fly
+from picardsolve.analysis.constants import Constants
+from picardsolve.analysis.trial import Trial, Trials, wait_for
 from picardsolve.brownian.path import Path
-from picardsolve.fixed_point.iterations import Iteration, MultiSecant, Picard, Secant, iteration_for
-from picardsolve.integrators import RK4, Heun, Integrator
-from picardsolve.problem.denoiser import Denoiser
+from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
+from picardsolve.fixed_point.guesses import guess_for
+from picardsolve.fixed_point.iterations import Iteration, iteration_for
+from picardsolve.fixed_point.sequential import run
+from picardsolve.fixed_point.window import Window
+from picardsolve.integrators import DriftChain, Integrator
+from picardsolve.problem.checks import check_type
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import Term
+from picardsolve.problem.terms import SDE, Denoiser, Term
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.plot import plot_expected
-from picardsolve.solve import posed
+from picardsolve.results.progress import Progress
+from picardsolve.solve import drive, posed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WORTH = 1.1  # gain below which a parallel solve is not worth it
-_FAR = 10.0  # errors so many times as large as the states are not where the pilot looked
-_MOST = 100  # rounds of a forecast, which then goes on alike
-_NARROWEST, _USUAL = 4, 32  # widths: the first to look at, and that of a solve that is not told
+_NARROWEST, _FIRST, _WIDER = 4, 8, 4  # widths: of the table, of the first trial; how much wider the next trial is
+_LEAST, _MOST = 5, 40  # rounds of a trial
+_SHARE = 5  # all trials take at most one over this of the sequential solver's calls and of their time
+_USUAL = 32  # the width of a solve that is given none
 _SHOWN = 8  # widths in print
-_STIFF = 20.0  # how many times over the fastest change dies out within the grid
-_ROUNDING = 10.0  # tolerance that is asked for at least, in units of rounding
+_ROUNDING = 10.0  # tolerance, in units of rounding, that precision is judged by where a smaller one is asked for
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What one iteration is expected to take with windows of one width.
+    """What a solve with windows of one width is expected to take.
 
     Attributes:
-        iteration: which.
+        iteration: the iteration.
         width: steps in the window.
         rounds: batched drift calls that follow each other, stages counted.
-        evaluations: drifts at one state, over those of the sequential solver.
+        evaluations: drift evaluations at one state, divided by those of the sequential solver.
         seconds: of the solve.
-        gain: seconds of the sequential solver over these.
-        reliable: False where errors would grow beyond what the pilot has seen, or rounding beyond the tolerance: such a
-            window may take any number of rounds, and is not recommended.
+        gain: seconds of the sequential solver divided by ``seconds``.
+        reliable: False where the width is beyond those that were tried though rounds still fell from one to the next
+            (``rounds`` are then those of the widest that was tried), where the trial was too short to show its pace, or
+            where rounding would grow beyond the tolerance. Such a width is not recommended.
     """
 
     iteration: Iteration
@@ -61,21 +69,27 @@ class Expected:
 class Analysis:
     """What `analyze` found out.
 
+    Constants are those that were seen along the changes of states in the rounds, extrapolated to the rest of the grid;
+    NaN where no change was well above rounding.
+
     Attributes:
         steps: steps N of the grid.
-        table: what to expect, for each iteration and width.
+        table: what to expect, for each width: 4, 8, 16 ... up to the widest that there can be.
         width: the recommended window; 1 where none is better than one step at a time.
-        iteration: the recommended one.
+        iteration: the iteration.
         pays: whether a parallel solve is expected to be faster than the sequential one.
         contraction: Picard number of the whole grid, ``sum |h_n| L_n``; windows of a few are solved in a few rounds.
-        lipschitz: largest ``|dF - dX| / (|h| |dX|)`` that was seen: a lower bound of the Lipschitz constant in the time
-            of ``ts`` (of a step with its noise, for an SDE; of the sampler's step, for a `Denoiser`).
-        one_sided: largest ``<dX, dF - dX> / (|h| <dX, dX>)`` in the median of the rounds: below 0 changes die out.
+        lipschitz: largest ``|dF - dX| / (|h| |dX|)`` that was seen, in the time of ``ts``. With `Picard` a lower bound
+            of the Lipschitz constant of the drift (of a step with its noise, for an SDE; of the sampler's step, for a
+            `Denoiser`); with other iterations it may be half of that.
+        one_sided: largest ``<dX, dF - dX> / (|h| <dX, dX>)``: below 0 changes die out.
         stiff: whether changes die out many times faster than the grid goes by.
-        growth: what a small error made at the start is expected to have grown to at the end.
+        growth: of a `Denoiser`, the factor by which an error made at the start is expected to grow until the end: the
+            product of the slopes. NaN for other terms: there slopes say nothing of it, and the first rounds show too
+            little of the solution. ``solution.certificate`` has it after a solve.
         seconds: of a drift call of one row (of each sample), and more for each further row.
         sequential: expected seconds of the sequential solver.
-        seen: share of the grid that the pilot reached; the rest is taken to be like it.
+        seen: share of the grid that the rounds reached; the rest is taken to be like it.
         calls: of the drift, all of them.
         evaluations: of the drift at one state of one sample.
         notes: warnings, each with a remedy.
@@ -99,19 +113,18 @@ class Analysis:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        rows = [row for row in self.table if row.iteration == self.iteration]
-        chosen = sum(row.width < self.width for row in rows)
-        first = max(min(chosen - _SHOWN // 2, len(rows) - _SHOWN), 0)
+        chosen = sum(row.width < self.width for row in self.table)
+        first = max(min(chosen - _SHOWN // 2, len(self.table) - _SHOWN), 0)
         advice = f"window={self.width}, iteration={self.iteration!r}" if self.pays else "sequential"
         lines = [
-            f"{self.steps} steps, of which {self.seen:.0%} were looked at in {self.calls} drift calls: {advice}",
+            f"{self.steps} steps, {self.seen:.0%} of them solved in {self.calls} drift calls: {advice}",
             f"Picard number {self.contraction:.3g}, Lipschitz constant >= {self.lipschitz:.3g}, one-sided "
             f"{self.one_sided:.3g}, an error grows {self.growth:.2g} times",
             f"a drift call takes {_time(self.seconds[0])}, {_time(self.seconds[1])} more for each further row; "
             f"one step at a time {_time(self.sequential)}",
             "  width   rounds  evaluations / N     time   gain",
         ]
-        for row in rows[first : first + _SHOWN]:
+        for row in self.table[first : first + _SHOWN]:
             doubt = "" if row.reliable else "  ?"
             lines.append(
                 f"{row.width:7d} {row.rounds:8.0f} {row.evaluations:16.2f} {_time(row.seconds):>8s} "
@@ -120,13 +133,12 @@ class Analysis:
         return "\n".join([*lines, *(f"- {note}" for note in self.notes)])
 
     def plot(self) -> "Figure":
-        """Draw expected rounds and seconds over the width, of the recommended iteration.
+        """Draw expected rounds and seconds over the width.
 
         Raises:
             ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
         """
-        rows = [row for row in self.table if row.iteration == self.iteration]
-        widths, rounds, seconds = ([getattr(row, of) for row in rows] for of in ("width", "rounds", "seconds"))
+        widths, rounds, seconds = ([getattr(row, of) for row in self.table] for of in ("width", "rounds", "seconds"))
         return plot_expected(widths, rounds, seconds, self.sequential)
 
 
@@ -137,6 +149,7 @@ def analyze(
     ts: Tensor | Sequence[float],
     *,
     integrator: Integrator,
+    iteration: Iteration | None = None,
     tol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
     atol: float | Tensor | None = None,
@@ -146,24 +159,25 @@ def analyze(
     batch_dims: int | None = None,
     max_batch: int | None = None,
 ) -> Analysis:
-    """Tell from about ten drift calls what `solve` would take, with which window, and whether it pays.
+    """Measure in a few rounds what `solve` would take, with which window, and whether it pays.
 
-    A pilot solves the problem on a coarser grid for a few rounds: what part of a change an iteration fails to foresee
-    hardly depends on how finely time is cut. From the sizes of these parts, and of the errors of guesses, the window is
-    run on numbers in the place of states, for every width. Where changes grow too fast for one window over all of the
-    grid, the pilot looks at its beginning only (``seen``).
+    The solve itself is started with windows of 8, 32 and, as long as that is cheap, 128 ... steps, and stopped as soon
+    as its pace is known: after 8 to 40 rounds each. The rest of the grid is taken to go by at the same pace, and widths
+    between those that were tried are interpolated. What differs far from the start is not seen: see ``seen``.
 
-    Measured on nineteen problems, expected rounds were 0.42 to 1.77 times the true ones where ``reliable``
-    (docs/how-it-works.md). It takes a second or two besides the calls.
+    The trials make at most a fifth of the sequential solver's drift calls, or 13 times the calls of a step on short
+    grids; a third width is tried only if all of them together also take at most a fifth of its time in the drift. So
+    which widths are ``reliable`` may depend on the machine.
 
     Args:
         term: as in `solve`, and so are all others.
         y0: as in `solve`.
         ts: as in `solve`.
-        integrator: as in `solve`.
+        integrator: as in `solve`, but for `Collocation`.
+        iteration: as in `solve`, but for `Parareal`.
         tol: as in `solve`, with ``stop="error"``.
-        rtol: likewise.
-        atol: likewise.
+        rtol: as in `solve`.
+        atol: as in `solve`.
         brownian: the noise.
         args: passed on to the drift.
         cond: passed on to a `Denoiser`'s model.
@@ -178,129 +192,126 @@ def analyze(
         ValueError: an argument has a wrong value or shape, or the drift does not keep its contract.
     """
     problem, y = posed(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
+    check_type("integrator", integrator, Integrator, "one with fixed steps, such as picardsolve.RK4()")
     tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, "error")
     chain = integrator.chain(problem)
-    usual = iteration_for(None, chain)
-    if not isinstance(usual, MultiSecant | Picard | Secant):
-        raise TypeError(
-            f"integrator: analyze forecasts Picard iteration and secants, not what {integrator!r} is iterated by; "
-            "solve with it and read solution.stats."
-        )
-    length = chain.length
-    pilot = fly(problem, y, integrator, _above_rounding(tolerance, y))
-    denoiser, stages = isinstance(term, Denoiser), _stages(integrator)
-    iterations: tuple[Iteration, ...] = (usual, Picard()) if denoiser else (usual,)
-    alone = length * stages * pilot.seconds.step
-    table: list[Expected] = []
-    for iteration in iterations:
-        errors = errors_of(pilot, length, not isinstance(iteration, Picard), denoiser)
-        for width in _widths(length, max_batch, len(y)):
-            table.append(_expected(iteration, width, errors, pilot, stages, chain.rounds, alone))
-    best, reach = _best(table), _reach(pilot, length)
+    method = iteration_for(iteration, chain)
+    if method.stop is not None:
+        raise TypeError(f"iteration: analyze reads error estimates, and {method!r} makes none; pass another.")
+    step = min(_seconds_of_a_step(chain, y) for _ in range(3))  # the first of many calls is slow
+    trials = _trials(problem, chain, y, cast(Iteration, method), tolerance, step)
+    seen, room = Constants.of(problem, [trial.window for trial in trials.each[:2]]), _room(trials, tolerance)
+    table = _table(trials, cast(Iteration, method), step, room * chain.length / seen.contraction)
+    best = _best(table)
     pays = best is not None and best.gain >= _WORTH
+    (call, row), (calls, evaluations) = trials.seconds("call"), chain.counts()
     analysis = Analysis(
-        steps=length,
-        table=tuple(table),
+        steps=chain.length,
+        table=table,
         width=best.width if pays and best else 1,
-        iteration=best.iteration if best else iterations[0],
+        iteration=cast(Iteration, method),
         pays=pays,
-        **_constants(problem, pilot, errors, reach),
-        seconds=(pilot.seconds.call + pilot.seconds.row * len(y), pilot.seconds.row),
-        sequential=alone,
-        seen=float(reach[reach > 0].min()) if bool((reach > 0).any()) else 0.0,
-        calls=pilot.calls,
-        evaluations=pilot.evaluations,
+        **vars(seen),
+        seconds=(call + row, row / len(y)),
+        sequential=chain.length * step,
+        seen=max(trial.reached for trial in trials.each) / chain.length,
+        calls=calls,
+        evaluations=evaluations,
         notes=(),
     )
-    return replace(analysis, notes=_notes(analysis, pilot, y))
+    return replace(analysis, notes=_notes(analysis, trials.each[0].window, room))
+
+
+def _seconds_of_a_step(chain: DriftChain, y: Tensor) -> float:
+    began = perf_counter()
+    wait_for(run(chain, y, None, Progress(1, False), 0, 1)[0])
+    return perf_counter() - began
+
+
+def _trials(
+    problem: Problem, chain: DriftChain, y: Tensor, iteration: Iteration, tolerance: Tolerance, step: float
+) -> Trials:
+    """Try windows of 8 steps, of 32, and wider ones as long as rounds fall and the trials are cheap."""
+    length, most = chain.length, problem.max_batch
+    trials = Trials(length if most is None else min(length, max(most // len(y), 1)))
+    width, rounds = min(_FIRST, trials.widest), min(max((length // _SHARE - 3) // 2, _LEAST), _MOST)
+    while True:
+        trial = Trial(_window(problem, chain, y, iteration, tolerance, width))
+        drive(trial, rounds)
+        trials.each.append(trial)
+        if width == trials.widest:
+            return trials
+        width = min(width * _WIDER, trials.widest)
+        if len(trials.each) > 1:
+            call, row = trials.seconds("call")
+            seconds = sum(trial.spent for trial in trials.each) + rounds * (call + row * width)
+            calls = chain.counts()[0] + rounds * chain.rounds
+            dear = seconds > step * length / _SHARE or calls > length * chain.rounds / _SHARE
+            if dear or trials.level:
+                return trials
+
+
+def _window(
+    problem: Problem, chain: DriftChain, y: Tensor, iteration: Iteration, tolerance: Tolerance, width: int
+) -> Window:
+    """The window that `solve` would run; where the tolerance is 0, with a meter that estimates errors."""
+    term, meter = problem.term, None
+    denoises, together = isinstance(term, Denoiser), isinstance(term, SDE) and term.takes == "batch"
+    if tolerance.nothing:
+        meter = ErrorEstimate(_above_rounding(tolerance, y), chain.length, denoises, implicit=chain.implicit)
+    stopping = stopping_of("error", tolerance, chain, denoises)
+    guess = guess_for(None, problem, chain)
+    how = {"width": width, "guess": guess, "stopping": stopping, "meter": meter, "lockstep": together}
+    return iteration.machine(chain, y, None, **how)
 
 
 def _above_rounding(tolerance: Tolerance, y: Tensor) -> Tolerance:
-    """The tolerance; where it is 0, what rounding makes of it."""
+    """The tolerance; where it is 0, a multiple of rounding."""
     least, rtol = _ROUNDING * torch.finfo(y.dtype).eps, tolerance.rtol
     rtol = rtol.clamp(min=least) if isinstance(rtol, Tensor) else max(rtol, least) if rtol else rtol
     return replace(tolerance, rtol=rtol, state=tolerance.state + least)
 
 
-def _stages(integrator: Integrator) -> int:
-    """How many of the pilot's evaluations one of the chain's is worth."""
-    return integrator.order if isinstance(integrator, Heun | RK4) else 1
+def _room(trials: Trials, tolerance: Tolerance) -> float:
+    """Largest Picard number of a window in which rounding stays below the tolerance (`theory.largest_contraction`)."""
+    states = trials.each[0].window.x
+    rounding = _above_rounding(tolerance, states).measure(torch.finfo(states.dtype).eps * states, states, None)[0]
+    largest = float(rounding.nan_to_num(0, 0, 0).max())
+    return max(-math.log(largest), 0.0) if largest else math.inf
 
 
-def _widths(length: int, max_batch: int | None, samples: int) -> list[int]:
-    """4, 8, 16 and so on, and the widest that there can be."""
-    widest = length if max_batch is None else min(length, max(max_batch // samples, 1))
-    return [*(2**k for k in range(2, 40) if _NARROWEST <= 2**k < widest), widest]
+def _table(trials: Trials, iteration: Iteration, step: float, precise: float) -> tuple[Expected, ...]:
+    """What to expect of each width; up to ``precise`` steps arithmetic is precise enough for a window."""
+    chain, (fixed, each), table = trials.each[0].window.chain, trials.seconds("round"), []
+    at = np.arange(chain.length)[:, None]
+    for width in [*(2**k for k in range(2, 40) if _NARROWEST <= 2**k < trials.widest), trials.widest]:
+        rounds = trials.rounds(width)
+        held = np.minimum(width, chain.length * (1 - at / rounds).clip(0))  # near its end a grid has fewer steps left
+        count, evaluations = float(rounds.max()), float(held.sum(0).mean()) / chain.length
+        seconds = count * (fixed + each * width)
+        gain, reliable = chain.length * step / max(seconds, 1e-12), trials.known(width) and not width > precise
+        table.append(Expected(iteration, width, count * chain.rounds, evaluations, seconds, gain, reliable))
+    return tuple(table)
 
 
-def _expected(
-    iteration: Iteration, width: int, errors: Errors, pilot: Pilot, stages: int, calls: int, alone: float
-) -> Expected:
-    """Of a window; ``calls`` of the drift follow each other in a round, ``stages`` times as many as in the pilot's."""
-    length, samples = errors.carried.shape
-    forecast, seconds = errors.forecast(width, _MOST), pilot.seconds
-    drift = stages * (forecast.rounds * seconds.call + forecast.evaluations * seconds.row)
-    sweeps = seconds.sweep * forecast.evaluations / samples if isinstance(iteration, MultiSecant) else 0.0
-    noise = forecast.rounds * seconds.draw + length * seconds.drawn
-    total = drift + sweeps + noise + forecast.rounds * forecast.loop
-    number = float(errors.direct.mean(0).max()) * width
-    reliable = forecast.far <= _FAR and number <= _room(pilot)
-    work = forecast.evaluations / (length * samples)
-    return Expected(iteration, width, forecast.rounds * calls, work, total, alone / max(total, 1e-12), reliable)
-
-
-def _room(pilot: Pilot) -> float:
-    """Largest Picard number of a window whose rounding stays below the tolerance."""
-    eps = torch.finfo(pilot.size.dtype).eps
-    return math.log(max(1 / (eps * float(pilot.size.nan_to_num(0).max()) + 1e-300), 1.0))
-
-
-def _best(table: list[Expected]) -> Expected | None:
+def _best(table: tuple[Expected, ...]) -> Expected | None:
     """The fastest; the narrowest of those that are as good."""
     sure = [row for row in table if row.reliable]
     least = min((row.seconds for row in sure), default=0.0)
     return min((row for row in sure if row.seconds <= 1.05 * least), key=lambda row: row.width, default=None)
 
 
-def _reach(pilot: Pilot, length: int) -> Tensor:
-    """What share of the grid the pilot knows of each sample, ``(B,)``; 0 where already the first step is not finite."""
-    known = pilot.unit.isfinite().sum(0).cpu() - 1
-    return torch.from_numpy(pilot.at)[known] / length
-
-
-def _constants(problem: Problem, pilot: Pilot, errors: Errors, reach: Tensor) -> dict[str, Any]:
-    """Picard number, Lipschitz and one-sided constant, growth, stiffness."""
-    h = problem.ts[pilot.at].diff().abs()[:, None]
-    typical = pilot.one_sided.double().nanmedian(0).values
-    dying, growing = ((typical * sign).clamp(min=0).nansum(0) for sign in (-1, 1))
-    reach = reach.clamp(min=1 / errors.length)
-    exponent = pilot.exponent / reach
-    dies_out = (dying / reach > _STIFF) & (growing < dying / 4) & (exponent < 0)
-    return {
-        "contraction": float(errors.direct.sum(0).max()),
-        "lipschitz": float((pilot.contraction.double() / h).nan_to_num(0).max()),
-        "one_sided": float((typical / h).nan_to_num(-torch.inf).max()),
-        "stiff": bool(dies_out.any()),
-        "growth": float(exponent.max().clamp(-700, 700).exp()),
-    }
-
-
-def _notes(analysis: Analysis, pilot: Pilot, y: Tensor) -> tuple[str, ...]:
-    notes, room = [], _room(pilot)
-    per_step = analysis.contraction / analysis.steps
+def _notes(analysis: Analysis, window: Window, room: float) -> tuple[str, ...]:
+    notes, per_step, steps = [], analysis.contraction / analysis.steps, analysis.steps
     if analysis.stiff:
         notes.append(
             f"stiff: changes die out {analysis.contraction:.3g} times within the grid; keep windows to "
             f"{max(int(5 / per_step), 1)} steps or so, or pass iteration=Newton() if the state is small."
         )
-    if math.log(max(analysis.growth, 1.0)) > room:
+    if per_step * min(_USUAL, steps) > room:
+        dtype = str(window.x.dtype).removeprefix("torch.")
         notes.append(
-            f"unpredictable, if errors go on growing as in the {analysis.seen:.0%} that were looked at: rounding would "
-            "grow beyond the tolerance, in any solver; shorten ts, or use the sequential solver for statistics."
-        )
-    if per_step * min(_USUAL, analysis.steps) > room:
-        notes.append(
-            f"precision: rounding in {str(y.dtype).removeprefix('torch.')} grows beyond the tolerance in windows of "
+            f"precision: rounding in {dtype} grows beyond the tolerance in windows of "
             f"more than {max(int(room / per_step), 1)} steps; pass y0.double(), or loosen tol."
         )
     if not analysis.pays:
@@ -308,8 +319,9 @@ def _notes(analysis: Analysis, pilot: Pilot, y: Tensor) -> tuple[str, ...]:
             "uneconomic: no window is expected to be faster than one step at a time; use sequential(), or a device "
             "that takes many rows in the time of one."
         )
-    if not bool(pilot.unit[1:].isfinite().any(0).all()):
-        notes.append("nonfinite: the first steps of a sample are not finite; take smaller steps, or another y0.")
+    if window.failed.any():
+        step = int(window.begin[window.failed].min())
+        notes.append(f"nonfinite: step {step} of a sample is not finite; take smaller steps, or another y0.")
     return tuple(notes)
 
 

@@ -1,5 +1,6 @@
 """How wide a window pays: fitted to the rounds that are run anyway."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -87,9 +88,14 @@ class Pace:
     def _time(self, width: int) -> float:
         if width in self._seconds:
             return self._seconds[width]
-        widths, seconds = list(self._seconds), list(self._seconds.values())
-        centre = mean(widths)
-        spread = sum((w - centre) ** 2 for w in widths)
-        slope = sum((w - centre) * s for w, s in zip(widths, seconds, strict=True)) / spread if spread else 0.0
-        slope = max(slope, 0.0)
-        return max(mean(seconds) + slope * (width - centre), min(seconds) * 0.1)
+        a, b = fitted_line(self._seconds)
+        return max(a + b * width, min(self._seconds.values()) * 0.1)
+
+
+def fitted_line(seconds: Mapping[int, float]) -> tuple[float, float]:
+    """``a`` and ``b >= 0`` of ``t(w) = a + b w``, fitted by least squares to the seconds of rounds of w steps."""
+    centre = mean(seconds)
+    spread = sum((w - centre) ** 2 for w in seconds)
+    slope = sum((w - centre) * t for w, t in seconds.items()) / spread if spread else 0.0
+    slope = max(slope, 0.0)
+    return mean(seconds.values()) - slope * centre, slope
