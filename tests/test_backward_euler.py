@@ -246,7 +246,11 @@ def test_what_it_cannot_solve_is_refused_before_any_work(term, size, error, mess
 
 def test_analyze_measures_it():
     """Equations and Jacobians are rounds like others: expected and true rounds are within a factor of two."""
-    term, y0, ts = ps.ODE(lambda t, y: -50 * (y - torch.cos(t))), torch.zeros(2, dtype=torch.float64), ps.grids.uniform(0, 2, 200)
+    term, y0, ts = (
+        ps.ODE(lambda t, y: -50 * (y - torch.cos(t))),
+        torch.zeros(2, dtype=torch.float64),
+        ps.grids.uniform(0, 2, 200),
+    )
     found = ps.analyze(term, y0, ts, integrator=BE, tol=1e-6)
     for row in found.table:
         if row.reliable:

@@ -295,7 +295,7 @@ def test_what_does_not_fit_the_state(linear, y0, error, message):
 
 def test_analyze_measures_exponential_steps():
     """What is iterated otherwise than by Picard is measured alike."""
-    term, y0 = ps.SemilinearODE(-torch.ones(2, dtype=torch.float64), torch.sin), torch.ones(2, dtype=torch.float64)
+    term, y0 = ps.SemilinearODE(-torch.ones(2, dtype=torch.float64), lambda t, y: torch.sin(y)), torch.ones(2).double()
     ts, how = ps.grids.uniform(0, 2, 200), {"integrator": ps.ETD1(), "tol": 1e-6}
     found = ps.analyze(term, y0, ts, **how)
     assert {row.width for row in found.table if row.reliable} >= {8, 32}
@@ -303,7 +303,6 @@ def test_analyze_measures_exponential_steps():
         if row.reliable:
             rounds = ps.solve(term, y0, ts, window=row.width, **how).stats.rounds
             assert rounds / 2 <= row.rounds <= 2 * rounds
-
 
 
 def test_an_ode_is_refused():

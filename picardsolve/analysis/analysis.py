@@ -20,8 +20,9 @@ from picardsolve.fixed_point.sequential import run
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators import DriftChain, Integrator
 from picardsolve.problem.checks import check_type
+from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import SDE, Denoiser, Term
+from picardsolve.problem.terms import SDE, Term
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.plot import plot_expected

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.window import Window
+from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import arriving, rms
-from picardsolve.problem.terms import Denoiser
 
 _STIFF = 20.0  # how many times over changes die out within the grid
 _FLATTEST = 1e-6  # slopes are taken for no smaller

@@ -112,21 +112,25 @@ def denoisers() -> Iterator[tuple[str, Problem]]:
 
 
 def compare(name: str, problem: Problem) -> None:
-    """A row: expected over true rounds, of each width; "?" where the analysis does not vouch for it."""
+    """A row: expected over true rounds of each width, of `MultiSecant` / `Picard` for denoisers.
+
+    "?" where the analysis does not vouch for it. Then the analysis' calls and evaluations over the sequential solver's.
+    """
     term, y0, ts, how = problem
-    analysis = ps.analyze(term, y0, ts, **how)
-    cells = []
-    for width in (8, 32, min(128, len(ts) - 1), len(ts) - 1):
-        cell = []
+    steps, samples = len(ts) - 1, len(y0) if isinstance(term, ps.Denoiser) else 1
+    stages = 4 if isinstance(how["integrator"], ps.RK4) else 1
+    cells: dict[int, list[str]] = {width: [] for width in (8, 32, min(128, steps), steps)}
+    for iteration in (None, ps.Picard()) if isinstance(term, ps.Denoiser) else (None,):
+        analysis = ps.analyze(term, y0, ts, iteration=iteration, **how)
         for row in analysis.table:
-            if row.width == width:
+            if row.width in cells:
                 with patch.object(sys.modules["picardsolve.solve"], "measurable", lambda *_: False):
-                    stats = ps.solve(term, y0, ts, window=width, iteration=row.iteration, throw=False, **how).stats
-                cell.append(f"{row.rounds / stats.rounds:.2f}{'' if row.reliable else ' ?'}")
-        cells.append(" / ".join(cell))
-    calls = analysis.calls / ((len(ts) - 1) * (4 if isinstance(how["integrator"], ps.RK4) else 1))
-    work = analysis.evaluations / (calls and analysis.calls / calls) / (len(y0) if isinstance(term, ps.Denoiser) else 1)
-    print(f"| {name} | {' | '.join(cells)} | {calls:.0%} | {work:.2f} |", flush=True)
+                    solution = ps.solve(term, y0, ts, window=row.width, iteration=iteration, throw=False, **how)
+                cells[row.width].append(
+                    f"{row.rounds / len(solution.history) / stages:.2f}" + " ?" * (not row.reliable)
+                )
+    shares = f"{analysis.calls / steps / stages:.0%} | {analysis.evaluations / steps / stages / samples:.2f}"
+    print(f"| {name} | {' | '.join(map(' / '.join, cells.values()))} | {shares} |", flush=True)
 
 
 @torch.no_grad()
@@ -134,9 +138,8 @@ def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(
-        "| problem, steps | w = 8 | w = 32 | w = 128 (100) | w = N | calls | evaluations |\n|---|---|---|---|---|---|---|"
-    )
+    print("| problem, steps | w = 8 | w = 32 | w = 128 (100) | w = N | calls | evaluations |")
+    print("|---|---|---|---|---|---|---|")
     for make in (odes, sdes, denoisers):
         for name, problem in make():
             if all(word in name for word in sys.argv[1:]):
