@@ -36,10 +36,9 @@ from picardsolve.integrators import (
 )
 from picardsolve.odeint import odeint
 from picardsolve.problem import grids, schedules
-from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.linear import Diagonal, Fourier
 from picardsolve.problem.reverse import reverse_sde
-from picardsolve.problem.terms import ODE, SDE, SecondOrderODE, SemilinearODE
+from picardsolve.problem.terms import ODE, SDE, Denoiser, SecondOrderODE, SemilinearODE
 from picardsolve.results.diagnostics import ConvergenceWarning
 from picardsolve.results.history import Round
 from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats

@@ -21,27 +21,27 @@ from picardsolve.certificate.accepted import Accepted
 from picardsolve.certificate.certificate import Certificate, Evidence
 from picardsolve.certificate.growth import Growth, measurable, measured
 from picardsolve.certificate.remaining_rounds import expected_after
-from picardsolve.collocation import Choice, Collocation, Event, Trajectory, collocate
+from picardsolve.collocation import AdaptiveSolve, Collocation, Event
 from picardsolve.fixed_point import sequential as reference
 from picardsolve.fixed_point.automatic_width import Pace
 from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.guesses import Copy, FromTrajectory, Guess, guess_for
-from picardsolve.fixed_point.iterations import Iteration, Newton, Picard, Secant, iteration_for
+from picardsolve.fixed_point.iterations import Iteration, iteration_for
 from picardsolve.fixed_point.stopping import Increment, MakesRule
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators import Chain, DriftChain, Integrator
+from picardsolve.integrators.discretization import Discretization
 from picardsolve.problem.checks import (
     check_choice,
     check_optional_positive_integer,
     check_type,
     check_width,
 )
-from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.machine import Machine
 from picardsolve.problem.parameters import within_reach
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import rms
-from picardsolve.problem.terms import ODE, SDE, SecondOrderODE, SemilinearODE, Term
+from picardsolve.problem.terms import ODE, SDE, Denoiser, SecondOrderODE, Term
 from picardsolve.problem.tolerances import Stop, Tolerance
 from picardsolve.problem.validation import tolerance_of, validated
 from picardsolve.results.carried import Carried
@@ -65,7 +65,7 @@ def solve(
     y0: Any,
     ts: Tensor | Sequence[float],
     *,
-    integrator: Integrator | Collocation,
+    integrator: Discretization,
     iteration: Iteration | Parareal | None = None,
     guess: Guess | Callable[[Tensor, Any], Any] | None = None,
     window: int | Literal["auto"] | None = None,
@@ -155,14 +155,25 @@ def solve(
     if window is not None:
         check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
-    if isinstance(integrator, Collocation):
+    if integrator.adaptive:
         _refuse_of_grids(window, brownian)
+        problem = replace(
+            problem,
+            args=pytree.tree_map(_detached, problem.args),
+            parameters=[] if torch.is_grad_enabled() else None,
+        )
         how = iteration, guess, stop, (tol, rtol, atol), events, save
-        found = _collocated(problem, y, integrator, *how, max_rounds, progress, throw)
+        machine = _collocated(problem, y, cast(Collocation, integrator), *how)
+        with Progress(100, progress, "%") as bar:
+            after = (lambda rounds: bar.update(machine.percent, rounds)) if progress else None
+            solution = machine.solution(drive(machine, max_rounds or machine.most_rounds, after), throw)
         times = ts if isinstance(ts, Tensor) else problem.ts
-        return differentiable(*found, y0, times, args, _reach(term, args)) if torch.is_grad_enabled() else found[0]
+        if not torch.is_grad_enabled():
+            return solution
+        return differentiable(solution, machine, y0, times, args, _reach(term, args))
     if events is not None:
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
+    integrator = cast(Integrator, integrator)
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
     kept = {"max_batch": max_batch, "save": save}
     how = iteration, guess, 32 if window is None else window, stop, max_rounds, progress, throw
@@ -176,17 +187,12 @@ def solve(
     return recorded(solution, problem, integrator, y0, ts, wanted, _reach(term, args))
 
 
-def posed(term: Term, y0: Any, ts: Any, integrator: Integrator | Collocation, *given: Any) -> tuple[Problem, Tensor]:
+def posed(term: Term, y0: Any, ts: Any, integrator: Discretization, *given: Any) -> tuple[Problem, Tensor]:
     """The problem that an integrator is given, and its initial states as rows ``(B, D)``."""
-    by_collocation = isinstance(integrator, Collocation)
-    if not by_collocation:
-        check_type("integrator", integrator, Integrator, "an instance such as picardsolve.Euler()")
-    elif not isinstance(term, ODE | SecondOrderODE | SemilinearODE):
-        raise TypeError(
-            f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
-        )
-    problem, y = validated(term, y0, ts, *given, of_each=by_collocation)
-    if isinstance(problem.term, SecondOrderODE) and not by_collocation:
+    check_type("integrator", integrator, Discretization, "an instance such as picardsolve.Euler()")
+    integrator.check_term(term)
+    problem, y = validated(term, y0, ts, *given, of_each=integrator.adaptive)
+    if isinstance(problem.term, SecondOrderODE) and not integrator.adaptive:
         problem = replace(problem, term=ODE(problem.term.drift, problem.term.vectorized))
     return problem, y
 
@@ -327,21 +333,17 @@ def _collocated(
     tolerances: tuple[Any, Any, Any],
     events: Any,
     save: Save,
-    *run: Any,
-) -> tuple[Solution, Trajectory]:
-    """Solve by collocation, which has windows, guesses and a rule to stop of its own."""
+) -> AdaptiveSolve:
+    """The solve by collocation, which has windows, guesses and a rule to stop of its own."""
     if guess is not None or stop != "error":
         raise ValueError("guess, stop: Collocation has its own; leave them out.")
-    choices: dict[type, Choice] = {Picard: "picard", Secant: "secant", Newton: "newton"}
-    if iteration is not None and type(iteration) not in choices:
+    choice = None if iteration is None else getattr(iteration, "on_segments", None)
+    if iteration is not None and choice is None:
         raise TypeError(
             f"iteration: Collocation takes Picard(), Secant() or Newton(), got {iteration!r}; or leave it out."
         )
-    choice = None if iteration is None else choices[type(iteration)]
     tolerance = tolerance_of(problem.term, problem.layout, *tolerances, "error")
-    args = pytree.tree_map(_detached, problem.args)
-    posed = problem.term, problem.layout, y, problem.ts, args, method, choice, tolerance
-    return collocate(*posed, Event.of(events), problem.max_batch, save == "last", *run)  # pyright: ignore[reportArgumentType]: validated to be an ODE
+    return AdaptiveSolve.of(problem, y, method, choice, tolerance, Event.of(events), save == "last")
 
 
 def _doubted(problem: Problem, chain: DriftChain, loop: Window, y: Tensor, max_rounds: int | None) -> int:

@@ -229,12 +229,7 @@ def test_other_iterations_are_refused_by_name(iteration):
     ("term", "size", "error", "message"),
     [
         (ps.ODE(called), 65, ValueError, "integrator: BackwardEuler keeps Jacobians of states of at most 64 numbers"),
-        (
-            ps.SDE(called, called),
-            2,
-            TypeError,
-            "integrator: BackwardEuler takes an ODE or a SemilinearODE, got SDE; pass EulerMaruyama()",
-        ),
+        (ps.SDE(called, called), 2, TypeError, "integrator: BackwardEuler takes an ODE, got SDE; pass Euler()"),
     ],
 )
 def test_what_it_cannot_solve_is_refused_before_any_work(term, size, error, message):

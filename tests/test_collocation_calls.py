@@ -319,7 +319,7 @@ def test_methods_that_are_refused(name, values):
 @pytest.mark.parametrize("rate", [1e5, 1e7])
 def test_a_stiff_state_too_large_for_jacobians_is_refused_early_and_in_words(rate):
     y0 = torch.ones(70, dtype=torch.float64)
-    with pytest.raises(ps.SolveError, match=r"rounds are foreseen; t = .* The equation is stiff") as error:
+    with pytest.raises(ps.SolveError, match=r"rounds are predicted; t = .* The equation is stiff") as error:
         solve(lambda t, y: -rate * (y - t.cos()), y0, [0.0, 10.0], rtol=1e-6, atol=1e-6)
     assert error.value.solution.result is ps.Result.stiff
     assert error.value.solution.stats.rounds <= 200

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from numpy.polynomial import Legendre
 from scipy import interpolate, special
 
-from picardsolve.collocation.check import Checked
-from picardsolve.collocation.dense import Guide, Path
+from picardsolve.collocation.check import CheckedSegment
+from picardsolve.collocation.march import Guide
 from picardsolve.collocation.nodes import Nodes, nodes
+from picardsolve.collocation.trajectory import PiecewisePolynomial
 
 KINDS = ("radau", "lobatto", "chebyshev")
 families = st.sampled_from(KINDS)
@@ -105,11 +106,10 @@ def test_a_path_is_the_polynomials_of_its_segments():
     begins, lengths = np.array([0.0, 0.5, 2.0]), np.array([0.5, 1.5, 1.0])
     pieces = [polynomial(seed, 7) for seed in range(3)]
     parts = zip(begins, lengths, pieces, strict=True)
-    path = Path([segment(t, h, p(set_.points)[:, None]) for t, h, p in parts], set_)
+    path = PiecewisePolynomial([segment(t, h, set_, p(set_.points)[:, None]) for t, h, p in parts])
     t, on = np.array([-0.1, 0.0, 0.3, 0.5, 1.9, 2.0, 2.7, 3.0, 3.1]), np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
     expected = [pieces[k]((at - begins[k]) / lengths[k]) for at, k in zip(t, on, strict=True)]
     np.testing.assert_allclose(path(t)[:, 0], expected, atol=EXACT)
-    assert path.end == 3
 
     guess = Guide(path, 0.5).segment(0.25, path(np.array([0.25]))[0] + 1, left=9.0)
     assert (guess.t, guess.h) == (0.25, 0.25)
@@ -117,6 +117,6 @@ def test_a_path_is_the_polynomials_of_its_segments():
     assert [Guide(path, 0.5).segment(0.25, np.ones(1), left).h for left in (0.4, 0.2)] == [0.2, 0.2]
 
 
-def segment(t: float, h: float, values: np.ndarray) -> Checked:
+def segment(t: float, h: float, set_: Nodes, values: np.ndarray) -> CheckedSegment:
     nothing = np.zeros(1)
-    return Checked(t, h, values, None, nothing, nothing, nothing)
+    return CheckedSegment(t, h, set_, values, None, nothing, nothing, nothing)

@@ -191,8 +191,8 @@ CALLS = {
             "tol": ({}, {"tol": 1e-6}),
             "stop": ({}, {"stop": "residual"}),
             "brownian": ({}, {"brownian": ps.BrownianPath(seed=3)}),
-            "args": ({}, {"args": (1.0,)}, "args: a Denoiser's model takes arguments by name"),
-            "batch_dims": ({}, {"batch_dims": 0}, "batch_dims: the y0 of a Denoiser is always a batch"),
+            "args": ({}, {"args": (1.0,)}, "args, batch_dims: a Denoiser takes cond"),
+            "batch_dims": ({}, {"batch_dims": 0}, "args, batch_dims: a Denoiser takes cond"),
         },
         without=tuple(
             set(inspect.signature(ps.solve).parameters) - {"cond", "tol", "stop", "brownian", "args", "batch_dims"}

@@ -14,7 +14,7 @@ Z = randn(generator(0), BATCH, 2)
 STATE = Z, torch.zeros(BATCH, 1, dtype=torch.float64)
 TS = torch.linspace(0, 1, 11, dtype=torch.float64)
 SHARP = {"rtol": 1e-8, "atol": 1e-9}
-ONE_BY_ONE = "ignore:drift. called for one time after the other:picardsolve.ConvergenceWarning"
+ONE_BY_ONE = "ignore:drift. called for one time after the other:picardsolve.diagnostics.ConvergenceWarning"
 
 
 class Flow(torch.nn.Module):

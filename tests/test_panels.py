@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from picardsolve.collocation.nodes import nodes
-from picardsolve.collocation.panels import SEEN, Panels, through
+from picardsolve.collocation.panels import POINTS, PanelLinearization, solve_through
 
 NODES = nodes("radau", 20)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -38,7 +38,9 @@ def exact(j, residual_slope, start, at):
 
 
 def made(j, h, second_order=False):
-    return Panels.of(NODES, np.array([h]), j(SEEN)[None] / h, second_order)[0]
+    jacobians = j(POINTS)[None] / h
+    size = jacobians.shape[-1] * (1 + second_order)
+    return PanelLinearization.of(NODES, np.array([h]), jacobians, second_order, np.ones((1, size)))[0]
 
 
 @given(SEEDS, st.integers(1, 6), st.sampled_from([0.3, 1.0]))
@@ -79,10 +81,10 @@ def test_halves_of_a_second_order_equation_are_its_whole():
         return out
 
     residual = rng.normal(size=(NODES.n, 6))
-    half = Panels.of(NODES, np.array([0.7]), j(SEEN)[None], True)[0]
-    full = Panels.of(NODES, np.array([0.7]), whole(SEEN)[None], False)[0]
+    half = PanelLinearization.of(NODES, np.array([0.7]), j(POINTS)[None], True, np.ones((1, 6)))[0]
+    full = PanelLinearization.of(NODES, np.array([0.7]), whole(POINTS)[None], False, np.ones((1, 6)))[0]
     assert half.answer(residual)[0] == pytest.approx(full.answer(residual)[0], rel=1e-12)
-    assert half.followed(0.2, residual[0]) == pytest.approx(full.followed(0.2, residual[0]), rel=1e-10)
+    assert half.follow(0.2, residual[0]) == pytest.approx(full.follow(0.2, residual[0]), rel=1e-10)
 
 
 @given(SEEDS, st.integers(1, 5))
@@ -90,7 +92,7 @@ def test_segments_behind_each_other_are_moved_by_the_ends_before(seed, count):
     rng, size = np.random.default_rng(seed), 3
     segments = [made(jacobian(rng, size, 2.0), 0.3) for _ in range(count)]
     residual, jumps = rng.normal(size=(count, NODES.n, size)), rng.normal(size=(count - 1, size))
-    change, carried = through(segments, residual, jumps)
+    change, carried = solve_through(segments, residual, jumps)
     move = np.zeros(size)
     for i, segment in enumerate(segments):
         assert carried[i] == pytest.approx(move, abs=1e-10)
@@ -101,9 +103,9 @@ def test_segments_behind_each_other_are_moved_by_the_ends_before(seed, count):
 
 
 def test_a_segment_that_is_not_finite_leaves_the_others_as_they_are():
-    j = np.ones((2, len(SEEN), 2, 2))
+    j = np.ones((2, len(POINTS), 2, 2))
     j[0, 3] = np.nan
-    bad, good = Panels.of(NODES, np.array([0.1, 0.1]), j, False)
+    bad, good = PanelLinearization.of(NODES, np.array([0.1, 0.1]), j, False, np.ones((2, 2)))
     assert bad.singular
     assert not good.singular
     assert np.isfinite(good.solve(np.ones((NODES.n, 2)))).all()

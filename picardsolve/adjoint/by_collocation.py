@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.adjoint.refused import Refused
-from picardsolve.collocation import Course, Trajectory
+from picardsolve.collocation import AdaptiveSolve
+from picardsolve.collocation.trajectory import DenseStates
 from picardsolve.collocation.transposed import Stack, Window
 from picardsolve.problem.parameters import Held, Strangers, added, recordable
 from picardsolve.problem.row_function import RowFunction
@@ -35,7 +36,7 @@ _ONCE = "gradient: solutions by collocation have first derivatives only; leave c
 
 
 def differentiable(
-    solution: Solution, trajectory: Trajectory, y0: Any, ts: Any, args: Sequence[Any], reach: Sequence[Tensor]
+    solution: Solution, trajectory: AdaptiveSolve, y0: Any, ts: Any, args: Sequence[Any], reach: Sequence[Tensor]
 ) -> Solution:
     """The same solution, with gradients by whatever of y0, ts, args and the drift's parameters requires them.
 
@@ -52,7 +53,7 @@ def differentiable(
     times = recordable(ts).to("cpu", torch.float64) if isinstance(ts, Tensor) else solution.ts
     given = pytree.tree_leaves(tuple(args))
     by = tuple(i for i, leaf in enumerate(given) if isinstance(leaf, Tensor) and leaf.requires_grad)
-    shown = start, *(given[i] for i in by), *dict.fromkeys(trajectory.parameters)
+    shown = start, *(given[i] for i in by), *dict.fromkeys(trajectory.function.parameters or ())
     known = {id(tensor) for tensor in shown}
     inputs = *shown, *(leaf for leaf in reach if id(leaf) not in known)
     if not any(tensor.requires_grad for tensor in (times, *inputs)):
@@ -74,7 +75,7 @@ class _Differentiable:
         inputs: the start, those arguments, parameters, and what else is in reach.
     """
 
-    trajectory: Trajectory
+    trajectory: AdaptiveSolve
     by: tuple[int, ...]
     shown: int
     origin: Tensor
@@ -84,13 +85,13 @@ class _Differentiable:
         layout = self.trajectory.function.layout
         return layout.unpack_path(_States.apply(self.trajectory, self.by, self.shown, at, self.origin, *self.inputs))
 
-    def detached(self) -> Course:
+    def detached(self) -> DenseStates:
         """Without gradients."""
-        return self.trajectory.course
+        return self.trajectory.states
 
     def segments(self, sample: int) -> Tensor:
         """As of `Course`."""
-        return self.trajectory.course.segments(sample)
+        return self.trajectory.states.segments(sample)
 
 
 class _States(torch.autograd.Function):
@@ -99,7 +100,7 @@ class _States(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
-        trajectory: Trajectory,
+        trajectory: AdaptiveSolve,
         by: tuple[int, ...],
         shown: int,
         at: Tensor,
@@ -108,7 +109,7 @@ class _States(torch.autograd.Function):
     ) -> Tensor:
         ctx.trajectory, ctx.by, ctx.held = trajectory, by, Held(inputs[shown:])
         ctx.save_for_backward(at, origin, *inputs[:shown])
-        return trajectory.states(at)
+        return trajectory.states.states(at)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -132,7 +133,7 @@ class Adjoint:
         sums: the gradients so far; None by what is held and was not met.
     """
 
-    trajectory: Trajectory
+    trajectory: AdaptiveSolve
     function: RowFunction
     tensors: Sequence[Tensor]
     held: Held
@@ -144,22 +145,22 @@ class Adjoint:
         self._strangers = Strangers(self._all)
 
     @staticmethod
-    def of(trajectory: Trajectory, by: tuple[int, ...], tensors: Sequence[Tensor], held: Held) -> "Adjoint":
+    def of(trajectory: AdaptiveSolve, by: tuple[int, ...], tensors: Sequence[Tensor], held: Held) -> "Adjoint":
         """By the arguments at the places ``by`` and the parameters."""
         leaves, structure = pytree.tree_flatten(tuple(trajectory.function.args))
         fresh = [leaves[i].detach().requires_grad_() for i in by]
         for i, leaf in zip(by, fresh, strict=True):
             leaves[i] = leaf
-        function = trajectory.function.with_args(pytree.tree_unflatten(leaves, structure))
+        function = replace(trajectory.function, args=pytree.tree_unflatten(leaves, structure), parameters=None)
         return Adjoint(trajectory, function, [*fresh, *tensors[len(by) :]], held)
 
     def gradients(self, at: Tensor, origin: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         """By the times, that of the start, the start ``(B, D)``, the tensors, and what is held."""
-        clocks, rows = self.trajectory.clocks(at), cotangent.to("cpu", torch.float64).numpy()
+        clocks, rows = self.trajectory.states.elapsed(at), cotangent.to("cpu", torch.float64).numpy()
         known = ~np.isnan(clocks)
         at_start = (clocks == 0)[..., None]
         following = np.zeros(rows.shape[1:])
-        for stack in Stack.several(self.trajectory, clocks, np.where(known[..., None] & ~at_start, rows, 0)):
+        for stack in Stack.several(self.trajectory.samples, clocks, np.where(known[..., None] & ~at_start, rows, 0)):
             longest, most = self._window(stack)
             for window in stack.windows(longest, most):
                 self._solve(window, following)
@@ -199,7 +200,7 @@ class Adjoint:
             (pulled,) = _pulled(drift, [states], self._tensor(cotangent.reshape(len(states), -1)))
             return np.zeros(shape) if pulled is None else _array(pulled).reshape(shape)
 
-        posed = [sample.posed for sample in self.trajectory.samples]
+        posed = [sample.problem for sample in self.trajectory.samples]
         residual = min(max(_SHARPER * float(each.rtol.min()), 4 * each.unit) for each in posed)
         few, more = min(_FEW, _DIRECTIONS), min(_DIRECTIONS, _NUMBERS // math.prod(shape))
         mu = window.iterate(pull, following, residual, few)
@@ -224,7 +225,7 @@ class Adjoint:
         step, sample = torch.from_numpy(known).nonzero(as_tuple=True)
         times = at[step] if at.dim() == 1 else at[step, sample]
         along = torch.zeros(known.shape, dtype=at.dtype)
-        states = self.trajectory.states(at)[step, sample]
+        states = self.trajectory.states.states(at)[step, sample]
         along[step, sample] = self._along(times, states, sample, cotangent[step, sample])
         return along.sum(1) if at.dim() == 1 else along
 
@@ -233,7 +234,7 @@ class Adjoint:
         if not origin.requires_grad:
             return torch.zeros_like(origin)
         sample = torch.arange(len(start))
-        along = -self._along(origin.expand(len(start)), self.trajectory.states(origin[None])[0], sample, start)
+        along = -self._along(origin.expand(len(start)), self.trajectory.states.states(origin[None])[0], sample, start)
         return along if origin.dim() else along.sum()
 
     def _along(self, times: Tensor, states: Tensor, sample: Tensor, cotangent: Tensor) -> Tensor:

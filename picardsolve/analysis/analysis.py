@@ -13,9 +13,8 @@ from picardsolve.analysis.pilot import Pilot, fly
 from picardsolve.brownian.path import Path
 from picardsolve.fixed_point.iterations import Iteration, MultiSecant, Picard, Secant, iteration_for
 from picardsolve.integrators import RK4, Heun, Integrator
-from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import Term
+from picardsolve.problem.terms import Denoiser, Term
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.plot import plot_expected

@@ -17,8 +17,8 @@ from picardsolve.fixed_point.sequential import run
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators import RK4, DriftChain, Euler, Heun, Integrator
 from picardsolve.integrators.base import Evaluated, Hold, Rows
-from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
+from picardsolve.problem.terms import Denoiser
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.progress import Progress
 

@@ -1,4 +1,4 @@
-"""Events: where functions of the solution change sign, found on the polynomials of the segments that are accepted."""
+"""Events: where functions of the solution change sign, found on the polynomials of accepted segments."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.collocation.check import Checked
+from picardsolve.collocation.check import CheckedSegment
+from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.nodes import Nodes
 from picardsolve.problem.checks import check_callable
 from picardsolve.problem.clock import Clock
@@ -21,12 +22,12 @@ _LAST_BITS = 4 * np.finfo(float).eps  # of the place in a segment; the least tha
 
 @dataclass(frozen=True)
 class Event:
-    """What is to be found.
+    """A function of the solution, and which of its changes of sign are wanted.
 
     Attributes:
         function: ``function(t, y, *args)`` of one state, a number.
-        count: the occurrence that ends the solve; None: none does.
-        direction: of the change of sign along the way: > 0 rising, < 0 falling, 0 either.
+        count: the solve ends at this occurrence, counted from 1; None: it does not.
+        direction: of the wanted changes of sign in the solve's direction: > 0 rising, < 0 falling, 0 both.
     """
 
     function: Callable[..., Any]
@@ -46,6 +47,11 @@ class Event:
             raise TypeError(f"events: expected a function or a list of functions, got {type(given).__name__}.")
         return tuple(_event(function) for function in functions)
 
+    def happens(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Whether the value passes 0 in the wanted direction between values ``(k,)`` and those after them."""
+        rises, falls = (before <= 0) & (after >= 0), (before >= 0) & (after <= 0)
+        return rises if self.direction > 0 else falls if self.direction < 0 else rises | falls
+
 
 def _event(function: Any) -> Event:
     check_callable("events", function)
@@ -60,25 +66,25 @@ def _event(function: Any) -> Event:
 
 
 @dataclass
-class Reading:
-    """The value of an event's function along the way of one sample.
+class EventFunction:
+    """An event's function along the solution of one sample.
 
     Attributes:
-        event: whose.
+        event: the event.
         layout: of the state.
-        clock: how times are given.
-        args: the sample's own.
+        clock: in which dtype times are given.
+        args: of the sample.
     """
 
     event: Event
     layout: Layout
     clock: Clock
     args: Sequence[Any]
-    _liftable: bool = True
+    _vectorizable: bool = True
 
     @torch.no_grad()
     def __call__(self, t: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """At the user's times ``(k,)`` and states ``(k, d)``: ``(k,)``, by one call where the function can be lifted.
+        """Values ``(k,)`` at the user's times ``(k,)`` and states ``(k, d)``; in one call where `vmap` can do that.
 
         Raises:
             TypeError: the function returns something that is not a number.
@@ -88,24 +94,17 @@ class Reading:
         return self.clock.called("events", lambda dtype: self._values(exact.to(self.layout.device, dtype), y))
 
     def _values(self, times: Tensor, y: Any) -> np.ndarray:
-        lifted = self._lifted(times, y) if self._liftable and len(times) > 1 else None
-        if lifted is not None:
-            return lifted
-        picked = (pytree.tree_map(lambda leaf, k=k: leaf[k], y) for k in range(len(times)))
-        values = [self.event.function(*row, *self.args) for row in zip(times, picked, strict=True)]
+        if self._vectorizable and len(times) > 1:
+            try:
+                values = torch.func.vmap(self.event.function, (0, 0, *[None] * len(self.args)))(times, y, *self.args)
+            except Exception:  # branches, .item() or numpy inside; called for one state it says itself what is wrong
+                values = None
+            if isinstance(values, Tensor) and values.numel() == len(times):
+                return values.reshape(-1).to("cpu", torch.float64).numpy().copy()
+            self._vectorizable = False
+        states = (pytree.tree_map(lambda leaf, k=k: leaf[k], y) for k in range(len(times)))
+        values = [self.event.function(*row, *self.args) for row in zip(times, states, strict=True)]
         return np.array([_number(value) for value in values])
-
-    def _lifted(self, times: Tensor, y: Any) -> np.ndarray | None:
-        try:
-            values = torch.func.vmap(self.event.function, (0, 0, *[None] * len(self.args)))(times, y, *self.args)
-        except Exception:  # branches, .item() or numpy inside; called one by one it says itself what is wrong
-            values = None
-        self._liftable = isinstance(values, Tensor) and values.numel() == len(times)
-        return (
-            values.reshape(-1).to("cpu", torch.float64).numpy().copy()
-            if self._liftable and values is not None
-            else None
-        )
 
 
 def _number(value: Any) -> float:
@@ -117,67 +116,62 @@ def _number(value: Any) -> float:
 
 
 class Watch:
-    """Finds one sample's events: told of its accepted segments one behind the other, from the first of every march on.
+    """Finds the events of one sample in its accepted segments, in order; the first segment of a march begins again.
 
     Attributes:
-        found: per event, times on the march's clock and states ``(d,)``.
-        end: time of the event that ended the march.
+        found: for each event, elapsed times and states ``(d,)``.
+        end: elapsed time of the event that ended the march; None where none did.
     """
 
-    def __init__(self, readings: Sequence[Reading], nodes: Nodes, clock: Callable[[np.ndarray], np.ndarray]):
-        self.readings, self.nodes, self.clock = readings, nodes, clock
+    def __init__(self, functions: Sequence[EventFunction], problem: InitialValueProblem, nodes: Nodes):
+        self.functions, self.problem = functions, problem
         between = (nodes.points[1:] + nodes.points[:-1]) / 2
         self._places = np.sort(np.concatenate([nodes.points, between]))  # in a segment, where signs are compared
         self._to_places = nodes.interpolate(self._places)
         self._begin()
 
     def _begin(self) -> None:
-        self.found: list[list[tuple[float, np.ndarray]]] = [[] for _ in self.readings]
+        self.found: list[list[tuple[float, np.ndarray]]] = [[] for _ in self.functions]
         self.end: float | None = None
-        self._before: list[float | None] = [None] * len(self.readings)
+        self._before: list[float | None] = [None] * len(self.functions)  # values at the end of the segment before
 
     @property
     def times(self) -> np.ndarray:
-        """Of all that was found, in no order."""
+        """Elapsed times of all that was found, in no order."""
         return np.array([t for event in self.found for t, _ in event])
 
-    def __call__(self, segment: Checked) -> float | None:
-        """Note what happens in a segment; its end where a terminal event is in it, which ends the march there."""
+    def ends_in(self, segment: CheckedSegment) -> bool:
+        """Note the events in a segment, up to a terminal one; whether there is a terminal one."""
         if segment.t == 0:
             self._begin()
-        places = [(x, e) for e in range(len(self.readings)) for x in self._crossings(segment, e)]
+        places = [(x, e) for e in range(len(self.functions)) for x in self._crossings(segment, e)]
         for x, e in sorted(places):
             t = segment.t + x * segment.h
-            self.found[e].append((t, self._state(segment, x)))
-            if len(self.found[e]) == self.readings[e].event.count:
+            self.found[e].append((t, segment(np.array(x))))
+            if len(self.found[e]) == self.functions[e].event.count:
                 self.end = t
-                return segment.end
-        return None
+                return True
+        return False
 
-    def _state(self, segment: Checked, x: float) -> np.ndarray:
-        return self.nodes.interpolate(np.array(x)) @ segment.values
-
-    def _crossings(self, segment: Checked, e: int) -> list[float]:
-        """Where in ``[0, 1]`` of a segment an event happens."""
-        reading, places = self.readings[e], self._places
+    def _crossings(self, segment: CheckedSegment, e: int) -> list[float]:
+        """The places in ``[0, 1]`` of a segment at which an event happens."""
+        function, places = self.functions[e], self._places
 
         def value(x: float) -> float:
-            return float(reading(self.clock(np.array([segment.t + x * segment.h])), self._state(segment, x)[None])[0])
+            time = self.problem.time(np.array([segment.t + x * segment.h]))
+            return float(function(time, segment(np.array(x))[None])[0])
 
-        values = reading(self.clock(segment.t + segment.h * places), self._to_places @ segment.values)
+        values = function(self.problem.time(segment.t + segment.h * places), self._to_places @ segment.values)
         first = self._before[e] is None
-        if not first:  # where the segment before ended, to the last bit
+        if not first:  # the same to the last bit as at the end of the segment before
             values[0] = self._before[e]
         self._before[e] = float(values[-1])
-        before, after = values[:-1], values[1:]
-        rises, falls = (before <= 0) & (after >= 0), (before >= 0) & (after <= 0)
-        wanted = rises if reading.event.direction > 0 else falls if reading.event.direction < 0 else rises | falls
-        fresh = before != 0  # otherwise it was seen when zero was reached
-        fresh[0] |= first  # as in scipy, leaving zero at the start is an event
+        new = values[:-1] != 0  # a zero was seen when it was reached
+        new[0] |= first  # as in scipy, leaving zero at the start is an event
         out = []
-        for k in np.flatnonzero(wanted & fresh):
+        for k in np.flatnonzero(function.event.happens(values[:-1], values[1:]) & new):
             (a, b), (left, right) = places[k : k + 2].tolist(), values[k : k + 2].tolist()
-            known = {a: left, b: right}  # what was lifted may differ by rounding
+            known = {a: left, b: right}  # one call for one state may differ by rounding from a call for many
             out.append(_root(lambda x, known=known: known[x] if x in known else value(x), a, b))
         return out
 

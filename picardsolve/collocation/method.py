@@ -1,27 +1,44 @@
-"""What a user picks: adaptive collocation."""
+"""The adaptive method that a user picks, and the march that it makes for a sample."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
-from picardsolve.collocation.nodes import Kind
+import numpy as np
+
+from picardsolve.collocation.check import Check
+from picardsolve.collocation.events import EventFunction, Watch
+from picardsolve.collocation.finite_differences import Differences
+from picardsolve.collocation.initial_value import InitialValueProblem, Limits
+from picardsolve.collocation.iteration_choice import usual_iteration, usual_order
+from picardsolve.collocation.march import March
+from picardsolve.collocation.nodes import Kind, nodes
+from picardsolve.collocation.sweeps import Choice, NewtonSweep, PicardSweep
+from picardsolve.integrators.discretization import Discretization
 from picardsolve.problem.checks import check_choice
+from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE, Term
+
+_IN_FLIGHT = 12  # segments, usually
+_NUMBERS = 2**20  # at the nodes of all segments in flight, unless one segment has more
+_AHEAD = 1e-3  # tolerances that Picard iteration aims at: its rounds hardly depend on the tolerance
 
 
 @dataclass(frozen=True)
-class Collocation:
-    """Adaptive collocation on an `ODE` or `SecondOrderODE`: long segments of high order, several in flight at once.
+class Collocation(Discretization):
+    """Adaptive collocation for an `ODE` or `SecondOrderODE`: long segments of high order, several in flight at once.
 
-    A segment is a polynomial that satisfies the equation at its nodes. Its length adapts to the solution; a round is
-    one drift call at all nodes of all segments in flight (Picard-Chebyshev methods: Bai & Junkins 2011; Newton with
-    Jacobians at all nodes; wavefront of segments). Every segment is checked at points that its iteration did not use,
-    and the errors of all segments are carried to the end: where they exceed the tolerance there, the whole is solved
-    again to a sharper one, from its own path. The tolerance is about the distance to the solution of the equation.
+    A segment is a polynomial that satisfies the equation at its nodes. Its length adapts to the solution. A round is
+    one drift call at all nodes of all segments in flight (Picard-Chebyshev methods: Bai & Junkins 2011; Newton's method
+    with Jacobians at all nodes; a wavefront of segments). Every segment is checked at points that its iteration did not
+    use. The errors of all segments are propagated to the end: where they exceed the tolerance there, the whole is
+    solved again to a sharper tolerance, guided by its own path. The tolerance is about the distance to the solution of
+    the equation.
 
     Args:
         nodes: "radau" (Radau IIA, also for stiff equations), "lobatto" (Lobatto IIIA) or "chebyshev"
             (Gauss-Lobatto-Chebyshev).
         order: degree of the polynomials, from 4 to 40; None: 24 for states of at most ten numbers, 20 for larger ones
-            (16 or 12 where Newton takes Jacobians at all nodes).
+            (16 or 12 where Newton's method takes Jacobians at all nodes).
         in_flight: most segments at once; None: 12.
         first_step: length of the first segment; None: chosen.
         max_step: most time in a segment, for what could be overlooked between nodes, such as a pulse.
@@ -31,6 +48,7 @@ class Collocation:
         ValueError: an argument has a wrong value.
     """
 
+    adaptive: ClassVar[bool] = True
     nodes: Kind = "radau"
     order: int | None = None
     in_flight: int | None = None
@@ -49,3 +67,41 @@ class Collocation:
                 raise TypeError(f"{name}: expected a number > 0, got {step!r}.")
             if step is not None and not step > 0:
                 raise ValueError(f"{name}: expected a number > 0, got {step!r}.")
+
+    def check_term(self, term: Term) -> None:
+        """Refuse what is not an ordinary differential equation."""
+        if not isinstance(term, ODE | SecondOrderODE | SemilinearODE):
+            raise TypeError(
+                f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
+            )
+
+    def march(self, problem: InitialValueProblem, choice: Choice | None, events: Sequence[EventFunction] = ()) -> March:
+        """The march of one sample, before its first round.
+
+        Args:
+            problem: of the sample.
+            choice: the iteration; None: by the size of the state.
+            events: functions whose changes of sign are to be found.
+        """
+        choice = choice or usual_iteration(problem, self.order)
+        newton = choice in ("newton", "panels")
+        at = nodes(self.nodes, (self.order or usual_order(problem.unknowns, choice)) + (self.nodes != "radau"))
+        differences = Differences.of(problem.second_order, problem.unit, problem.rtol, problem.atol)
+        sweep = PicardSweep(at, problem.second_order, choice == "secant")
+        if newton:
+            sweep = NewtonSweep(at, differences, choice == "panels")
+        in_flight = self.in_flight or min(_IN_FLIGHT, max(_NUMBERS // (at.n * len(problem.start)), 1))
+        lengths = self.max_step or np.inf, self.first_step
+        limits = Limits(problem.rtol, problem.atol, problem.unit, in_flight, *lengths)
+        if not newton:
+            limits = limits.sharpened(_ahead(problem), in_flight)
+        watch = Watch(events, problem, at) if events else None
+        return March(problem, sweep, Check(at, differences), limits, watch)
+
+
+def _ahead(problem: InitialValueProblem) -> float:
+    """Tolerances that Picard iteration aims at: fewer than one, but not at rounding."""
+    largest = np.abs(problem.start)
+    allowed = problem.atol + problem.rtol * largest
+    rounding = np.divide(largest, allowed, out=np.zeros_like(largest), where=largest > 0).max()
+    return min(1.0, max(_AHEAD, 64 * problem.unit * float(rounding)))

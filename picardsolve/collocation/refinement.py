@@ -1,27 +1,68 @@
-"""March after march, each from the path of the one before, until the carried error is within the tolerance."""
+"""March after march, each guided by the path of the one before, until the error at the end is within tolerance."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from picardsolve.collocation.accuracy import Accuracy
-from picardsolve.collocation.dense import Guide, Path
-from picardsolve.collocation.events import Watch
-from picardsolve.collocation.march import March
+from picardsolve.collocation.check import CheckedSegment
+from picardsolve.collocation.failures import Unreachable
+from picardsolve.collocation.initial_value import Limits
+from picardsolve.collocation.march import Guide, March
+from picardsolve.collocation.trajectory import PiecewisePolynomial
 
 _ENOUGH = 1.0  # tolerances that the estimated error may be
 _AIM = 0.2  # tolerances that another march aims at
 _MARCHES = 4
 _FINEST = 16.0  # units of rounding
 _HOPELESS = 10.0  # tolerances: rounding alone
+_ROWS = 20_000  # of a round of Newton's method that is guided
 
 
-class Unreachable(Exception):
-    """The tolerance cannot be reached; by what factor a larger one can."""
+@dataclass(frozen=True)
+class PropagatedError:
+    """Errors of segments, propagated by their flows: estimates at the S ends of the segments.
 
-    def __init__(self, factor: float):
-        super().__init__(factor)
-        self.factor = factor
+    Attributes:
+        error: ``(S, d)`` signed: what to add to the states there.
+        floor: ``(S, d)`` standard deviation from rounding.
+        allowed: ``(S, d)`` error that the user's tolerance allows.
+        growth: largest factor by which an error, in tolerances, grew on its way to the end; NaN where flows are not
+            known.
+    """
+
+    error: np.ndarray
+    floor: np.ndarray
+    allowed: np.ndarray
+    growth: float
+
+    @staticmethod
+    def of(segments: Sequence[CheckedSegment], limits: Limits) -> "PropagatedError":
+        """``e[s + 1] = flow[s] e[s] + error[s]``; where flows are not known, sizes of errors are added up."""
+        scales = np.array([segment.scale for segment in segments])
+        flows = [segment.flow for segment in segments if segment.flow is not None]
+        if len(flows) < len(segments):
+            errors = np.abs([segment.error for segment in segments]).cumsum(0)
+            floor, growth = np.cumsum([segment.noise for segment in segments], 0), np.nan
+            return PropagatedError(errors, floor, limits.allowed(scales) / limits.scale, growth)
+        size = scales.shape[1]
+        error, floor = np.zeros_like(scales), np.zeros_like(scales)
+        carried, covariance, flown = np.zeros(size), np.zeros((size, size)), np.eye(size)
+        with np.errstate(all="ignore"):
+            for s, (segment, flow) in enumerate(zip(segments, flows, strict=True)):
+                error[s] = carried = flow @ carried + segment.error
+                covariance = flow @ covariance @ flow.T + np.diag(segment.noise**2)  # roundings are independent
+                floor[s] = np.sqrt(np.diag(covariance))
+                flown = flow @ flown
+            allowed = limits.allowed(scales.max(0))
+            flown = flown * (allowed / allowed[:, None])
+            growth = float(np.linalg.norm(flown, 2)) if np.isfinite(flown).all() else np.inf
+        return PropagatedError(error, floor, limits.allowed(scales) / limits.scale, growth)
+
+    def at_either_end(self) -> np.ndarray:
+        """``(S, d)``: the larger error of each segment's two ends."""
+        sizes = np.abs(self.error)
+        return np.maximum(np.concatenate([0 * sizes[:1], sizes[:-1]]), sizes)
 
 
 @dataclass
@@ -29,30 +70,25 @@ class Refinement:
     """`ask` and `tell` of a sample, over its marches.
 
     Attributes:
-        march: the present one.
-        widest: segments in flight of a march that is guided.
-        wanted: ``(T,)`` times whose states are to be within tolerance, beside those of events; the last is the end.
-        watch: that finds events.
+        march: the present march.
         marches: how many there were.
-        accuracy: of the path, once it is good enough.
-        scaled: tolerance of the march in the user's.
+        error: of the march, once it is small enough.
     """
 
     march: March
-    widest: int
-    wanted: np.ndarray
-    watch: Watch | None = None
     marches: int = 1
-    accuracy: Accuracy | None = None
-    scaled: float = 1.0
+    error: PropagatedError | None = None
+
+    def __post_init__(self):
+        self._wanted = self.march.problem.elapsed[1:]
 
     @property
     def done(self) -> bool:
-        """Whether the march is over, and good enough."""
-        return self.march.done and self.accuracy is not None
+        """Whether the march is over and its error small enough."""
+        return self.march.done and self.error is not None
 
     def ask(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times ``(R,)`` and states ``(R, d)`` of the next round."""
+        """Elapsed times ``(R,)`` and states ``(R, d)`` of the next round."""
         return self.march.ask()
 
     def tell(self, drift: np.ndarray) -> None:
@@ -62,50 +98,47 @@ class Refinement:
             Stuck: no segment is short enough.
             Unreachable: the error stays above the tolerance.
         """
-        self.march.tell(drift)
-        if not self.march.done:
+        march = self.march
+        march.tell(drift)
+        if not march.done:
             return
-        if self.march.span < self.wanted[-1] and self.watch is not None and self.watch.end is None:
+        if march.span < self._wanted[-1] and march.watch is not None and march.watch.end is None:
             # the terminal event that shortened the span has moved beyond it, or does not happen
-            self.march.extend(float(self.wanted[-1]))
+            march.extend(float(self._wanted[-1]))
             return
-        accuracy = Accuracy.of(self.march.accepted, self.march.bounds)
-        error, floor = self._in_tolerances(accuracy.error), self._in_tolerances(accuracy.floor)
+        found = PropagatedError.of(march.accepted, march.limits)
+        error, floor = self._in_tolerances(found, found.error), self._in_tolerances(found, found.floor)
         if floor > _HOPELESS:
             raise Unreachable(floor)
-        if error <= _ENOUGH:
-            self.accuracy = accuracy
-            return
-        factor = max(_AIM / error, 1e-4, self._finest())
-        if self.marches < _MARCHES and factor < 1:
+        factor = max(_AIM / error, 1e-4, self._finest()) if error > _ENOUGH else 1.0
+        if factor < 1 and self.marches < _MARCHES:
             self._again(factor)
         elif error > _HOPELESS:
             raise Unreachable(error)
         else:
-            self.accuracy = accuracy
+            self.error = found
 
-    def _in_tolerances(self, error: np.ndarray) -> float:
-        """The largest of ``(S, d)`` errors at the ends of segments with wanted times in them, or of their starts."""
-        segments, bounds = self.march.accepted, self.march.bounds
-        allowed = bounds.allowed(np.array([segment.scale for segment in segments])) / self.scaled
-        ends = np.array([segment.end for segment in segments])
-        wanted = self.wanted if self.watch is None else np.concatenate([self.wanted, self.watch.times])
+    def _in_tolerances(self, found: PropagatedError, error: np.ndarray) -> float:
+        """The largest of ``(S, d)`` errors at either end of the segments that hold wanted times or events."""
+        march, watch = self.march, self.march.watch
+        ends = np.array([segment.end for segment in march.accepted])
+        wanted = self._wanted if watch is None else np.concatenate([self._wanted, watch.times])
         holds = np.unique(np.searchsorted(ends[:-1], wanted))
-        ratio = np.concatenate([0 * error[:1], np.abs(error) / allowed]).max(1)
+        ratio = np.concatenate([0 * error[:1], np.abs(error) / found.allowed]).max(1)
         worst = float(np.maximum(ratio[holds], ratio[holds + 1]).max())
         return worst if np.isfinite(worst) else np.inf
 
     def _finest(self) -> float:
-        """By what factor the present march's tolerance can be sharpened before all is rounding."""
-        bounds, largest = self.march.bounds, np.max([segment.scale for segment in self.march.accepted], 0)
-        return float((_FINEST * bounds.unit * largest / bounds.allowed(largest)).max())
+        """The least factor by which the march's tolerance can be sharpened before all is rounding."""
+        limits, largest = self.march.limits, np.max([segment.scale for segment in self.march.accepted], 0)
+        return float((_FINEST * limits.unit * largest / limits.allowed(largest)).max())
 
     def _again(self, factor: float) -> None:
         """March again, to a sharper tolerance."""
-        old, self.scaled = self.march, self.scaled * factor
-        guide = Guide(Path(old.accepted, old.nodes), factor ** (1 / old.nodes.n))
-        bounds = replace(
-            old.bounds, rtol=old.bounds.rtol * factor, atol=old.bounds.atol * factor, in_flight=self.widest
-        )
+        old = self.march
+        guide, in_flight = Guide(PiecewisePolynomial(old.accepted), factor ** (1 / old.nodes.n)), old.limits.in_flight
+        if old.sweep.quadratic:
+            in_flight = max(_ROWS // (old.nodes.n * (1 + old.problem.unknowns)), in_flight)
+        limits = old.limits.sharpened(factor, in_flight)
+        self.march = March(old.problem, old.sweep, old.check, limits, old.watch, guide, span=old.span)
         self.marches += 1
-        self.march = March(old.start, old.span, old.nodes, old.sweep, bounds, old.check, old.origin, guide, old.watch)

@@ -1,126 +1,112 @@
-"""The paths of all samples of a solve, and the drift that they follow."""
+"""The solution between the times that were asked for: a polynomial on every segment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.collocation.dense import Path
-from picardsolve.collocation.samples import Sample
-from picardsolve.problem.row_function import RowFunction
+from picardsolve.collocation.check import CheckedSegment
+from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.problem.state import Layout
 
 
-@dataclass(frozen=True)
-class Track:
-    """Where one sample went.
+class PiecewisePolynomial:
+    """Segments one behind the other, as a function of elapsed time."""
 
-    Attributes:
-        start: ``(d,)``.
-        begin: the time of the start.
-        sign: direction of time.
-        reached: how long it is known for.
-        path: None where no segment was accepted.
-    """
+    def __init__(self, segments: Sequence[CheckedSegment]):
+        self.nodes = segments[0].nodes
+        self.begins = np.array([segment.t for segment in segments])
+        self.lengths = np.array([segment.h for segment in segments])
+        self.values = np.array([segment.values for segment in segments])
 
-    start: np.ndarray
-    begin: float
-    sign: float
-    reached: float
-    path: Path | None
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        """States ``(T, d)`` at elapsed times ``(T,)``; the first and the last polynomial go on beyond their ends."""
+        at, weights = self.weights(t)
+        return (weights[:, None] @ self.values[at])[:, 0]
 
+    def segment_of(self, t: np.ndarray | float) -> np.ndarray:
+        """Numbers of the segments that hold the times."""
+        return np.clip(np.searchsorted(self.begins, t, side="right") - 1, 0, len(self.begins) - 1)
 
-@dataclass(frozen=True)
-class Course:
-    """The states of all samples at any times, and nothing of what they were computed by.
-
-    Attributes:
-        tracks: of the samples.
-        layout: of a sample's state.
-    """
-
-    tracks: Sequence[Track]
-    layout: Layout
-
-    def __call__(self, at: Tensor) -> Any:
-        """The user's structure of states at times ``(T,)``, time first; NaN beyond what is known."""
-        return self.layout.unpack_path(self.states(at))
-
-    def detached(self) -> "Course":
-        """This: it has no gradients."""
-        return self
-
-    def segments(self, sample: int) -> Tensor:
-        """The times where segments begin, and where the last one ends, ``(S + 1,)``.
-
-        Raises:
-            ValueError: there is no such sample.
-        """
-        if sample >= len(self.tracks):
-            raise ValueError(f"sample: expected one of {len(self.tracks)}, counted from 0, got {sample}.")
-        track = self.tracks[sample]
-        begins = np.zeros(0) if track.path is None else track.path.begins
-        return torch.from_numpy(track.begin + track.sign * np.append(begins, track.reached))
-
-    def clocks(self, ts: Tensor) -> np.ndarray:
-        """Times ``(T,)`` or, by sample, ``(T, B)``, as `Path` counts them; ``(T, B)``, NaN beyond what is known."""
-        at = ts.detach().to("cpu", torch.float64).numpy()
-        at = at[:, None] if at.ndim == 1 else at
-        begins, signs, ends = np.array([(track.begin, track.sign, track.reached) for track in self.tracks]).T
-        clocks = signs * (at - begins)
-        known = (clocks >= 0) & (clocks <= ends * (1 + 1e-12) + 4 * np.finfo(float).eps * np.abs(begins))
-        return np.where(known, np.minimum(clocks, ends), np.nan)
-
-    def states(self, ts: Tensor) -> Tensor:
-        """Rows ``(T, B, D)`` at such times; NaN beyond what is known."""
-        clocks, layout = self.clocks(ts), self.layout
-        out = np.full((*clocks.shape, layout.size), np.nan)
-        for i, track in enumerate(self.tracks):
-            known = ~np.isnan(clocks[:, i])
-            if track.path is not None:
-                out[known, i] = track.path(clocks[known, i])
-            out[clocks[:, i] == 0, i] = track.start
-        return torch.from_numpy(out).to(layout.device, layout.compute_dtype)
+    def weights(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The segments that hold the times, ``(T,)``, and the weights of their values there, ``(T, points)``."""
+        at = self.segment_of(t)
+        return at, self.nodes.interpolate((t - self.begins[at]) / self.lengths[at])
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the states of a solution are read from.
+    """The states of one sample.
 
     Attributes:
-        samples: as they ended.
-        function: the drift.
-        parameters: tensors that it has gradients by, beside its arguments; none where gradients were not recorded.
+        problem: that was solved.
+        reached: elapsed time up to which they are known.
+        path: None where no segment was accepted.
     """
 
-    samples: list[Sample]
-    function: RowFunction
-    parameters: tuple[Tensor, ...]
+    problem: InitialValueProblem
+    reached: float
+    path: PiecewisePolynomial | None
 
-    @cached_property
-    def course(self) -> Course:
-        """Where they went."""
-        return Course([_track(sample) for sample in self.samples], self.function.layout)
+    def elapsed(self, ts: np.ndarray) -> np.ndarray:
+        """Elapsed times of times ``(T,)``; NaN where the state is not known."""
+        begin = self.problem.ts[0]
+        elapsed = self.problem.sign * (ts - begin)
+        known = (elapsed >= 0) & (elapsed <= self.reached * (1 + 1e-12) + 4 * np.finfo(float).eps * abs(begin))
+        return np.where(known, np.minimum(elapsed, self.reached), np.nan)
 
-    @property
-    def paths(self) -> list[Path | None]:
-        """Of every sample; None where no segment was accepted."""
-        return [track.path for track in self.course.tracks]
+    def __call__(self, elapsed: np.ndarray) -> np.ndarray:
+        """States ``(T, d)`` at elapsed times; NaN at NaN."""
+        out, known = np.full((len(elapsed), len(self.problem.start)), np.nan), ~np.isnan(elapsed)
+        if self.path is not None:
+            out[known] = self.path(elapsed[known])
+        out[elapsed == 0] = self.problem.start
+        return out
 
-    def clocks(self, ts: Tensor) -> np.ndarray:
-        """As of `Course`."""
-        return self.course.clocks(ts)
+
+@dataclass(frozen=True)
+class DenseStates:
+    """The states of all samples at any times, without the functions that they were computed by.
+
+    Attributes:
+        samples: a trajectory for each.
+        layout: of a sample's state.
+    """
+
+    samples: Sequence[Trajectory]
+    layout: Layout
+
+    def __call__(self, at: Tensor) -> Any:
+        """States at times ``(T,)`` in the user's structure, time first; NaN where they are not known."""
+        return self.layout.unpack_path(self.states(at))
+
+    def detached(self) -> "DenseStates":
+        """These states have no gradients."""
+        return self
+
+    def segments(self, sample: int) -> Tensor:
+        """The times where a sample's segments begin, and where the last one ends, ``(S + 1,)``.
+
+        Raises:
+            ValueError: there is no such sample.
+        """
+        if sample >= len(self.samples):
+            raise ValueError(f"sample: expected one of {len(self.samples)}, counted from 0, got {sample}.")
+        found = self.samples[sample]
+        begins = np.zeros(0) if found.path is None else found.path.begins
+        return torch.from_numpy(found.problem.time(np.append(begins, found.reached)))
+
+    def elapsed(self, ts: Tensor) -> np.ndarray:
+        """Elapsed times of ``(T,)`` times, or of ``(T, B)``, by sample: ``(T, B)``; NaN where states are not known."""
+        at = ts.detach().to("cpu", torch.float64).numpy()
+        columns = at.T if at.ndim > 1 else [at] * len(self.samples)
+        return np.stack([sample.elapsed(own) for sample, own in zip(self.samples, columns, strict=True)], 1)
 
     def states(self, ts: Tensor) -> Tensor:
-        """As of `Course`."""
-        return self.course.states(ts)
-
-
-def _track(sample: Sample) -> Track:
-    march, posed = sample.refinement.march, sample.posed
-    path = Path(march.accepted, march.nodes) if march.accepted else None
-    return Track(posed.start, float(posed.ts[0]), posed.sign, sample.reached, path)
+        """Rows ``(T, B, D)`` at such times; NaN where they are not known."""
+        columns = zip(self.samples, self.elapsed(ts).T, strict=True)
+        out = np.stack([sample(elapsed) for sample, elapsed in columns], 1)
+        return torch.from_numpy(out).to(self.layout.device, self.layout.compute_dtype)

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, gmres
 
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.trajectory import Trajectory
+from picardsolve.collocation.sample import Sample
 
 _RESTARTS = 20
 
@@ -37,19 +37,20 @@ class Stack:
     units: np.ndarray
 
     @staticmethod
-    def several(trajectory: Trajectory, clocks: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
+    def several(samples: Sequence[Sample], clocks: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
         """One for each kind of nodes that samples have.
 
         Args:
-            trajectory: of the samples.
+            samples: as they ended.
             clocks: ``(T, B)`` times of states, on the samples' own clocks; NaN: unknown.
             cotangent: ``(T, B, d)`` of those states.
         """
         kinds: dict[Nodes, list[tuple[np.ndarray, ...]]] = {}
-        for i, path in enumerate(trajectory.paths):
+        for i, sample in enumerate(samples):
+            path, own = sample.trajectory.path, sample.problem
             if path is None:
                 continue
-            own, values = trajectory.samples[i].posed, np.zeros_like(path.values)
+            values = np.zeros_like(path.values)
             known = ~np.isnan(clocks[:, i])
             at, weights = path.weights(clocks[known, i])
             np.add.at(values, at, weights[:, :, None] * cotangent[known, i, None])
@@ -57,7 +58,7 @@ class Stack:
             starts = values[:, 0] if extra else np.zeros_like(values[:, 0])
             times = path.begins[:, None] + path.lengths[:, None] * path.nodes.c
             where = np.full(len(times), i), own.sign * path.lengths, own.ts[0] + own.sign * times
-            allowed = trajectory.samples[i].refinement.march.bounds.allowed(np.abs(path.values).max(1))
+            allowed = sample.march.limits.allowed(np.abs(path.values).max(1))
             units = np.exp2(np.round(np.log2(allowed)))
             rows = path.values[:, extra:], values[:, extra:], starts, units
             kinds.setdefault(path.nodes, []).append((*where, *rows))

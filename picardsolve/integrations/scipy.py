@@ -2,36 +2,76 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy.integrate import DenseOutput, OdeSolver
 
-from picardsolve.collocation import Choice, Collocation
-from picardsolve.collocation.check import Checked
-from picardsolve.collocation.march import Stuck
-from picardsolve.collocation.nodes import Kind, Nodes
-from picardsolve.collocation.samples import Posed, Sample, foreseen_if_stiff
-from picardsolve.problem.state import LARGEST_DENSE
+from picardsolve import Collocation
+from picardsolve.extend import CheckedSegment, InitialValueProblem, Machine, March, Stuck, drive, rounds_if_stiff
+
+Nodes: TypeAlias = Literal["radau", "lobatto", "chebyshev"]
+Iteration: TypeAlias = Literal["picard", "secant", "newton"]
 
 _UNIT = float(np.finfo(float).eps)
-_PIECES = 8  # steps that a segment is handed out in: scipy sees an event by the signs at a step's ends only
+_PIECES = 8  # steps that a segment is cut into: scipy finds an event from the signs at the ends of a step only
+
+
+@dataclass
+class _Ahead(Machine):
+    """A march, until it has accepted a segment that scipy has not taken.
+
+    Attributes:
+        march: under way.
+        function: the drift at the user's times ``(k,)`` and real states ``(k, d)``.
+        taken: steps that scipy has taken of this march.
+    """
+
+    march: March
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    taken: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the next step is known."""
+        return self.taken < _PIECES * len(self.march.accepted)
+
+    def ask(self) -> tuple[np.ndarray, np.ndarray]:
+        """Elapsed times and states of the next round."""
+        return self.march.ask()
+
+    def evaluate(self, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """The drift there, in the direction of time."""
+        problem, (elapsed, states) = self.march.problem, rows
+        return problem.sign * self.function(problem.time(elapsed), states)
+
+    def tell(self, outputs: np.ndarray) -> None:
+        """Take the drifts."""
+        self.march.tell(outputs)
+
+    def take(self) -> tuple[CheckedSegment, float]:
+        """The next step: its segment, and the place in it where the step ends."""
+        segment, part = divmod(self.taken, _PIECES)
+        self.taken += 1
+        return self.march.accepted[segment], (part + 1) / _PIECES
 
 
 class ParallelCollocation(OdeSolver):
     """Adaptive collocation with several segments in flight (see `picardsolve.Collocation`), as a solver of scipy.
 
     ``solve_ivp(fun, span, y0, method=ParallelCollocation, vectorized=True, ...)``. With ``vectorized=True`` fun is
-    called with **many times at once**: ``y`` of shape ``(n, k)``, and ``t`` of shape ``(k,)``, where scipy's own
-    solvers have one t for all columns; elementwise code needs no change. With ``vectorized=False`` it is called for
-    one state after the other, and nothing is gained by that.
+    called with **many times at once**: ``y`` has shape ``(n, k)`` and ``t`` has shape ``(k,)``. Scipy's own solvers
+    pass one t for all columns; elementwise code needs no change. With ``vectorized=False`` fun is called for one state
+    after the other, and nothing is gained.
 
-    As of all of scipy's solvers the tolerance is that of every segment, and errors may grow on the way:
-    `picardsolve.solve` carries them to the end and solves again where they exceed the tolerance, for which it needs
-    the whole span; here a terminal event may end it anywhere. Rounds run ahead of what scipy has taken by at most
-    the segments in flight. A segment is handed out in 8 equal steps, between whose ends scipy sees events.
+    As for all solvers of scipy, the tolerance is that of every segment, and errors may grow along the solution.
+    `picardsolve.solve` propagates them to the end, and solves again where they exceed the tolerance. It needs the whole
+    span for that, and here a terminal event may end the span anywhere. Rounds run ahead of what scipy has taken by at
+    most the segments in flight. A segment is cut into 8 equal steps; scipy finds events between their ends.
 
-    ``nfev`` counts calls of fun, ``njev`` and ``nlu`` segments whose Jacobians were taken, in calls that are counted.
+    ``nfev`` counts calls of fun. ``njev`` and ``nlu`` count the segments whose Jacobians were taken; the calls for that
+    are in ``nfev``.
 
     Args:
         fun: ``fun(t, y)``, see above.
@@ -44,11 +84,10 @@ class ParallelCollocation(OdeSolver):
         vectorized: see above.
         first_step: length of the first segment; None: chosen.
         nodes: of `picardsolve.Collocation`, as are ``order`` and ``in_flight``.
-        order: likewise.
-        in_flight: likewise.
-        iteration: "picard", "secant", "newton"; None: Newton for up to ten numbers, or where others find the equation
-            stiff, else a secant.
-        extraneous: ignored with a warning; ``jac`` too: differences ride along in the rounds.
+        order: see ``nodes``.
+        in_flight: see ``nodes``.
+        iteration: "picard", "secant" or "newton"; None: Newton's method for up to 64 numbers, else a secant.
+        extraneous: ignored with a warning, ``jac`` too: Jacobians are taken by finite differences in the same rounds.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -66,10 +105,10 @@ class ParallelCollocation(OdeSolver):
         atol: Any = 1e-6,
         vectorized: bool = False,
         first_step: float | None = None,
-        nodes: Kind = "radau",
+        nodes: Nodes = "radau",
         order: int | None = None,
         in_flight: int | None = None,
-        iteration: Choice | None = None,
+        iteration: Iteration | None = None,
         **extraneous: Any,
     ):
         unused = [name for name, value in extraneous.items() if value is not None]
@@ -79,88 +118,63 @@ class ParallelCollocation(OdeSolver):
             raise ValueError(f'iteration: expected "picard", "secant", "newton" or None, got {iteration!r}.')
         if not (np.ndim(rtol) == 0 and rtol >= 0 and np.all(np.asarray(atol) >= 0)):
             raise ValueError(f"rtol, atol: expected a number >= 0, and numbers >= 0, got {rtol!r} and {atol!r}.")
-        if rtol < 100 * _UNIT:  # scipy's rule, and its words
+        if rtol < 100 * _UNIT:  # as scipy does
             warnings.warn(f"rtol: {rtol:g} is too small, setting to {100 * _UNIT:.1e}.", stacklevel=3)
             rtol = 100 * _UNIT
         super().__init__(fun, t0, y0, t_bound, vectorized, support_complex=True)
         self.rtol, self.atol = float(rtol), self._by_component(atol)
         self.method = Collocation(nodes, order, in_flight, first_step, max_step)
-        self._iteration: Choice | None = iteration
+        self._iteration = iteration
         self._checked = not vectorized
         if self.n and t0 != t_bound:
-            self._begin(iteration)
+            self._ahead = _Ahead(self._march(iteration), self._evaluated)
+            self._jacobians = 0  # of earlier marches
 
     def _by_component(self, atol: Any) -> np.ndarray:
-        """Of every number of the state, complex ones are two."""
+        """For every real number of the state; a complex number is two."""
         if np.shape(atol) not in ((), (self.n,)):
             raise ValueError(f"atol: expected a number or shape ({self.n},), got {np.shape(atol)}.")
         of_one = 2 if np.iscomplexobj(self.y) else 1
         return np.repeat(np.broadcast_to(np.asarray(atol, float), self.n), of_one)
 
-    def _begin(self, iteration: Choice | None) -> None:
-        """March from where scipy stands."""
+    def _march(self, iteration: Iteration | None) -> March:
+        """A march from where scipy stands."""
         self.y = np.ascontiguousarray(self.y)
-        posed = Posed(
-            self.y.view(float),
-            np.array([self.t, self.t_bound]),
-            np.full(len(self.atol), self.rtol),
-            self.atol,
-            _UNIT,
-            second_order=False,
-        )
-        self._sample = Sample(posed, self.method, iteration)
-        self._march = self._sample.refinement.march
-        self._handed = self._rounds = 0  # steps and rounds of this march
+        span, rtol = np.array([self.t, self.t_bound]), np.full(len(self.atol), self.rtol)
+        problem = InitialValueProblem(self.y.view(float), span, rtol, self.atol, _UNIT)
+        return self.method.march(problem, iteration)
 
     def _step_impl(self) -> tuple[bool, str | None]:
-        march = self._march
-        while self._handed == _PIECES * len(march.accepted):
-            try:
-                self._round()
-            except Stuck as stuck:
-                return False, self._failed(stuck)
-            if self._stiff():
-                self._begin("newton")
-            march = self._march
-        segment, part = march.accepted[self._handed // _PIECES], (self._handed % _PIECES + 1) / _PIECES
-        self._handed += 1
+        try:
+            drive(self._ahead, after=self._reconsider)
+        except Stuck as stuck:
+            return False, self._failed(stuck)
+        finally:
+            self.njev = self.nlu = self._jacobians + self._ahead.march.sweep.linearizations
+        self._segment, part = self._ahead.take()
+        march, segment = self._ahead.march, self._segment
         last = part == 1 and segment.end >= march.span * (1 - 1e-12)
-        posed = self._sample.posed
-        self._piece = segment
-        self.t = self.t_bound if last else float(posed.user_clock(np.array(segment.t + part * segment.h)))
-        self.y = (march.nodes.interpolate(np.array(part)) @ segment.values).view(self.y.dtype)
+        self.t = self.t_bound if last else float(march.problem.time(np.array(segment.t + part * segment.h)))
+        self.y = segment(np.array(part)).view(self.y.dtype)
         return True, None
 
+    def _reconsider(self, rounds: int) -> None:
+        """Go on with Newton's method where another iteration finds the equation stiff."""
+        march = self._ahead.march
+        if self._iteration is not None or march.done or self._ahead.done or not march.problem.takes_jacobians:
+            return
+        if rounds_if_stiff(march) is not None:
+            self._jacobians += march.sweep.linearizations
+            self._ahead.march, self._ahead.taken = self._march("newton"), 0
+
     def _dense_output_impl(self) -> DenseOutput:
-        posed = self._sample.posed
-        begin = float(posed.user_clock(np.array(self._piece.t)))
-        return _Piece(self.t_old, self.t, begin, posed.sign, self._piece, self._march.nodes, self.y.dtype)
-
-    def _round(self) -> None:
-        march, posed = self._march, self._sample.posed
-        t, states = march.ask()
-        if self._sample.used == "newton":
-            n = march.nodes.n
-            beside = len(t) - n * len(march.queue) - (n + 1) * len(march.waiting)
-            self.njev += beside // (n * len(posed.start))
-            self.nlu = self.njev
-        march.tell(posed.sign * self._evaluated(posed.user_clock(t), states))
-        self._rounds += 1
-
-    def _stiff(self) -> bool:
-        """Whether Newton has to go on."""
-        march = self._march
-        if self._sample.used == "newton" or self._iteration is not None or march.done:
-            return False
-        if self._handed != _PIECES * len(march.accepted) or len(march.start) > LARGEST_DENSE:
-            return False
-        return foreseen_if_stiff(march, self._rounds) is not None
+        return _Piece(self.t_old, self.t, self._ahead.march.problem, self._segment, self.y.dtype)
 
     def _failed(self, stuck: Stuck) -> str:
-        march, clock = self._march, self._sample.posed.user_clock
-        if march.not_finite is not None:
-            return f"{self.TOO_SMALL_STEP} fun is not finite at t = {float(clock(np.array(march.not_finite))):.6g}."
-        return f"{self.TOO_SMALL_STEP} At t = {float(clock(np.array(stuck.t))):.6g} y may have no limit, or fun jumps."
+        time = self._ahead.march.problem.time
+        if stuck.not_finite is not None:
+            return f"{self.TOO_SMALL_STEP} fun is not finite at t = {float(time(np.array(stuck.not_finite))):.6g}."
+        return f"{self.TOO_SMALL_STEP} At t = {float(time(np.array(stuck.t))):.6g} y may have no limit, or fun jumps."
 
     def _evaluated(self, t: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The drift at times ``(k,)`` and real states ``(k, d)``."""
@@ -203,12 +217,10 @@ class ParallelCollocation(OdeSolver):
 class _Piece(DenseOutput):
     """The polynomial of a segment, over the step that is a part of it."""
 
-    def __init__(
-        self, t_old: Any, t: float, begin: float, sign: float, segment: Checked, nodes: Nodes, dtype: np.dtype
-    ):
+    def __init__(self, t_old: Any, t: float, problem: InitialValueProblem, segment: CheckedSegment, dtype: np.dtype):
         super().__init__(t_old, t)
-        self.begin, self.h, self.values, self.nodes, self.dtype = begin, sign * segment.h, segment.values, nodes, dtype
+        self.begin, self.h = float(problem.time(np.array(segment.t))), problem.sign * segment.h
+        self.segment, self.dtype = segment, dtype
 
     def _call_impl(self, t: np.ndarray) -> np.ndarray:
-        states = self.nodes.interpolate((t - self.begin) / self.h) @ self.values
-        return states.view(self.dtype).T
+        return self.segment((t - self.begin) / self.h).view(self.dtype).T

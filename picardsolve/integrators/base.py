@@ -1,37 +1,35 @@
-"""Integrators, and the chains of steps that they make from a term and a grid."""
+"""The two interfaces of this layer: what a user picks, and the chain of steps that it makes of a term and a grid."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.step_maps import Steps
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.row_function import RowFunction
-from picardsolve.problem.state import Layout
 from picardsolve.problem.terms import Term
 
 Hold = Literal["output", "sample"]
 Usual = Literal["picard", "secant", "multi-secant", "newton", "exponential"]
 UsualGuess = Literal["output", "sample", "copy"]
-Index: TypeAlias = np.ndarray  # of int64: steps, samples and positions are numbers on the CPU
-T = TypeVar("T", bound=Term)
+Index: TypeAlias = np.ndarray  # of int64: steps, samples and positions are host numbers
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The states of one round; row r is one sample at one step.
+    """The states of one round: row r is one sample at one step.
 
     Attributes:
         step: ``(R,)``.
         sample: ``(R,)``.
         state: ``(R, D)``.
-        tangents: ``(P, R, D)``, directions along which the outputs are differentiated; None for no derivatives.
-        after: ``(R, D)``, for an implicit chain, the current estimates of the states after the steps; None if unknown.
-        noise: ``(R, noise_size)``, increments of the steps, for a chain that reads them; None if not drawn.
+        tangents: ``(P, R, D)``: directions that the outputs are to be differentiated along; None where there are none.
+        after: ``(R, D)``: of an implicit chain, the states that the steps are thought to lead to. None: not known.
+        noise: ``(R, noise_size)`` increments of the steps, for a chain whose outputs depend on them. None: not drawn.
     """
 
     step: Index
@@ -43,7 +41,7 @@ class Rows:
 
     @property
     def dual(self) -> Tensor:
-        """The states with the tangents behind them, ``(1 + P, R, D)``; without tangents the states, ``(R, D)``."""
+        """The states with the tangents behind them, ``(1 + P, R, D)``; ``(R, D)`` where there are none."""
         return self.state if self.tangents is None else torch.cat([self.state[None], self.tangents])
 
 
@@ -57,19 +55,19 @@ class Evaluated:
 
 
 class Chain(ABC):
-    """The sequence of states ``x[n + 1] = Phi_n(x[n])``, n = 0 ... ``length`` - 1, that the window iterates.
+    """``x[n + 1] = Phi_n(x[n])`` for n = 0 ... ``length`` - 1: what the window iterates.
 
     Attributes:
         length: number of steps N.
-        iteration: name of the default iteration.
-        guess: default guess of the states that enter the window: the last output held fixed ("output"), the last
-            predicted clean sample held fixed ("sample"), or copies of the last state ("copy").
+        iteration: the name of the iteration that a solve takes where none is given.
+        guess: what a solve continues with where no guess is given: the last output or the last predicted clean sample
+            held fixed, or copies of the last state.
         rounds: drift calls that follow each other in one evaluation of a step (its stages).
         memory: how many earlier outputs a step reads (0 for one-step methods).
-        noise_size: numbers of Brownian motion for each sample and step (0 for ODEs).
-        implicit: whether a step is an equation for the state after it. An evaluation is then one Newton step from
-            `Rows.after`; its value is the chain's once it no longer moves. Without `Rows.after` the equation is solved.
-        reads_noise: whether outputs depend on the noise of their steps, see `Rows.noise`.
+        noise_size: numbers of Brownian motion per sample and step (0 for ODEs).
+        implicit: a step is an equation for the state that it leads to. What is evaluated is then a Newton step from
+            `Rows.after`, whose image is the chain's once it does not move; without them, the step itself.
+        reads_noise: outputs depend on the noise of their steps, which `Rows.noise` then brings if it has been drawn.
     """
 
     length: int
@@ -83,24 +81,24 @@ class Chain(ABC):
 
     @abstractmethod
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
-        """The step maps of a window.
+        """The steps of a window.
 
         Args:
-            n: ``(W, B)``, or ``(W, 1)`` where all samples are at the same steps.
+            n: ``(W, B)`` or ``(W, 1)``.
             x: ``(W, B, D)`` states.
-            outputs: ``(memory + W, B, K)``, those of the steps before the window, then those of the window.
+            outputs: ``(memory + W, B, K)``: of the steps before the window, then of the window.
             noise: ``(W, B, noise_size)`` increments, or None.
         """
 
     @abstractmethod
     def extend(self, n: Index, hold: Hold, start: Tensor, source: "Evaluated", noise: Tensor | None) -> Tensor:
-        """Extrapolate with one evaluation held fixed: a guess of the states ahead without a drift call.
+        """Go on from a state with one evaluation held fixed: the guess of the states ahead, for no drift call.
 
         Args:
             n: ``(L, B)`` or ``(L, 1)``, the steps to take.
-            hold: "output" holds the drift or the predicted noise fixed, "sample" the predicted clean sample.
-            start: ``(B, D)``, the state that the first step leaves from.
-            source: the evaluation.
+            hold: "output" holds the drift or the predicted noise, "sample" the predicted clean sample.
+            start: ``(B, D)`` the state that the first step leaves from.
+            source: what is held.
             noise: ``(L, B, noise_size)`` or None.
 
         Returns:
@@ -108,44 +106,30 @@ class Chain(ABC):
         """
 
     def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
-        """Extrapolate before anything has been evaluated; arguments and result as for `extend`.
+        """Go on from a state before anything has been evaluated; None where nothing is known of the drift.
 
-        The default is None: nothing is known about the drift.
+        Arguments and result as for `extend`.
         """
         return None
 
-    def increments(self, n: Index, sample: Index) -> Tensor:
-        """Brownian increments of steps ``(R,)`` of samples ``(R,)``, shape ``(R, noise_size)``; the default is none."""
-        return torch.zeros(len(n), 0)
-
     def image(self, rows: Rows, out: Tensor, past: Tensor | None = None) -> Tensor:
-        """The states after the steps of rows, ``(R, D)``, from the rows' outputs.
-
-        Args:
-            rows: the states that the steps leave from. Noise that they do not have is drawn.
-            out: ``(R, K)``.
-            past: ``(memory, R, K)``, outputs of the steps before; None for zeros.
-        """
+        """The states that the steps of rows lead to, ``(R, D)``, from their outputs; arguments as for `step`."""
         if self.memory and past is None:
             past = out.new_zeros(self.memory, *out.shape)
         outputs = out[None] if past is None else torch.cat([past, out[None]])
-        noise = self.with_noise(rows).noise
+        noise = rows.noise
+        if noise is None and self.noise_size:  # how much, the first output may tell
+            noise = self.increments(rows.step, rows.sample).to(rows.state)
         steps = self.steps(rows.step[None], rows.state[None], outputs, None if noise is None else noise[None])
         return steps.images()[0]
-
-    def with_noise(self, rows: Rows) -> Rows:
-        """The rows with the noise of their steps, which is drawn where they have none."""
-        if rows.noise is not None or not self.noise_size:  # how large, the first output may show
-            return rows
-        return replace(rows, noise=self.increments(rows.step, rows.sample).to(rows.state))
 
     def differentiated(
         self, steps: Steps, n: Index, directions: Tensor, outputs: Tensor, noise: Tensor | None
     ) -> Steps:
-        """The step maps with their derivatives along directions.
+        """The steps with their derivatives along directions.
 
         For given noise a step is affine in its state and its output. Its derivative is therefore the step of the
-        derivatives, minus the step of zeros.
+        derivatives, less the step of zeros.
 
         Args:
             steps: of this chain.
@@ -166,115 +150,93 @@ class Chain(ABC):
         zero = self.image(none, outputs.new_zeros(len(each), outputs.shape[-1])).reshape(width, samples, 1, -1)
         return replace(steps, directions=directions, derivatives=images - zero)
 
+    def increments(self, n: Index, sample: Index) -> Tensor:
+        """Brownian increments of steps ``n`` of samples ``sample``, both ``(R,)``: ``(R, noise_size)``."""
+        return torch.zeros(len(n), 0)
+
 
 class DriftChain(Chain):
-    """A chain that calls the user's drift.
-
-    A subclass sets `length` and `function`, or sets `length` and overrides `counts`:
-
-        class MyChain(DriftChain):
-            def __init__(self, problem):
-                self.length = len(problem.ts) - 1
-                self.function = problem.row_function("drift", problem.term.drift)
+    """A chain that calls the user's drift itself.
 
     Attributes:
-        function: the user's drift at rows; its calls are counted.
-        further_rounds: rounds that evaluations have taken beyond ``rounds`` for each.
+        further_rounds: how many more than ``rounds`` a step its evaluations have taken so far.
     """
 
-    function: RowFunction
     further_rounds: int = 0
 
     @abstractmethod
     def evaluate(self, rows: Rows) -> Tensor:
-        """The drift's outputs at rows, ``(R, K)``. Only this method calls the user's functions.
+        """The drift's outputs at rows, ``(R, K)``: the only place that costs anything.
 
-        For rows with tangents: ``(1 + P, R, K)``, the outputs with their derivatives behind them.
+        Where the rows have tangents: ``(1 + P, R, K)``, the outputs with their derivatives behind them.
         """
 
     def step(self, rows: Rows, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate rows and take their steps.
 
         Args:
-            rows: the states that the steps leave from. Noise that they do not have is drawn.
-            past: ``(memory, R, K)``, outputs of the steps before; None for zeros.
+            rows: of the states that the steps leave from; where they have no noise, it is drawn.
+            past: ``(memory, R, K)`` outputs of the steps before; None for zeros.
 
         Returns:
-            The states after the steps, ``(R, D)``, and the outputs, ``(R, K)``.
+            The states that the steps lead to, ``(R, D)``, and the outputs, ``(R, K)``.
         """
-        rows = self.with_noise(rows)
+        if rows.noise is None and self.noise_size:
+            rows = replace(rows, noise=self.increments(rows.step, rows.sample).to(rows.state))
         out = self.evaluate(rows)
         return self.image(rows, out, past), out
 
     @property
     def deviation(self) -> Tensor | None:
-        """Standard deviation of each step's noise, ``(N,)``; None without noise, or where it depends on the state."""
+        """Standard deviation of each step's noise, ``(N,)``; None where it is none, or depends on the state."""
         return None
 
     def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
-        """Factors by which errors of the states before a step enter the error of the state after it.
+        """By how much errors of states enter the one after a step.
 
         Args:
-            lipschitz: ``(N,)``, Lipschitz constants of the drift with respect to y; for a `Denoiser`, of the predicted
-                sample.
-            one_sided: ``(N,)``, one-sided constants in the direction of time, or None.
+            lipschitz: ``(N,)`` constants of the drift in y; of a `Denoiser`, of its predicted sample.
+            one_sided: ``(N,)`` one-sided constants in the direction of time, or None.
 
         Returns:
-            ``(N, 1 + memory)``: the factor for the state that the step leaves from, then for the earlier ones.
+            ``(N, 1 + memory)``: of the state that the step leaves from, and of the earlier ones that it reads.
 
         Raises:
-            TypeError: this integrator has no such factors, or none with one-sided constants.
+            TypeError: there are none for this integrator, or none that are one-sided.
         """
         raise TypeError("certified: this integrator has no Lipschitz constants for a given noise; use verify().")
 
+    @abstractmethod
     def counts(self) -> tuple[int, int]:
         """Drift calls and evaluations so far."""
-        return self.function.calls, self.function.evaluations
 
 
-class Integrator(ABC):
-    """A method that turns a term and a grid into a chain.
+class Integrator(Discretization):
+    """What turns a term and a grid into a chain.
 
     Attributes:
         order: order of convergence on ODEs.
     """
 
+    adaptive: ClassVar[bool] = False
     order: int
 
     @abstractmethod
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of steps of a problem.
+        """Build the chain.
 
         Raises:
             TypeError: this integrator does not take the term.
         """
 
 
-class StepTable:
-    """Numbers of each step, read for the steps of a window in one copy to the device.
-
-    Args:
-        table: ``(N,)`` or ``(C, N)``, float64 on the CPU.
-        layout: of the state; the numbers are returned in its dtype on its device.
-    """
-
-    def __init__(self, table: Tensor, layout: Layout):
-        self._table, self._device = table.to(layout.compute_dtype).numpy(), layout.device
-
-    def at(self, n: Index) -> Tensor:
-        """The entries of steps n, ``(*n.shape, 1)`` or ``(C, *n.shape, 1)``."""
-        return torch.from_numpy(self._table.take(n, -1)[..., None]).to(self._device)
+def per_step(table: Tensor, n: Index, like: Tensor) -> Tensor:
+    """Entries ``(*n.shape, 1)`` of a float64 table ``(N,)`` in the dtype and on the device of the states."""
+    return torch.from_numpy(table.numpy()[n][..., None]).to(like.device, like.dtype)
 
 
-def accepted(integrator: Integrator, problem: Problem, *kinds: type[T], instead: str = "") -> T:
-    """The problem's term, if it is one of the kinds that an integrator takes.
-
-    Raises:
-        TypeError: the term is of another kind. The message names ``instead``, or the integrators for this term.
-    """
-    term, name = problem.term, type(integrator).__name__
-    if isinstance(term, kinds):
-        return term
-    takes = " or ".join(f"{'an' if kind.__name__[:2] in ('OD', 'SD') else 'a'} {kind.__name__}" for kind in kinds)
-    instead = instead or term.integrators
-    raise TypeError(f"integrator: {name} takes {takes}, got {type(term).__name__}; pass {instead}.")
+def refuse(integrator: Integrator, term: Term, takes: str, instead: str) -> TypeError:
+    """The error of an integrator that is given a term it cannot solve."""
+    return TypeError(
+        f"integrator: {type(integrator).__name__} takes {takes}, got {type(term).__name__}; pass {instead}."
+    )

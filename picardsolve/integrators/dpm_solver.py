@@ -5,28 +5,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Integrator, accepted
-from picardsolve.integrators.diffusion import Coefficients, DiffusionChain, Levels
-from picardsolve.problem.denoiser import Denoiser
+from picardsolve.integrators.base import DriftChain, Integrator
+from picardsolve.integrators.diffusion import Coefficients, DiffusionChain, Levels, noise_levels
 from picardsolve.problem.problem import Problem
 
 
 @dataclass(frozen=True)
 class DPMSolver(Integrator):
-    """The multistep sampler DPM-Solver++ for a `Denoiser` (Lu et al. 2022b, algorithm 2 and appendix A).
+    """DPM-Solver++ (Lu et al. 2022b, algorithm 2 and appendix A), data prediction, multistep.
 
-        sol = ps.solve(model, noise, ts, integrator=ps.DPMSolver(order=2))
-
-    It predicts samples. The first steps have the lower orders that their history allows. The last steps fall to order
-    1, as with ``lower_order_final`` in the published code; a grid that ends in a clean sample would be unstable
-    otherwise.
+    The first steps have the lower orders that their history allows, and the last ones fall to order 1 (its
+    ``lower_order_final``, without which a grid that ends in a clean sample is unstable).
 
     Args:
-        order: 1 to 3; 1 or 2 with ``sde=True``.
-        sde: whether to take the stochastic variant, SDE-DPM-Solver++.
-
-    Raises:
-        ValueError: ``order`` is none of these.
+        order: 1 to 3; 1 or 2 for the SDE.
+        sde: the stochastic variant, SDE-DPM-Solver++.
     """
 
     order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -38,11 +31,9 @@ class DPMSolver(Integrator):
             raise ValueError(f"order: expected {allowed}, got {self.order!r}.")
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of a `Denoiser`."""
-        term = accepted(self, problem, Denoiser)
-        levels = Levels.of(term, problem.ts)
-        coefficients = _sde(self.order, levels) if self.sde else _ode(self.order, levels)
-        return DiffusionChain(problem, term, levels, coefficients)
+        """Build the chain of a `Denoiser`."""
+        levels = noise_levels(self, problem)
+        return DiffusionChain(problem, levels, _sde(self.order, levels) if self.sde else _ode(self.order, levels))
 
 
 def _ode(order: int, levels: Levels) -> Coefficients:
@@ -56,11 +47,11 @@ def _ode(order: int, levels: Levels) -> Coefficients:
         q[0] += half
         q[1] -= half
     if order == 3:
-        slope = levels.alpha_next * (1 - (1 - decay) / h)  # weight of D1, appendix A
-        # weight of D2, which tends to h^2 D'' / 2: twice that of the published code, which has order 2 for that reason
+        slope = levels.alpha_next * (1 - (1 - decay) / h)  # of D1, appendix A
+        # of D2, which tends to h^2 D'' / 2: twice the factor of the published code, which is of order 2 for want of it
         curve = -2 * levels.alpha_next * ((h - 1 + decay) / h**2 - 0.5)
-        near = slope * (1 + r0 / (r0 + r1)) + curve / (r0 + r1)  # weight of (D_n - D_{n-1}) / r0
-        far = -slope * r0 / (r0 + r1) - curve / (r0 + r1)  # weight of (D_{n-1} - D_{n-2}) / r1
+        near = slope * (1 + r0 / (r0 + r1)) + curve / (r0 + r1)  # of (D_n - D_{n-1}) / r0
+        far = -slope * r0 / (r0 + r1) - curve / (r0 + r1)  # of (D_{n-1} - D_{n-2}) / r1
         near, far = (torch.where(third, value, 0.0) for value in (near / r0, far / r1))
         q[0] += near
         q[1] += far - near
@@ -80,7 +71,7 @@ def _sde(order: int, levels: Levels) -> Coefficients:
 
 
 def _steps(levels: Levels) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``exp(-h)``, h, and the ratios of the two steps before to h. h is infinite where noise starts or ends at 0."""
+    """``exp(-h)``, h, and the ratios of the two steps before to h; h is infinite where noise begins or ends at zero."""
     decay = levels.alpha * levels.sigma_next / (levels.sigma * levels.alpha_next)
     h = -torch.log(decay)
     return decay, h, h.roll(1) / h, h.roll(2) / h

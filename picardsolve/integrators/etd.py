@@ -1,4 +1,4 @@
-"""Exponential time differencing: the linear part is solved exactly, the rest by Runge-Kutta. Each stage is a round."""
+"""Exponential time differencing: the linear part exactly, the rest by Runge-Kutta. A stage is a round."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted
-from picardsolve.integrators.step_maps import Steps
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, refuse
+from picardsolve.problem.clock import Clock
 from picardsolve.problem.linear import Linear, Table
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import arriving, rms
+from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.terms import SemilinearODE
 
 Phi: TypeAlias = list[Table]
-# a stage: its time within the step, and the weights by which it is reached, for given phi_k(h L) and phi_k(h L / 2):
-# one for the state before the step, one for h N of each earlier stage (0: none). The last stage is the step itself.
+# When a stage is evaluated, in steps, and how it is reached: by which multiple of the state the step leaves from, and
+# of h N of each stage before (0: not at all), given phi_k of h L and of h L / 2. The step itself is the last one.
 Stage: TypeAlias = tuple[float, Callable[[Phi, Phi], tuple[Table, list]]]
 
 _EULER: tuple[Stage, ...] = ((1.0, lambda p, q: (p[0], [p[1]])),)
@@ -28,20 +29,16 @@ _FOURTH: tuple[Stage, ...] = (
     (1.0, lambda p, q: (p[0], [p[1] - q[1], 0, q[1]])),  # q_1 (q_0 - 1) / 2 = p_1 - q_1
     (1.0, lambda p, q: (p[0], [p[1] - 3 * p[2] + 4 * p[3], *[2 * p[2] - 4 * p[3]] * 2, 4 * p[3] - p[2]])),
 )
-_INSTEAD = "picardsolve.SemilinearODE(linear, nonlinear), or another integrator"
 
 
 @dataclass(frozen=True)
 class ETD1(Integrator):
-    """Exponential Euler for a `SemilinearODE`, ``x[n+1] = e^{hL} x[n] + h phi_1(hL) N(t[n], x[n])``; order 1.
+    """``x[n+1] = e^{hL} x[n] + h phi_1(hL) N(t[n], x[n])`` on a `SemilinearODE` (Cox & Matthews 2002, eq. 4).
 
-        term = ps.SemilinearODE(-rates, lambda t, y: y.sin())
-        sol = ps.solve(term, y0, ts, integrator=ps.ETD1())
-
-    Source: Cox & Matthews 2002, eq. 4. The method is stable for any linear part, and exact without the nonlinear part.
-    The functions ``phi_k`` are computed without cancellation (Kassam & Trefethen 2005). The default iteration is
-    `Exponential`, which solves the linear part exactly, so that only N is iterated. For a matrix, one set of functions
-    is computed for each different step length, which is cheap on uniform grids.
+    Also called exponential Euler. Stable for whatever the linear part holds, and exact where there is nothing else;
+    ``phi_k`` are computed without cancellation, as Kassam & Trefethen 2005 ask. Iterated by `Exponential`, which knows
+    the linear part, by default: its Picard iteration has to deal with N only. Of a matrix, the functions are kept for
+    each different step length: cheap on uniform grids.
 
     Raises:
         TypeError: in a solve, the term is no `SemilinearODE`.
@@ -50,33 +47,40 @@ class ETD1(Integrator):
     order = 1
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of a `SemilinearODE`."""
-        return ETDChain(self, problem, _EULER)
+        """Build the chain of a `SemilinearODE`."""
+        return _etd(self, problem, _EULER)
 
 
 @dataclass(frozen=True)
 class ETDRK2(Integrator):
-    """`ETD1` with a second stage; order 2, so that a window takes two rounds (Cox & Matthews 2002, eq. 22)."""
+    """`ETD1` with a second stage, of second order (Cox & Matthews 2002, eq. 22): two rounds a window."""
 
     order = 2
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of a `SemilinearODE`."""
-        return ETDChain(self, problem, _SECOND)
+        """Build the chain of a `SemilinearODE`."""
+        return _etd(self, problem, _SECOND)
 
 
 @dataclass(frozen=True)
 class ETDRK4(Integrator):
-    """`ETD1` with four stages; order 4, so that a window takes four rounds (Cox & Matthews 2002, eqs. 26 to 29).
+    """`ETD1` with four stages, of fourth order (Cox & Matthews 2002, eqs. 26 to 29): four rounds a window.
 
-    The order is lower where N varies along stiff modes (Hochbruck & Ostermann 2005).
+    Of lower order where N varies along stiff modes (Hochbruck & Ostermann 2005).
     """
 
     order = 4
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of a `SemilinearODE`."""
-        return ETDChain(self, problem, _FOURTH)
+        """Build the chain of a `SemilinearODE`."""
+        return _etd(self, problem, _FOURTH)
+
+
+def _etd(integrator: Integrator, problem: Problem, stages: tuple[Stage, ...]) -> DriftChain:
+    term = problem.term
+    if not isinstance(term, SemilinearODE):
+        raise refuse(integrator, term, "a SemilinearODE", "picardsolve.SemilinearODE(linear, nonlinear), or RK4()")
+    return ETDChain(problem, term, stages)
 
 
 class ETDChain(DriftChain):
@@ -84,17 +88,21 @@ class ETDChain(DriftChain):
 
     iteration = "exponential"
 
-    def __init__(self, integrator: Integrator, problem: Problem, stages: tuple[Stage, ...]):
-        term, layout = accepted(integrator, problem, SemilinearODE, instead=_INSTEAD), problem.layout
-        self.length, self.rounds = len(problem.ts) - 1, len(stages)
-        self.function = problem.row_function("nonlinear", term.nonlinear)
+    def __init__(self, problem: Problem, term: SemilinearODE, stages: tuple[Stage, ...]):
+        self.length = len(problem.ts) - 1
+        self.rounds = len(stages)
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
-        self._operator, self._shape = term.operator, tuple(layout.shapes[0])
+        self._operator, self._shape = term.operator, tuple(problem.layout.shapes[0])
         lengths, self._length = _distinct(problem.ts)
         whole, half = (term.operator.phi(h, min(len(stages), 3), self._shape) for h in (lengths, lengths / 2))
-        self._exact = [_Combination.of(lengths, reach(whole, half)) for _, reach in stages]
-        self._tables = [c.cast(layout.compute_dtype, layout.device) for c in self._exact]
+        self._exact = [_Combination.of(term.operator, lengths, reach(whole, half)) for _, reach in stages]
+        self._tables = [c.cast(problem.layout.compute_dtype, problem.layout.device) for c in self._exact]
         self._nodes = [0.0, *(node for node, _ in stages[:-1])]
+        clock = Clock.of(problem.ts, problem.layout)
+        self._nonlinear = RowFunction(
+            *("nonlinear", term.nonlinear, problem.layout, clock, problem.args, term.takes),
+            max_batch=problem.max_batch,
+        )
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``N`` of all stages, ``(R, rounds D)``, and their derivatives."""
@@ -102,7 +110,7 @@ class ETDChain(DriftChain):
         t, h = self._t[rows.step], self._h[rows.step]
         y = states
         for node, table in zip(self._nodes, self._tables, strict=True):
-            found.append(self.function(t + node * h, y, torch.from_numpy(rows.sample)))
+            found.append(self._nonlinear(t + node * h, y, torch.from_numpy(rows.sample)))
             if len(found) < self.rounds:
                 y = self._reached(table, at, states, found)
         return torch.cat(found, -1)
@@ -116,13 +124,13 @@ class ETDChain(DriftChain):
         return self._operator.combined(terms).reshape(x.shape)
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
-        """The step maps of a window."""
+        """The steps of a window."""
         step, at = self._tables[-1], self._length[n]
         images = self._reached(step, at, x, outputs.split(x.shape[-1], -1))
         return _ETDSteps(images, _of_rows(step.start, at), self._operator, self._shape)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
-        """Steps with ``N`` of each stage held fixed."""
+        """Steps of the linear part with ``N`` fixed, each stage's own."""
         step, at = self._tables[-1], self._length[n]
         zero = torch.zeros_like(start).expand(len(n), *start.shape)
         outputs = source.output.expand(len(n), *source.output.shape).split(start.shape[-1], -1)
@@ -133,7 +141,7 @@ class ETDChain(DriftChain):
         return self._operator.recur(factor, added).flatten(2)
 
     def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
-        """``|start| + sum |weight_i| l_i`` for each stage, where ``l_i`` is L times the same sum for stage i."""
+        """``|start| + sum |weight_i| l_i``, and so of each stage, with ``l_i = L`` times that of the stage's state."""
         if one_sided is not None:
             raise TypeError("one_sided: only of use to Euler() and BackwardEuler(); leave it out for a SemilinearODE.")
         reached = [torch.ones_like(lipschitz)]
@@ -143,16 +151,20 @@ class ETDChain(DriftChain):
             reached.append(self._operator.norm(table.start)[self._length] + found)
         return reached[-1][:, None]
 
+    def counts(self) -> tuple[int, int]:
+        """Calls and evaluations of N so far."""
+        return self._nonlinear.calls, self._nonlinear.evaluations
+
 
 @dataclass(frozen=True)
 class _Combination:
-    """How a stage is reached: the weights of the state before the step and of the earlier N, h included; None for 0."""
+    """How a stage is reached; h is in the weights, None where there is nothing to add."""
 
     start: Table
     weights: list[Table | None]
 
     @staticmethod
-    def of(h: Tensor, reach: tuple[Table, list]) -> "_Combination":
+    def of(operator: Linear, h: Tensor, reach: tuple[Table, list]) -> "_Combination":
         start, weights = reach
         h = h.reshape(-1, *[1] * (start.dim() - 1))
         return _Combination(start, [h * w if isinstance(w, Tensor) else None for w in weights])
@@ -166,8 +178,6 @@ class _Combination:
 
 @dataclass(frozen=True)
 class _ETDSteps(Steps):
-    """Step maps whose change is the linear part's, with N held fixed."""
-
     image: Tensor
     factor: Table
     operator: Linear
@@ -188,14 +198,14 @@ class _ETDSteps(Steps):
 
 
 def _of_rows(table: Table, at: Index) -> Table:
-    """The entries at ``at``, ``(*at.shape, ...)``. A table with a single entry is expanded, not copied."""
+    """Entries ``(*at.shape, ...)``; a single one is not copied."""
     if len(table) == 1:
         return table.expand(at.size, *table.shape[1:]).unflatten(0, at.shape)
     return table[torch.from_numpy(at)]
 
 
 def _distinct(ts: Tensor) -> tuple[Tensor, Index]:
-    """Step lengths ``(U,)`` that differ by more than the rounding of the times, and the index of each step's length."""
+    """Step lengths that differ by more than the rounding of the times, ``(U,)``, and which of them each step has."""
     h, slack = ts.diff().numpy(), 8 * np.finfo(np.float64).eps * float(ts.abs().max())
     order = np.argsort(h)
     fresh = np.diff(h[order], prepend=-np.inf) > slack

@@ -1,71 +1,60 @@
-"""Explicit Runge-Kutta methods: Euler, Heun, RK4. Each stage is a round."""
+"""Explicit Runge-Kutta methods: Euler, Heun, RK4. A stage is a round."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted
-from picardsolve.integrators.ito import EulerMaruyama
-from picardsolve.integrators.step_maps import AffineSteps, Steps
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Steps, per_step, refuse
+from picardsolve.integrators.euler_maruyama import EulerMaruyama
+from picardsolve.integrators.step_maps import AffineSteps
+from picardsolve.problem.clock import Clock
 from picardsolve.problem.problem import Problem
+from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.terms import ODE, SDE, SemilinearODE
 from picardsolve.theory.bounds import step_lipschitz
 
-# rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
-Tableau: TypeAlias = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
-
-_EULER: Tableau = ((), (1.0,))
-_HEUN: Tableau = (((1.0,),), (1 / 2, 1 / 2))
-_CLASSIC: Tableau = (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
-_THREE_EIGHTHS: Tableau = (((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+# Butcher tableaus: rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
+_HEUN = (((1.0,),), (1 / 2, 1 / 2))
+_CLASSIC = (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+_THREE_EIGHTHS = (((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+_EULER = ((), (1.0,))
 
 
 @dataclass(frozen=True)
 class Euler(Integrator):
-    """The explicit Euler method for an `ODE`, ``x[n+1] = x[n] + h drift(t[n], x[n])``; order 1.
-
-    For an Ito `SDE` it is `EulerMaruyama`.
-
-        sol = ps.solve(ps.ODE(f), y0, ts, integrator=ps.Euler())
-    """
+    """Explicit Euler on an `ODE`; on an Ito `SDE` the same as `EulerMaruyama`."""
 
     order = 1
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of an `ODE`, a `SemilinearODE` or an Ito `SDE`."""
-        if isinstance(accepted(self, problem, ODE, SemilinearODE, SDE), SDE):
-            return EulerMaruyama().chain(problem)
-        return RungeKuttaChain(self, problem, _EULER)
+        """Build the chain of an `ODE` or an Ito `SDE`."""
+        if isinstance(problem.term, ODE | SemilinearODE):
+            return RungeKuttaChain(problem, _EULER)
+        if not isinstance(problem.term, SDE):
+            raise refuse(self, problem.term, "an ODE or an SDE", "DDIM(), DDPM() or DPMSolver() for a Denoiser")
+        return EulerMaruyama().chain(problem)
 
 
 @dataclass(frozen=True)
 class Heun(Integrator):
-    """Heun's method for an `ODE`; order 2, with two stages, so that a window takes two rounds.
-
-    Source: Hairer, Norsett & Wanner 1993, table II.1.1.
-    """
+    """Heun's second-order method on an `ODE`: two stages, so two rounds a window."""
 
     order = 2
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of an `ODE` or a `SemilinearODE`."""
-        return RungeKuttaChain(self, problem, _HEUN)
+        """Build the chain of an `ODE`."""
+        return _runge_kutta(self, problem, _HEUN)
 
 
 @dataclass(frozen=True)
 class RK4(Integrator):
-    """The Runge-Kutta method of order 4 for an `ODE`, with four stages, so that a window takes four rounds.
-
-    Source: Hairer, Norsett & Wanner 1993, table II.1.2.
+    """The fourth-order method on an `ODE`: four stages, so four rounds a window.
 
     Args:
-        rule: "classic", or "3/8", which is "rk4" in torchdiffeq.
-
-    Raises:
-        ValueError: ``rule`` is neither.
+        rule: "classic", or "3/8", which torchdiffeq calls "rk4".
     """
 
     rule: Literal["classic", "3/8"] = "classic"
@@ -76,48 +65,63 @@ class RK4(Integrator):
             raise ValueError(f"rule: expected one of 'classic', '3/8', got {self.rule!r}.")
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of an `ODE` or a `SemilinearODE`."""
-        return RungeKuttaChain(self, problem, _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS)
+        """Build the chain of an `ODE`."""
+        return _runge_kutta(self, problem, _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS)
+
+
+def _runge_kutta(integrator: Integrator, problem: Problem, tableau: tuple) -> DriftChain:
+    if not isinstance(problem.term, ODE | SemilinearODE):
+        instead = (
+            "EulerMaruyama() or StochasticHeun() for an SDE"
+            if isinstance(problem.term, SDE)
+            else "DDIM() or DPMSolver() for a Denoiser"
+        )
+        raise refuse(integrator, problem.term, "an ODE", instead)
+    return RungeKuttaChain(problem, tableau)
 
 
 class RungeKuttaChain(DriftChain):
-    """``Phi_n(x) = x + h_n sum_i b_i k_i`` with stages k_i; the output of a step is its slope ``sum_i b_i k_i``."""
+    """``Phi_n(x) = x + h_n sum_i b_i k_i``; the output of a step is its slope ``sum_i b_i k_i``."""
 
-    def __init__(self, integrator: Integrator, problem: Problem, tableau: Tableau):
-        term = accepted(integrator, problem, ODE, SemilinearODE)
-        self.length, self.rounds = len(problem.ts) - 1, len(tableau[1])
-        self.function = problem.row_function("drift", term.drift)
+    def __init__(self, problem: Problem, tableau: tuple):
+        term = cast(ODE | SemilinearODE, problem.term)
+        self.length = len(problem.ts) - 1
+        self.rounds = len(tableau[1])
         self._a, self._b = tableau
-        self._t, self._h = problem.ts[:-1].numpy(), problem.ts.diff()
-        self._table = StepTable(self._h, problem.layout)
+        self._t, self._h = problem.ts[:-1], problem.ts.diff()
+        self._drift = RowFunction(
+            *("drift", term.drift, problem.layout, Clock.of(problem.ts, problem.layout), problem.args, term.takes),
+            max_batch=problem.max_batch,
+            parameters=problem.parameters,
+        )
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The slopes, ``(R, D)``, and their derivatives."""
-        t, states = self._t[rows.step], rows.dual
+        t, states = self._t.numpy()[rows.step], rows.dual
         slopes = [self._call(t, states, rows)]
         if not self._a:
             return slopes[0]
-        h, column = self._h.numpy()[rows.step], self._table.at(rows.step)
+        h, column = self._h.numpy()[rows.step], per_step(self._h, rows.step, rows.state)
         for a in self._a:
             y = states + column * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
             slopes.append(self._call(t + sum(a) * h, y, rows))
         return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
 
     def _call(self, t: np.ndarray, y: Tensor, rows: Rows) -> Tensor:
-        return self.function(torch.from_numpy(t), y, torch.from_numpy(rows.sample))
+        return self._drift(torch.from_numpy(t), y, torch.from_numpy(rows.sample))
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
-        """The step maps of a window."""
-        return AffineSteps(torch.addcmul(x, outputs, self._table.at(n)))
+        """The steps of a window."""
+        return AffineSteps(torch.addcmul(x, outputs, per_step(self._h, n, x)))
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed slope."""
-        return torch.addcmul(start, self._table.at(n).cumsum(0), source.output)
+        return torch.addcmul(start, per_step(self._h, n, start).cumsum(0), source.output)
 
     def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
         """``1 + h sum |b_i| l_i`` with ``l_i = L (1 + h sum |a_ij| l_j)`` for the stages.
 
-        For Euler with a one-sided constant: see `theory.step_lipschitz`.
+        Of Euler with a one-sided constant as in `theory.step_lipschitz`.
         """
         h = self._h.abs()
         if one_sided is not None:
@@ -128,3 +132,7 @@ class RungeKuttaChain(DriftChain):
         for a in self._a:
             stages.append(lipschitz * (1 + h * sum(abs(w) * l for w, l in zip(a, stages, strict=True))))
         return (1 + h * sum(abs(w) * l for w, l in zip(self._b, stages, strict=True)))[:, None]
+
+    def counts(self) -> tuple[int, int]:
+        """Drift calls and evaluations so far."""
+        return self._drift.calls, self._drift.evaluations

@@ -1,11 +1,15 @@
-"""Methods of two stages for Stratonovich's equation: Heun and the midpoint rule."""
+"""Two-stage methods that converge to Stratonovich's solution: Heun and the midpoint rule."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import cast
 
 from torch import Tensor
 
-from picardsolve.integrators.sde_chain import Fields, Scheme, SDEIntegrator, weighted
+from picardsolve.integrators.base import DriftChain, Integrator
+from picardsolve.integrators.sde_chain import Fields, Scheme, SDEChain, weighted
+from picardsolve.integrators.takes import check_takes
+from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import SDE
 
 _STRONG = MappingProxyType({"additive": 1.0, "diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "general": 0.5})
@@ -13,8 +17,8 @@ _WEAK = MappingProxyType(dict.fromkeys(_STRONG, 1.0))
 
 
 def _ahead(at: Fields, f: Tensor, g: Tensor, c: float) -> Tensor:
-    (increment,) = at.noise()
-    return at.x + c * (at.h * f + weighted(g, increment))
+    (motion,) = at.noise()
+    return at.x + c * (at.h * f + weighted(g, motion))
 
 
 def _heun(at: Fields) -> tuple[Tensor, Tensor]:
@@ -28,38 +32,44 @@ def _midpoint(at: Fields) -> tuple[Tensor, Tensor]:
     return at.drift(0.5, x), at.diffusion(0.5, x)
 
 
-_HEUN, _MIDPOINT = (Scheme(2, f, lambda noise, h: noise[0], reads_noise=True) for f in (_heun, _midpoint))
+_HEUN, _MIDPOINT = (Scheme(2, f, lambda motions, h: motions[0], reads_noise=True) for f in (_heun, _midpoint))
 
 
 @dataclass(frozen=True)
-class StochasticHeun(SDEIntegrator):
-    """Heun's method for a Stratonovich `SDE`: the mean of drift and diffusion before and after an Euler step.
+class StochasticHeun(Integrator):
+    """Heun's method on a Stratonovich `SDE`: the mean of drift and diffusion here and where an Euler step leads.
 
-        term = ps.SDE(f, g, interpretation="stratonovich")
-        sol = ps.solve(term, y0, ts, integrator=ps.StochasticHeun(), brownian=ps.BrownianPath(seed=0))
+    Source: Burrage, Burrage & Tian 2004, section 3; also Kloeden & Platen 1992, section 11.1. Two stages, so two rounds
+    a window. An Ito equation is converted first, with `SDE.to_stratonovich`.
 
-    Source: Burrage, Burrage & Tian 2004, section 3; also Kloeden & Platen 1992, section 11.1. It has two stages, so
-    that a window takes two rounds. An Ito equation is converted first, see `SDE.to_stratonovich`.
+    Attributes:
+        strong_order: of the mean distance to the exact path, by kind of noise.
+        weak_order: of the error of expectations.
     """
 
     order = 2
     strong_order, weak_order = _STRONG, _WEAK
 
-    def scheme(self, term: SDE) -> tuple[SDE, Scheme]:
-        """Two drift and two diffusion calls."""
-        return term.to_stratonovich(), _HEUN
+    def chain(self, problem: Problem) -> DriftChain:
+        """Build the chain of an `SDE`."""
+        return _chain(self, problem, _HEUN)
 
 
 @dataclass(frozen=True)
-class StochasticMidpoint(SDEIntegrator):
-    """The explicit midpoint rule for a Stratonovich `SDE`: drift and diffusion after half an Euler step.
+class StochasticMidpoint(Integrator):
+    """The explicit midpoint rule on a Stratonovich `SDE`: drift and diffusion where half an Euler step leads.
 
-    It is "midpoint" in torchsde. Otherwise as `StochasticHeun`.
+    What torchsde calls "midpoint". Otherwise as `StochasticHeun`.
     """
 
     order = 2
     strong_order, weak_order = _STRONG, _WEAK
 
-    def scheme(self, term: SDE) -> tuple[SDE, Scheme]:
-        """Two drift and two diffusion calls."""
-        return term.to_stratonovich(), _MIDPOINT
+    def chain(self, problem: Problem) -> DriftChain:
+        """Build the chain of an `SDE`."""
+        return _chain(self, problem, _MIDPOINT)
+
+
+def _chain(integrator: StochasticHeun | StochasticMidpoint, problem: Problem, scheme: Scheme) -> DriftChain:
+    term = cast(SDE, check_takes(integrator, problem, integrator.strong_order).term)
+    return SDEChain(replace(problem, term=term.to_stratonovich()), scheme)

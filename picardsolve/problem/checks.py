@@ -28,12 +28,6 @@ def check_type(name: str, value: object, kind: type, instead: str) -> None:
         raise TypeError(f"{name}: expected {kind.__name__}, got {given}; pass {instead}.")
 
 
-def check_flag(name: str, value: object) -> None:
-    """Refuse all but True and False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r}.")
-
-
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse what is not among the choices."""
     if value not in choices:

@@ -15,9 +15,8 @@ from picardsolve.results.diagnostics import ConvergenceWarning
 Out = TypeVar("Out")
 MANY = "write it for many states at once and pass vectorized=True (in odeint and sdeint options={'vectorized': True})"
 SINGLE = "pass vectorized=False (in odeint and sdeint leave options['vectorized'] out)"
-# what one call is written for: many states with their times, one state and its time, all samples at one time, or a
-# network with states first, times ``(rows,)``, and further arguments by name
-Takes: TypeAlias = Literal["rows", "state", "batch", "model"]
+# what a function is written for: many states with their times, one state and one time, all samples at one time
+Takes: TypeAlias = Literal["rows", "state", "batch"]
 
 
 @dataclass

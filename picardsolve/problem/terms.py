@@ -1,154 +1,98 @@
-"""What is solved: an ODE, with or without a known linear part, or an SDE; `denoiser` has the third kind."""
+"""What is solved: an ODE, with a known linear part or not, an SDE, or a denoiser (a network with its schedule)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from picardsolve.problem.checks import check_callable, check_choice, check_flag
-from picardsolve.problem.clock import RESOLVED
+from picardsolve.problem.checks import check_callable, check_choice
 from picardsolve.problem.derivative import Corrected, WithDerivative
 from picardsolve.problem.lifting import Takes
 from picardsolve.problem.linear import Linear, linear_of
-from picardsolve.problem.state import Layout
-from picardsolve.problem.tolerances import Stop, Tolerance
+from picardsolve.problem.schedules import Schedule
 
 Noise = Literal["additive", "diagonal", "scalar", "commutative", "general"]
 Interpretation = Literal["ito", "stratonovich"]
-
-
-class Term:
-    """What is solved. `ODE`, `SecondOrderODE`, `SemilinearODE`, `SDE` and `Denoiser` are the terms of this library.
-
-    Attributes:
-        vectorized: whether the functions take many states at once.
-        integrators: which integrators to pass for the term, for messages.
-        takes_complex: whether states may be complex.
-        by_name: whether the functions get further arguments by name (``cond``) and not by position (``args``).
-        by_component: whether ``rtol`` and ``atol`` may have one value for each component of the state.
-        resolved: the number of steps of a grid within which the functions are expected to change by their own size.
-    """
-
-    vectorized: bool = True
-    integrators: str = "Euler(), Heun() or RK4()"
-    takes_complex: bool = False
-    by_name: bool = False
-    by_component: bool = True
-    resolved: float = RESOLVED
-
-    @property
-    def takes(self) -> Takes:
-        """What one call of the functions is written for."""
-        return "rows" if self.vectorized else "state"
-
-    def check_state(self, y0: Any, layout: Layout) -> None:
-        """Refuse an initial state that the term cannot have.
-
-        Raises:
-            TypeError: y0 has another structure.
-            ValueError: y0 has another shape.
-        """
-
-    def tolerance(self, tol: float | Tensor, stop: Stop) -> Tolerance:
-        """The tolerance that the single number ``tol`` asks for."""
-        return Tolerance(atol=tol, rtol=tol)
-
-    def usual_tol(self, stop: Stop) -> float | None:
-        """The default of ``tol``; None where ``rtol`` and ``atol`` have the defaults."""
-        return None
-
-    def _check_functions(self, *names: str) -> None:
-        for name in names:
-            check_callable(name, getattr(self, name))
-        check_flag("vectorized", self.vectorized)
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 
 
 @dataclass(frozen=True)
-class ODE(Term):
-    """An ordinary differential equation, ``dy/dt = drift(t, y)``.
-
-        term = ps.ODE(lambda t, y: -y)
-
-    With ``vectorized=True`` the drift gets many states at once: ``y`` of shape ``(rows, *state)`` and ``t`` of shape
-    ``(rows, 1, ..., 1)``, which broadcasts against ``y`` (for a state of several tensors, against the one with the most
-    dimensions). It returns the shape of ``y``. ``state`` is ``y0.shape``, without the first dimension if
-    ``batch_dims=1``.
-
-    Times are kept in float64. The drift gets them in the dtype of the state where rounding them does no harm, and in
-    float64 where it does: on a fine grid, or far from t = 0. It may then return float64, too. A drift that raises an
-    error for float64 times, such as a network in float32 that takes t as an input, gets times in the dtype of the state
-    instead. A `ConvergenceWarning` says so where rounding moves times noticeably. A `ValueError` is raised where it
-    moves them by more than a quarter of a step; then subtract a reference time first, ``(t - t0).to(y.dtype)``.
+class ODE:
+    """``dy/dt = drift(t, y)``.
 
     Args:
-        drift: called as ``drift(t, y, *args)``.
-        vectorized: False: the drift is written for one state and a 0-d ``t``, and is lifted by ``torch.func.vmap``.
-
-    Raises:
-        TypeError: an argument has the wrong type.
+        drift: called as ``drift(t, y, *args)``. With ``vectorized`` it gets many states at once: ``y`` of shape
+            ``(rows, *state)``, ``t`` of shape ``(rows, 1, ..., 1)`` ready to broadcast against it (of several tensors,
+            against the one with most dimensions), and returns the shape of ``y``. ``state`` is ``y0.shape``, without
+            its first dimension when ``batch_dims=1``. Times are kept in float64. ``t`` is float64, too, unless the
+            grid is so near to zero, and so coarse, that in the dtype of the state it is no further off than a state
+            is. What is float64 for that reason only may be returned. A drift that raises with float64 times, such as a
+            network of single precision that takes them beside the state, is called with the state's dtype instead;
+            where that moves times by more than rounding a `ConvergenceWarning` says so, and where by more than a
+            quarter of a step it is refused: subtract a time of reference first, ``(t - t0).to(y.dtype)``.
+        vectorized: False lifts a plain ``drift(t, y)`` of one state and a 0-d ``t`` by ``torch.func.vmap``.
     """
 
     drift: Callable[..., Any]
     vectorized: bool = True
-    takes_complex = True
 
     def __post_init__(self):
-        self._check_functions("drift")
+        check_callable("drift", self.drift)
+        _check_flag("vectorized", self.vectorized)
+
+    @property
+    def takes(self) -> Takes:
+        """What the drift is written for."""
+        return "rows" if self.vectorized else "state"
 
 
 @dataclass(frozen=True)
-class SecondOrderODE(Term):
-    """An equation of motion, ``d2q/dt2 = acceleration(t, q)``; the state is ``(q, v)``, positions and velocities.
+class SecondOrderODE:
+    """``d2q/dt2 = acceleration(t, q)``; the state is ``(q, v)``, positions and velocities.
 
-        term = ps.SecondOrderODE(lambda t, q: -q)
-        sol = ps.solve(term, (q0, v0), ts, integrator=ps.Collocation())
-
-    `picardsolve.Collocation` iterates positions only. This takes half the rounds with Picard, and an eighth of the
-    linear algebra with Newton (Bai & Junkins 2011, cascade). Integrators on a grid solve the equivalent `ODE`.
+    `picardsolve.Collocation` iterates positions only: half the rounds with Picard, an eighth of the algebra with Newton
+    (Bai & Junkins 2011, cascade). Fixed-step integrators take it as the `ODE` that it is.
 
     Args:
-        acceleration: called as ``acceleration(t, q, *args)``, with ``t`` and ``q`` shaped as for the drift of an `ODE`.
-            It must not depend on the velocity.
+        acceleration: called as ``acceleration(t, q, *args)``, with ``t`` and ``q`` as the drift of an `ODE`; must not
+            depend on the velocity.
         vectorized: as for `ODE`.
-
-    Raises:
-        TypeError: an argument has the wrong type.
     """
 
     acceleration: Callable[..., Any]
     vectorized: bool = True
-    takes_complex = True
 
     def __post_init__(self):
-        self._check_functions("acceleration")
+        check_callable("acceleration", self.acceleration)
+        _check_flag("vectorized", self.vectorized)
+
+    @property
+    def takes(self) -> Takes:
+        """What the acceleration is written for."""
+        return "rows" if self.vectorized else "state"
 
     def drift(self, t: Any, y: Any, *args: Any) -> Any:
-        """The drift of the equivalent `ODE` for the state ``(q, v)``."""
+        """Of the state ``(q, v)``."""
         q, v = y
         return v, self.acceleration(t, q, *args)
 
-    def check_state(self, y0: Any, layout: Layout) -> None:
-        """Refuse states other than two tensors of one shape."""
-        halves = pytree.tree_leaves(y0)
-        if not isinstance(y0, tuple | list) or len(halves) != 2 or halves[0].shape != halves[1].shape:
-            raise ValueError("y0: a SecondOrderODE starts from (positions, velocities), two tensors of one shape.")
-
 
 @dataclass(frozen=True)
-class SemilinearODE(Term):
-    """An ODE with a known linear part, ``dy/dt = L y + nonlinear(t, y)``, where L does not depend on t or y.
+class SemilinearODE:
+    """``dy/dt = L y + nonlinear(t, y)``, for integrators that take the stiff linear part exactly: `ETD1` and its kin.
 
-    `ETD1`, `ETDRK2` and `ETDRK4` solve the linear part exactly, however stiff it is. Other integrators for an `ODE`
-    solve the sum. Allen-Cahn's equation on 64 points of a periodic grid of length 2 pi:
+    Allen-Cahn on 64 points of a periodic grid of length 2 pi:
 
         k = 64 * torch.fft.fftfreq(64, dtype=torch.float64)
         term = ps.SemilinearODE(ps.Fourier(-0.01 * k**2), lambda t, u: u - u**3)
 
+    Others that take an `ODE` take the sum.
+
     Args:
-        linear: L: `Fourier` on periodic grids; a square matrix for a state of one dimension; otherwise a tensor of the
-            state's shape with one value for each number (`Diagonal`).
+        linear: L, that does not depend on t or y: `Fourier` on periodic grids; a square matrix for a state of one
+            dimension; otherwise a tensor of the state's shape, one value for each number (`Diagonal`).
         nonlinear: called as the drift of an `ODE`.
         vectorized: as for `ODE`, for ``nonlinear``.
 
@@ -163,39 +107,33 @@ class SemilinearODE(Term):
     operator: Linear = field(init=False, repr=False)
 
     def __post_init__(self):
-        self._check_functions("nonlinear")
+        check_callable("nonlinear", self.nonlinear)
+        _check_flag("vectorized", self.vectorized)
         object.__setattr__(self, "operator", linear_of(self.linear))
+
+    @property
+    def takes(self) -> Takes:
+        """What the nonlinear part is written for."""
+        return "rows" if self.vectorized else "state"
 
     def drift(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
         """The sum of both parts, called as the drift of an `ODE`."""
         return self.operator.apply(y) + self.nonlinear(t, y, *args)
 
-    def check_state(self, y0: Any, layout: Layout) -> None:
-        """Refuse states of several tensors, and shapes that the linear part does not fit."""
-        if not layout.structure.is_leaf():
-            raise TypeError("y0: expected a single tensor for a SemilinearODE, got several; join them into one.")
-        self.operator.check(tuple(layout.shapes[0]))
-
 
 @dataclass(frozen=True)
-class SDE(Term):
-    """A stochastic differential equation, ``dY = drift(t, Y) dt + diffusion(t, Y) dW``.
-
-        term = ps.SDE(lambda t, y: -y, lambda t, y: 0.1 * y, noise="diagonal")
+class SDE:
+    """``dY = drift(t, Y) dt + diffusion(t, Y) dW``.
 
     Args:
         drift: as for `ODE`.
-        diffusion: called as the drift; ``noise`` says what it returns.
-        noise: "diagonal": the shape of ``y``; each element has its own Brownian motion. "scalar": the shape of ``y``;
-            one Brownian motion for the whole state. "general": ``(rows, *state, m)`` for m Brownian motions.
-            "commutative": as "general", where ``(dg_k / dy) g_j = (dg_j / dy) g_k`` for all columns, which `Milstein`
-            needs. "additive": as "diagonal" or as "general"; the diffusion must not depend on the state.
-        interpretation: "ito" or "stratonovich"; for additive noise both are the same.
+        diffusion: called like ``drift``; returns what ``noise`` says.
+        noise: "diagonal": the shape of ``y``, each element with its own Brownian motion. "scalar": the shape of ``y``,
+            one Brownian motion for the state. "general": ``(rows, *state, m)``, m Brownian motions. "commutative": the
+            same, where ``(dg_k / dy) g_j = (dg_j / dy) g_k`` for all columns, which `Milstein` needs. "additive": the
+            shape of ``y``, as "diagonal", or ``(rows, *state, m)``; it must not depend on the state.
+        interpretation: "ito" or "stratonovich"; the same for additive noise.
         vectorized: as for `ODE`, for both functions.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: ``noise`` or ``interpretation`` is none of these.
     """
 
     drift: Callable[..., Any]
@@ -203,16 +141,18 @@ class SDE(Term):
     noise: Noise = "diagonal"
     interpretation: Interpretation = "ito"
     vectorized: bool = True
-    integrators = "EulerMaruyama() or StochasticHeun()"
 
     def __post_init__(self):
+        check_callable("drift", self.drift)
+        check_callable("diffusion", self.diffusion)
         check_choice("noise", self.noise, get_args(Noise))
         check_choice("interpretation", self.interpretation, get_args(Interpretation))
-        self._check_functions("drift", "diffusion")
+        _check_flag("vectorized", self.vectorized)
 
-    def tolerance(self, tol: float | Tensor, stop: Stop) -> Tolerance:
-        """Relative to the noise of a step for ``stop="increment"``, otherwise as for an `ODE`."""
-        return Tolerance(noise=tol) if stop == "increment" else super().tolerance(tol, stop)
+    @property
+    def takes(self) -> Takes:
+        """What both functions are written for."""
+        return "rows" if self.vectorized else "state"
 
     @property
     def derivative(self) -> WithDerivative:
@@ -220,16 +160,15 @@ class SDE(Term):
         return WithDerivative(self.diffusion, self.noise in ("commutative", "general"))
 
     def to_ito(self) -> "SDE":
-        """The same process in Ito's form: the drift plus ``1/2 sum_j (dg_j / dy) g_j`` (Kloeden & Platen 1992, 4.9).
+        """The same process in Ito's form, whose drift has ``1/2 sum_j (dg_j / dy) g_j`` more (Kloeden & Platen, 4.9).
 
-        The derivatives are taken by `torch.func.jvp` in each evaluation of the drift: one for diagonal and scalar
-        noise, m for m columns. For diagonal noise, element i of the diffusion must depend on element i of the state
-        only; a solve refuses other diffusions.
+        By `torch.func.jvp`: one for diagonal and scalar noise, m for m columns, in each evaluation of the drift. Of
+        diagonal noise element i of the diffusion must depend on element i of the state alone; solves refuse others.
         """
         return self._interpreted("ito", 0.5)
 
     def to_stratonovich(self) -> "SDE":
-        """The same process in Stratonovich's form: the drift minus the correction of `to_ito`."""
+        """The same process in Stratonovich's form, whose drift has as much less; see `to_ito`."""
         return self._interpreted("stratonovich", -0.5)
 
     def _interpreted(self, interpretation: Interpretation, factor: float) -> "SDE":
@@ -242,12 +181,81 @@ class SDE(Term):
 
 @dataclass(frozen=True)
 class BatchSDE(SDE):
-    """An `SDE` with functions that take all samples at one time: ``y`` of shape ``(batch, *state)`` and a 0-d ``t``.
+    """An `SDE` whose functions take all samples at one time, ``y`` of shape ``(batch, *state)`` and a 0-d ``t``.
 
-    All samples then take the same steps. They may depend on each other.
+    Samples then keep to common steps, and may depend on each other.
     """
 
     @property
     def takes(self) -> Takes:
         """A batch."""
         return "batch"
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A diffusion or flow model: a network that predicts noise, sample or velocity from a noisy sample.
+
+    Args:
+        model: called the way samplers call theirs, ``model(x, t, **cond)``: ``x`` is ``(rows, ...)``, ``t`` is
+            ``(rows,)``; returns the shape of ``x``.
+        schedule: what ``t`` means.
+        prediction: what the network returns: "epsilon" (the noise), "sample" (x_0), "v_prediction"
+            (``alpha noise - sigma x_0``, Salimans & Ho 2022) or "flow" (``noise - x_0``).
+        sigma_data: standard deviation of the clean data (Karras et al. 2022, table 1), roughly. It says what to expect
+            of steps that have not been evaluated yet: it changes how many rounds are needed, never the answer.
+    """
+
+    model: Callable[..., Any]
+    schedule: Schedule
+    prediction: Prediction = "epsilon"
+    sigma_data: float = 0.5
+
+    def __post_init__(self):
+        check_callable("model", self.model)
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(
+                f"schedule: expected a picardsolve.schedules.Schedule such as VP(alpha_bar), got {self.schedule!r}."
+            )
+        check_choice("prediction", self.prediction, get_args(Prediction))
+        if not isinstance(self.sigma_data, int | float) or not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data: expected a number > 0, got {self.sigma_data!r}; leave it out if unknown.")
+
+    def score(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The gradient of the log density of noisy samples, ``(alpha x_0 - x) / sigma^2`` (Vincent 2011).
+
+        Args:
+            x: ``(rows, ...)``.
+            t: ``(rows,)`` times of positive noise level.
+            **cond: passed on to the model.
+        """
+        out = self.model(x, t, **cond)
+        out = getattr(out, "sample", out)
+        shape = -1, *[1] * (x.dim() - 1)
+        alpha, sigma = (level(t.double()).reshape(shape).to(x) for level in (self.schedule.alpha, self.schedule.sigma))
+        c, d = self.sample_map(alpha, sigma)
+        return (alpha * (c * x + d * out) - x) / sigma**2
+
+    def sample_map(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients ``(c, d)`` with ``x_0 = c x + d output`` at noise level ``(alpha, sigma)``."""
+        return sample_map(self.prediction, alpha, sigma)
+
+
+def sample_map(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients ``(c, d)`` with ``x_0 = c x + d output``, of what a model predicts at level ``(alpha, sigma)``."""
+    if prediction == "epsilon":
+        return 1 / alpha, -sigma / alpha
+    if prediction == "sample":
+        return alpha * 0, alpha * 0 + 1
+    if prediction == "v_prediction":
+        norm = alpha**2 + sigma**2
+        return alpha / norm, -sigma / norm
+    return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+Term: TypeAlias = ODE | SecondOrderODE | SemilinearODE | SDE | Denoiser
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}.")

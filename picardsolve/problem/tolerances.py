@@ -1,14 +1,12 @@
-"""How much a state may be off, and the forms in which users give it."""
+"""How much a state may be off."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from picardsolve.problem.recurrence import rms
-from picardsolve.problem.state import Layout, sorted_keys
 
 Stop = Literal["error", "residual", "increment"]
 
@@ -17,17 +15,17 @@ _TINY = 1e-30  # weights at least as large are normal numbers in every dtype tha
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The unit in which changes and errors of states are measured, in root mean square over the state.
+    """What changes and errors of states are measured by, in root mean square over the state.
 
-    Each field is a number, or a tensor of shape ``(B,)`` with one value for each sample. ``atol`` and ``rtol`` may also
-    be ``(1, D)`` or ``(B, D)``, with one value for each element of a state.
+    Each field is a number, or a tensor of shape ``(B,)`` with one value per sample; ``atol`` and ``rtol`` may also be
+    ``(1, D)`` or ``(B, D)``, with one value for each element of a state.
 
     Args:
         atol: absolute tolerance.
         rtol: tolerance relative to the size of each element of the state.
-        noise: tolerance relative to the noise of a step as the chain gives it (`Steps.noise_scale`). In a solve this is
-            the standard deviation of the noise that the step adds (Shih et al. 2023, section 3.2); for a pipeline's
-            scheduler, the size of the state.
+        noise: tolerance relative to the scale that a chain gives as its step's noise (`Steps.noise_scale`): of a
+            solve, the standard deviation of the noise that the step itself adds (Shih et al. 2023, section 3.2); of a
+            pipeline's scheduler, the size of the state.
         state: tolerance relative to the root mean square of the whole state.
     """
 
@@ -42,7 +40,7 @@ class Tolerance:
         return all(map(_is_zero, (self.rtol, self.atol, self.noise, self.state)))
 
     def scaled(self, factor: float | Tensor) -> "Tolerance":
-        """The tolerance times a number, or times one for each sample."""
+        """The same, times a number, or one for each sample."""
         given = self.atol, self.rtol, self.noise, self.state
         return Tolerance(*(value if _is_zero(value) else _times(value, factor) for value in given))
 
@@ -54,13 +52,13 @@ class Tolerance:
         return float(torch.where(relative > 0, relative, atol).min())
 
     def size(self, y: Tensor) -> Tensor:
-        """The root mean square error that is allowed for states ``(..., D)``, without the part relative to noise."""
+        """Root mean square error that is allowed of states ``(..., D)``; noise left aside."""
         if not (_has_elements(self.rtol) or _has_elements(self.atol)):
             return rms(y) * (self.rtol + self.state) + self.atol
         return rms(y.abs() * _column(self.rtol) + _column(self.atol)) + rms(y) * self.state
 
     def measure(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Measure changes in units of the tolerance.
+        """Measure changes in units of what is allowed.
 
         Args:
             change: ``(W, B, D)``.
@@ -68,12 +66,12 @@ class Tolerance:
             noise: standard deviation of the step's noise, ``(W, B)``, or None where there is none.
 
         Returns:
-            The size of each change in units of the tolerance, and its root mean square, both ``(W, B)``. Where the
-            tolerance is 0, the former is 0 for no change at all and infinite for any other.
+            The size of each change in units of the tolerance, and its root mean square, ``(W, B)`` both. Where nothing
+            is allowed the former is 0 for no change at all, and infinite for any other.
         """
         size = rms(change)
         if self.nothing:
-            return _any(change), size  # from the elements: the squares in the size may underflow
+            return _any(change), size  # not by the size, whose squares may underflow
         relative = not (_is_zero(self.state) and (noise is None or _is_zero(self.noise)))
         if not relative or not _is_zero(self.rtol) or _has_elements(self.atol):  # the squares of changes may underflow
             return self._by_element(change, y, noise), size
@@ -85,7 +83,7 @@ class Tolerance:
         return scaled, size
 
     def within(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Whether each change is within the tolerance, and its root mean square, both ``(W, B)``; see `measure`."""
+        """Whether each change is within tolerance, ``(W, B)`` booleans, and its root mean square; see `measure`."""
         scaled, size = self.measure(change, y, noise)
         return scaled <= 1, size
 
@@ -102,83 +100,8 @@ class Tolerance:
         return rms(torch.div(change, weights, out=weights))
 
 
-def read_tolerance(name: str, value: Any, layout: Layout, by_component: bool) -> float | Tensor:
-    """A user's tolerance as a field of `Tolerance`: a number, ``(B,)``, or ``(1, D)`` or ``(B, D)`` for components.
-
-    Args:
-        name: the argument's name in messages.
-        value: a number, or a tensor ``(B,)``; with ``by_component`` also a tensor of the state's shape, with or without
-            the samples, or any of these in the structure of y0.
-        layout: of the state.
-        by_component: whether components may have different tolerances.
-
-    Raises:
-        TypeError: the value is neither a number nor a real tensor, nor made of these.
-        ValueError: it has another shape or structure than y0, or a value is negative or NaN.
-    """
-    if isinstance(value, Tensor) and value.dim():
-        out = _read_tensor(name, value, layout, by_component)
-    elif by_component and isinstance(value, tuple | list | dict):
-        out = _read_structure(name, value, layout)
-    elif isinstance(value, int | float | Tensor) and not isinstance(value, bool):
-        out = float(value)
-    else:
-        raise TypeError(f"{name}: expected a number or a tensor of one per sample, got {value!r}.")
-    if not bool((torch.as_tensor(out) >= 0).all()):
-        raise ValueError(f"{name}: expected values >= 0, got {value!r}; 0 asks for the sequential answer itself.")
-    return out
-
-
-def _read_tensor(name: str, value: Tensor, layout: Layout, by_component: bool) -> Tensor:
-    _check_real(name, value)
-    shape, rows = tuple(value.shape), ((1, layout.size), (layout.batch, layout.size))
-    if shape != (layout.batch,) and not (by_component and shape in rows):
-        if not by_component or not layout.structure.is_leaf():
-            parts = f", or {layout.structure.num_leaves} of them in the structure of y0" if by_component else ""
-            raise ValueError(f"{name}: expected a number or shape ({layout.batch},){parts}, got {shape}.")
-        value = _rows_of_leaf(name, value, layout, layout.shapes[0])
-    return value.to(layout.device, layout.compute_dtype)
-
-
-def _read_structure(name: str, value: Any, layout: Layout) -> Tensor:
-    leaves, structure = pytree.tree_flatten(sorted_keys(value))
-    if structure != layout.structure:
-        raise ValueError(
-            f"{name}: expected a number, a tensor, or the structure of y0, got a {type(value).__name__} of "
-            f"{len(leaves)}; put a number or a tensor in the place of each of its tensors."
-        )
-    parts = [_rows_of_leaf(name, leaf, layout, shape) for leaf, shape in zip(leaves, layout.shapes, strict=True)]
-    rows = max(len(part) for part in parts)
-    return torch.cat([part.expand(rows, -1) for part in parts], 1).to(layout.device, layout.compute_dtype)
-
-
-def _rows_of_leaf(name: str, value: Any, layout: Layout, shape: torch.Size) -> Tensor:
-    """The tolerances of one tensor of the state, ``(1 or B, numbers in it)``."""
-    if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected numbers or tensors, got {value!r}.")
-    value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
-    _check_real(name, value)
-    got, batch = tuple(value.shape), layout.batch
-    if got == () or (layout.batched and got == (batch,)):
-        out = value.reshape(-1, 1).expand(-1, shape.numel())
-    elif got in ((batch, *shape), (1, *shape)) if layout.batched else got == tuple(shape):
-        out = value.reshape(-1, shape.numel())
-    else:
-        one, each = (f"({batch},)", (batch, *shape)) if layout.batched else ("(1,)", tuple(shape))
-        of_one = " (or 1 in place of the number of samples)" if layout.batched else ""
-        raise ValueError(
-            f"{name}: expected a number, shape {one}, or one for each component, {each}{of_one}, got {got}."
-        )
-    return out.repeat_interleave(2, 1) if layout.dtype.is_complex else out
-
-
-def _check_real(name: str, value: Tensor) -> None:
-    if value.is_complex() or value.dtype is torch.bool:
-        raise TypeError(f"{name}: expected real numbers, got {value.dtype}.")
-
-
 def _any(change: Tensor) -> Tensor:
-    """Infinity where there is any change, otherwise 0."""
+    """Infinite where there is any change, else 0."""
     return torch.where(change.abs().amax(-1) == 0, 0.0, torch.inf).to(change.dtype)
 
 
@@ -195,5 +118,5 @@ def _times(value: float | Tensor, factor: float | Tensor) -> float | Tensor:
 
 
 def _column(value: float | Tensor) -> float | Tensor:
-    """A value for each sample as a column, which broadcasts over the elements of states."""
+    """As it applies to the elements of states."""
     return value[:, None] if isinstance(value, Tensor) and value.dim() == 1 else value

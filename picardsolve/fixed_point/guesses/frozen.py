@@ -6,9 +6,8 @@ from torch import Tensor
 
 from picardsolve.fixed_point.guesses.base import Entering, Guess
 from picardsolve.integrators.base import Chain, Hold
-from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import SDE
+from picardsolve.problem.terms import SDE, Denoiser
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from picardsolve.fixed_point.guesses.base import Entering, Guess, copies_where_n
 from picardsolve.fixed_point.guesses.polynomial import Polynomial, extrapolated
 from picardsolve.integrators.base import Chain, Evaluated
 from picardsolve.problem.checks import check_choice
-from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import ODE, SDE, SemilinearODE, Term
+from picardsolve.problem.terms import ODE, SDE, Denoiser, SemilinearODE, Term
 from picardsolve.results.solution import Solution
 
 

@@ -1,6 +1,7 @@
 """The interfaces of what a solve takes as ``iteration``."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from torch import Tensor
 
@@ -21,10 +22,12 @@ class Method(ABC):
         solves_equations: it serves implicit chains, whose steps are equations.
         stop: the only rule for stopping that the method has, which takes the place of the one that a solve was given.
             None: it takes any, and errors can be estimated from its rounds.
+        on_segments: the name of the same iteration on the segments of `Collocation`; None: there is none.
     """
 
     solves_equations: bool = False
     stop: Stop | None = None
+    on_segments: Literal["picard", "secant", "newton"] | None = None
 
     @abstractmethod
     def machine(

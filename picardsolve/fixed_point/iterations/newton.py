@@ -39,6 +39,7 @@ class Newton(Iteration):
             drift cannot be differentiated.
     """
 
+    on_segments = "newton"
     jacobian: Literal["dense", "diagonal", "hutchinson"] = "dense"
     damping: float = 0.0
     seed: int = 0

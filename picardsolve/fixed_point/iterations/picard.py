@@ -21,6 +21,8 @@ class Picard(Iteration):
     The sweep does not use it, but it says what becomes of errors; of a large state a sample of numbers is enough.
     """
 
+    on_segments = "picard"
+
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + Y[n] - X[n]``."""
         images = steps.images()

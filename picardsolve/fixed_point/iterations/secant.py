@@ -29,6 +29,8 @@ class Secant(Iteration):
     round on. ``docs/sde_iterations.md`` has what it saves.
     """
 
+    on_segments = "secant"
+
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + c_n (Y[n] - X[n])``."""
         images, states, slope, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.elementwise

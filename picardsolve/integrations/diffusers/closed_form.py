@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.step_table import Clip, StepTable
-from picardsolve.problem.denoiser import sample_map
+from picardsolve.problem.terms import sample_map
 
 PREDICTIONS = "epsilon", "sample", "v_prediction"
 

@@ -15,7 +15,7 @@ from picardsolve.integrations.diffusers.probe import Probe
 from picardsolve.integrations.diffusers.step_table import StepTable
 from picardsolve.integrations.diffusers.walk import copy_of
 from picardsolve.integrators.base import Index
-from picardsolve.problem.denoiser import sample_map
+from picardsolve.problem.terms import sample_map
 
 _ROUNDING = 1e-4  # of coefficients, relative to what cancels in them
 

@@ -1,5 +1,6 @@
-"""How far a solution by collocation is from that of its equation."""
+"""How far a solution by collocation is from the solution of its equation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -7,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.collocation.accuracy import Accuracy
-from picardsolve.collocation.samples import Sample
+from picardsolve.collocation.refinement import PropagatedError
+from picardsolve.collocation.sample import Sample
 from picardsolve.problem.state import Layout
 from picardsolve.results.abstract_certificate import AbstractCertificate, Kind
 from picardsolve.results.solution import Solution
@@ -72,15 +73,15 @@ class CollocationCertificate(AbstractCertificate):
         return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
 
     @staticmethod
-    def of(samples: list[Sample], layout: Layout, solution: Solution) -> "CollocationCertificate":
+    def of(samples: Sequence[Sample], layout: Layout, solution: Solution) -> "CollocationCertificate":
         """Read the checks of the accepted segments."""
         columns = [_of(sample) for sample in samples]
-        last = slice(-len(solution.ts), None)  # of which only the end is kept where so much was asked for
+        last = slice(-len(solution.ts), None)  # the solution may have kept the last time only
         error, allowed, floor = (np.stack([column[k] for column in columns], 1)[last] for k in range(3))
         growth = np.array([column[3] for column in columns])
         warnings = ()
         if np.isnan(growth).any():
-            warnings = ("growth: not known of states this large; errors may have grown beyond the estimate.",)
+            warnings = ("growth: not known for states this large; errors may have grown beyond the estimate.",)
 
         def shown(value: np.ndarray) -> Tensor:
             return torch.from_numpy(value if layout.batched else np.array(value[..., 0]))
@@ -99,19 +100,17 @@ class CollocationCertificate(AbstractCertificate):
 
 
 def _of(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    posed, march = sample.posed, sample.refinement.march
-    clock, missing = posed.clock, np.full(len(posed.ts), np.nan)
+    """Error, allowed error and rounding of the worst component at the sample's times ``(T,)``, and the growth."""
+    elapsed, march = sample.problem.elapsed, sample.march
     if not march.accepted:
+        missing = np.full(len(elapsed), np.nan)
         return missing, missing, missing, np.nan
-    accuracy = sample.refinement.accuracy or Accuracy.of(march.accepted, march.bounds)
+    found = sample.refinement.error or PropagatedError.of(march.accepted, march.limits)
     ends = np.array([segment.end for segment in march.accepted])
-    at = np.minimum(np.searchsorted(ends, clock * (1 - 1e-12)), len(ends) - 1)
-    scale = np.array([segment.scale for segment in march.accepted])[at]
-    allowed = march.bounds.allowed(scale) / sample.refinement.scaled
-    before = np.concatenate([0 * accuracy.error[:1], accuracy.error])
-    error = np.maximum(np.abs(before[at]), np.abs(before[at + 1]))  # at either end of the segment that a time is in
-    worst = (error / allowed).argmax(1)
-    rows = np.arange(len(clock))
-    beyond = clock > sample.reached * (1 + 1e-12)
-    out = [np.where(clock == 0, 0, error[rows, worst]), allowed[rows, worst], accuracy.floor[at][rows, worst]]
-    return (*(np.where(beyond, np.nan, value) for value in out), accuracy.growth)  # pyright: ignore
+    at = np.minimum(np.searchsorted(ends, elapsed * (1 - 1e-12)), len(ends) - 1)
+    error, allowed, floor = (value[at] for value in (found.at_either_end(), found.allowed, found.floor))
+    rows, worst = np.arange(len(at)), (error / allowed).argmax(1)
+    error, allowed, floor = (value[rows, worst] for value in (error, allowed, floor))
+    beyond = elapsed > sample.trajectory.reached * (1 + 1e-12)
+    out = (np.where(beyond, np.nan, value) for value in (np.where(elapsed == 0, 0, error), allowed, floor))
+    return (*out, found.growth)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,83 @@
+"""Why the solve of a sample ends before its time, in a sentence for the user."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from picardsolve.collocation.initial_value import InitialValueProblem
+from picardsolve.results.solution import Result
+
+_EXPLODES = 1e4  # growth of a component that points to a solution without a limit
+
+
+class Failure(Exception, ABC):
+    """Why a sample's solve ended."""
+
+    @abstractmethod
+    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
+        """The result, and a sentence without the result's own; ``time`` is how far the solution is known."""
+
+
+class OutOfRounds(Failure):
+    """The limit of rounds was reached."""
+
+    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
+        """The result, and the sentence."""
+        return Result.max_rounds, f"t = {time:g} was reached."
+
+
+class Stiff(Failure):
+    """An iteration without Jacobians would take too many rounds, and the state is too large for Jacobians."""
+
+    def __init__(self, rounds: float):
+        super().__init__(rounds)
+        self.rounds = rounds
+
+    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
+        """The result, and the sentence."""
+        return Result.stiff, f"{self.rounds:.0f} rounds are predicted; t = {time:g} was reached."
+
+
+class Stuck(Failure):
+    """From a time on no segment is short enough.
+
+    Attributes:
+        t: the elapsed time.
+        not_finite: elapsed time at which the drift is not finite; None where it is.
+        largest: the largest value of the component that grew the most since half of the time.
+        growth: factor by which it grew.
+    """
+
+    def __init__(self, t: float, not_finite: float | None, largest: float, growth: float):
+        super().__init__(t, not_finite, largest, growth)
+        self.t, self.not_finite, self.largest, self.growth = t, not_finite, largest, growth
+
+    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
+        """The result, and the sentence."""
+        if self.not_finite is not None:
+            at = float(problem.time(np.array(self.not_finite)))
+            return Result.nonfinite_drift, f"the drift is not finite at t = {at:.6g}."
+        if self.growth > _EXPLODES:
+            return Result.diverged, f"the state grows to {self.largest:.1e} at t = {time:.6g}."
+        return Result.unresolved, f"no step is short enough at t = {time:.6g}."
+
+
+class Unreachable(Failure):
+    """The tolerance cannot be reached.
+
+    Attributes:
+        factor: a tolerance larger by this factor can.
+    """
+
+    def __init__(self, factor: float):
+        super().__init__(factor)
+        self.factor = factor
+
+    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
+        """The result, and the sentence."""
+        rtol, atol = (problem.rtol * self.factor).max(), problem.atol * self.factor
+        reachable = "not one digit"
+        if rtol < 1 and np.isfinite(self.factor):
+            of_several = f"{atol.min():.1e} to " if atol.min() < atol.max() else ""
+            reachable = f"rtol={rtol:.1e}, atol={of_several}{atol.max():.1e} is what"
+        return Result.unreachable, f"errors grow so much that {reachable} can be reached."
