@@ -1,18 +1,19 @@
-"""All steps of a window at once, where a step is a linear map (with a clipped sample, for DDPM and DDIM).
+"""The steps of a scheduler as a table of weights: all steps of a window in a few operations.
 
-Guesses and sweeps may use a table; the pipeline's real steps are always the scheduler's own.
+A table holds for schedulers whose step is a linear map, apart from a clipped predicted sample (DDPM and DDIM). Sweeps
+and guesses use the table. The pipeline's own steps are always taken by the scheduler itself.
 """
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.walk import Held
-
-Past = Sequence[tuple[Tensor, Tensor]]  # states and outputs of the steps before, the latest last
+from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,16 @@ class Clip:
 
 @dataclass
 class StepTable:
-    """``Phi_n(x) = sum_k x_k[n] x[n - k] + o_k[n] output[n - k] + s[n] noise[n]``, all coefficients float64.
+    """``Phi_n(x) = sum_k x_k[n] x[n - k] + o_k[n] output[n - k] + s[n] noise[n]``, all weights float64.
 
     Attributes:
-        x: ``(N, K)`` coefficients of the state and of those before it.
-        o: ``(N, K)`` coefficients of the output and of those before it.
+        x: ``(N, K)`` weights of the state and of the states before it.
+        o: ``(N, K)`` weights of the output and of the outputs before it.
         s: ``(N,)`` size of the noise.
         noisy: ``(N,)`` whether the step draws noise.
-        clip: the clipped part of the step, if any.
-        lags: the largest k with a coefficient.
-        noise_dtype: what the noise is drawn in; None for the type of the output.
+        clip: the clipped part of the step; None where nothing is clipped.
+        lags: the largest k with a weight.
+        noise_dtype: type in which the noise is drawn; None for the type of the output.
     """
 
     x: np.ndarray
@@ -44,51 +45,47 @@ class StepTable:
     s: np.ndarray
     noisy: np.ndarray
     clip: Clip | None = None
-    lags: int = field(default=0)
+    lags: int = 0
     noise_dtype: torch.dtype | None = None
 
-    def images(self, first: int, x: Tensor, outputs: Tensor, noise: Tensor | None, past: Past = ()) -> Tensor:
-        """Steps ``first ...``, each from its own state of ``x``, shape ``(W, B, D)``."""
+    def images(
+        self, first: int, x: Tensor, outputs: Tensor, noise: Tensor | None, past: Sequence[Visit] = ()
+    ) -> Tensor:
+        """Steps ``first ...``, each from its own state of ``x``, ``(W, B, D)``."""
         at = slice(first, first + len(x))
-        y = (_column(self.x[at, 0], x) * x).addcmul_(_column(self.o[at, 0], x), outputs)
-        for k in range(1, self.lags + 1):
-            if not self.x[at, k].any() and not self.o[at, k].any():
-                continue
-            inside = slice(first + k, first + len(x))
-            y[k:].addcmul_(_column(self.x[inside, k], x), x[:-k]).addcmul_(_column(self.o[inside, k], x), outputs[:-k])
-            for j in range(max(0, k - len(past)), min(k, len(x))):
-                self._add_lag(y[j], first + j, k, past[j - k])
+        p, q = (_by_age(weights[at, : self.lags + 1], x) for weights in (self.x, self.o))
+        inputs = [(_column(self.s[at], x), noise)]
         if self.clip is not None:
-            c, d, q = (_column(v[at], x) for v in (self.clip.c, self.clip.d, self.clip.q))
-            sample = (c * x).addcmul_(d, outputs).clamp_(-self.clip.limit, self.clip.limit)
-            y.addcmul_(q, sample)
-        return y if noise is None else y.addcmul_(_column(self.s[at], x), noise)
+            r, c, d = (_column(weights[at], x) for weights in (self.clip.q, self.clip.c, self.clip.d))
+            inputs.insert(0, (r, (c * x).addcmul_(d, outputs).clamp_(-self.clip.limit, self.clip.limit)))
+        return linear_multistep(p, x, q, outputs, *inputs, past=past)
 
-    def path(self, first: int, start: Tensor, held: list[Held], noise: Tensor | None, past: Past = ()) -> Tensor:
+    def path(
+        self, first: int, start: Tensor, held: Sequence[Held], noise: Tensor | None, past: Sequence[Visit] = ()
+    ) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, ``(B, D)``."""
-        y, before, out = start, list(past), start.new_empty(len(held), *start.shape)
+        path, visits, y = start.new_empty(len(held), *start.shape), deque(past, self.lags + 1), start
         for j, output in enumerate(held):
-            n, given = first + j, output(first + j, y)
-            new = torch.mul(y, float(self.x[n, 0]), out=out[j]).add_(given, alpha=float(self.o[n, 0]))
-            for k in range(1, min(self.lags, len(before)) + 1):
-                self._add_lag(new, n, k, before[-k])
+            n = first + j
+            visits.append((y, output(n, y)))
+            p, q = self.x[n, : self.lags + 1].tolist(), self.o[n, : self.lags + 1].tolist()
+            inputs: list[tuple[float, Tensor | None]] = [(float(self.s[n]), None if noise is None else noise[j])]
             if self.clip is not None:
-                sample = torch.mul(y, float(self.clip.c[n])).add_(given, alpha=float(self.clip.d[n]))
-                new.add_(sample.clamp_(-self.clip.limit, self.clip.limit), alpha=float(self.clip.q[n]))
-            if noise is not None:
-                new.add_(noise[j], alpha=float(self.s[n]))
-            if self.lags:
-                before.append((y, given))
-            y = new
-        return out
+                sample = torch.mul(y, float(self.clip.c[n])).add_(visits[-1][1], alpha=float(self.clip.d[n]))
+                inputs.insert(0, (float(self.clip.q[n]), sample.clamp_(-self.clip.limit, self.clip.limit)))
+            y = linear_multistep_alone(p, q, visits, *inputs, out=path[j])
+        return path
 
-    def held(self, first: int, count: int, start: Tensor, output: Tensor, past: Past = ()) -> Tensor | None:
-        """The path from ``start`` with one output for all steps, by two products; None where noise or a limit is."""
+    def held(self, first: int, count: int, start: Tensor, output: Tensor, past: Sequence[Visit] = ()) -> Tensor | None:
+        """The path from ``start`` with one output for all steps, as one product.
+
+        None where a step draws noise or clips: it is not a product then.
+        """
         if self.clip is not None or self.noisy[first : first + count].any():
             return None
         states, outputs = ([visit[k] for visit in past] for k in (0, 1))
         known = len(past)
-        # each state as a combination of those before, of start, of the outputs before, and of the output held
+        # row j: the j-th state as a combination of the states before, the start, the outputs before, and the output
         rows = np.eye(known + 1 + count, known + 1 + known + 1)
         rows[known + 1 :] = 0.0
         for j in range(count):
@@ -100,8 +97,10 @@ class StepTable:
         weights = torch.from_numpy(rows[known + 1 :]).to(start.device, start.dtype)
         return torch.tensordot(weights, basis, 1)
 
-    def _add_lag(self, y: Tensor, n: int, k: int, earlier: tuple[Tensor, Tensor]) -> None:
-        y.add_(earlier[0], alpha=float(self.x[n, k])).add_(earlier[1], alpha=float(self.o[n, k]))
+
+def _by_age(weights: np.ndarray, like: Tensor) -> list[Tensor | None]:
+    """Columns of ``(W, K)`` weights, ``(W, 1, 1)`` each; None for ages that no step reads."""
+    return [_column(row, like) if k == 0 or row.any() else None for k, row in enumerate(weights.T)]
 
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:
