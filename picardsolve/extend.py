@@ -1,19 +1,89 @@
-"""What subclasses and adapters need: the vocabulary beneath the public names, see docs/extending.md."""
+"""The vocabulary of subclasses and adapters, beneath the public names of `picardsolve`; see docs/extending.md.
+
+* Chains. An `Integrator` makes a `DriftChain` from a `Problem` and checks the term with `accepted`. The chain evaluates
+  `Rows` and turns outputs into step maps, `Steps`, often `AffineSteps`, with the numbers of each step in a `StepTable`.
+  `RungeKuttaChain` takes a `Tableau`. `Chain` is a chain whose drift somebody else calls, `Evaluated` one evaluation
+  held fixed, `Index` an array of step numbers.
+* Iterations. An `Iteration` returns a `Swept` from a sweep and gets its `Memory` back. `linear_sweep`, `matrix_sweep`,
+  `recurrence`, `matrix_recurrence`, `arriving` and `rms` are the algebra of sweeps.
+* Guesses. A `Guess` fills the states that are `Entering`, from a `Trail` of states behind them.
+* Stopping rules. A `Stopping` judges a `Swept` by a `Tolerance`; `Increment`, `Residuals` and `ErrorEstimate` are the
+  built-in ones.
+* Collocation. `March` is its machine, of an `InitialValueProblem`; `CheckedSegment` a segment that met the tolerance,
+  `Stuck` what a march raises, `rounds_if_stiff` a limit of rounds.
+* Machines. `drive` runs a `Machine`. A `Method` makes a `GridMachine` such as `Window`, which has `Settings`.
+"""
 
 from picardsolve.collocation.check import CheckedSegment
 from picardsolve.collocation.failures import Stuck
 from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.iteration_choice import rounds_if_stiff
 from picardsolve.collocation.march import March
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
+from picardsolve.fixed_point.grid_machine import GridMachine
+from picardsolve.fixed_point.guesses import Entering, Guess, Trail
+from picardsolve.fixed_point.iterations import Iteration, Method
+from picardsolve.fixed_point.stopping import Increment, Residuals, Stopping
+from picardsolve.fixed_point.sweep import Memory, Swept
+from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrators.base import (
+    Chain,
+    DriftChain,
+    Evaluated,
+    Index,
+    Integrator,
+    Rows,
+    StepTable,
+    accepted,
+)
+from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
+from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.machine import Machine
+from picardsolve.problem.problem import Problem
+from picardsolve.problem.recurrence import arriving, linear_sweep, matrix_recurrence, matrix_sweep, recurrence, rms
+from picardsolve.problem.tolerances import Tolerance
 from picardsolve.solve import drive
 
 __all__ = [
+    "AffineSteps",
+    "Chain",
     "CheckedSegment",
+    "DriftChain",
+    "Entering",
+    "ErrorEstimate",
+    "Evaluated",
+    "GridMachine",
+    "Guess",
+    "Increment",
+    "Index",
     "InitialValueProblem",
+    "Integrator",
+    "Iteration",
     "Machine",
     "March",
+    "Memory",
+    "Method",
+    "Problem",
+    "Residuals",
+    "Rows",
+    "RungeKuttaChain",
+    "Settings",
+    "StepTable",
+    "Steps",
+    "Stopping",
     "Stuck",
+    "Swept",
+    "Tableau",
+    "Tolerance",
+    "Trail",
+    "Window",
+    "accepted",
+    "arriving",
     "drive",
+    "linear_sweep",
+    "matrix_recurrence",
+    "matrix_sweep",
+    "recurrence",
+    "rms",
     "rounds_if_stiff",
 ]
