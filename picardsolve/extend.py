@@ -10,7 +10,7 @@
 * Stopping rules. A `Stopping` judges a `Swept` by a `Tolerance`; `Increment`, `Residuals` and `ErrorEstimate` are the
   built-in ones.
 * Collocation. `March` is its machine, of an `InitialValueProblem`; `CheckedSegment` a segment that met the tolerance,
-  `Stuck` what a march raises, `rounds_if_stiff` a limit of rounds.
+  `Stuck` a failure of a march, and `rounds_if_stiff` the rounds that it is predicted to take on a stiff problem.
 * Machines. `drive` runs a `Machine`. A `Method` makes a `GridMachine` such as `Window`, which has `Settings`.
 """
 
@@ -26,6 +26,7 @@ from picardsolve.fixed_point.iterations import Iteration, Method
 from picardsolve.fixed_point.stopping import Increment, Residuals, Stopping
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.fixed_point.window import Settings, Window
+from picardsolve.integrations.diffusers.step_table import StepTable
 from picardsolve.integrators.base import (
     Chain,
     DriftChain,
@@ -33,7 +34,6 @@ from picardsolve.integrators.base import (
     Index,
     Integrator,
     Rows,
-    StepTable,
     accepted,
 )
 from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
