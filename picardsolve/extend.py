@@ -26,7 +26,6 @@ from picardsolve.fixed_point.iterations import Iteration, Method
 from picardsolve.fixed_point.stopping import Increment, Residuals, Stopping
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.fixed_point.window import Settings, Window
-from picardsolve.integrations.diffusers.step_table import StepTable
 from picardsolve.integrators.base import (
     Chain,
     DriftChain,
@@ -34,6 +33,7 @@ from picardsolve.integrators.base import (
     Index,
     Integrator,
     Rows,
+    StepTable,
     accepted,
 )
 from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
