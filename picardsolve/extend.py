@@ -11,14 +11,21 @@
   built-in ones.
 * Collocation. `March` is its machine, of an `InitialValueProblem`; `CheckedSegment` a segment that met the tolerance,
   `Stuck` a failure of a march, and `rounds_if_stiff` the rounds that it is predicted to take on a stiff problem.
+* Adapters of schedulers. `linear_multistep` takes the steps of a window, and `linear_multistep_alone` one step, with
+  `Visit` for a state and its output. `sample_map` gives the predicted sample as a linear map. `Hold` says what a guess
+  holds fixed, and `Pace` finds a width by the clock.
+* Reports. `Evidence` is what a `Certificate` is made from, `History` the rounds of a solve, which `plot_rounds` draws.
+* Arguments. `check_not_negative` and `check_optional_positive_integer` raise errors that name the argument.
 * Machines. `drive` runs a `Machine`. A `Method` makes a `GridMachine` such as `Window`, which has `Settings`.
 """
 
+from picardsolve.certificate.certificate import Evidence
 from picardsolve.collocation.check import CheckedSegment
 from picardsolve.collocation.failures import Stuck
 from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.iteration_choice import rounds_if_stiff
 from picardsolve.collocation.march import March
+from picardsolve.fixed_point.automatic_width import Pace
 from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.grid_machine import GridMachine
 from picardsolve.fixed_point.guesses import Entering, Guess, Trail
@@ -30,18 +37,24 @@ from picardsolve.integrators.base import (
     Chain,
     DriftChain,
     Evaluated,
+    Hold,
     Index,
     Integrator,
     Rows,
     StepTable,
     accepted,
 )
+from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
 from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
 from picardsolve.integrators.step_maps import AffineSteps, Steps
+from picardsolve.problem.checks import check_not_negative, check_optional_positive_integer
+from picardsolve.problem.denoiser import sample_map
 from picardsolve.problem.machine import Machine
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import arriving, linear_sweep, matrix_recurrence, matrix_sweep, recurrence, rms
 from picardsolve.problem.tolerances import Tolerance
+from picardsolve.results.history import History
+from picardsolve.results.plot import plot_rounds
 from picardsolve.solve import drive
 
 __all__ = [
@@ -52,8 +65,11 @@ __all__ = [
     "Entering",
     "ErrorEstimate",
     "Evaluated",
+    "Evidence",
     "GridMachine",
     "Guess",
+    "History",
+    "Hold",
     "Increment",
     "Index",
     "InitialValueProblem",
@@ -63,6 +79,7 @@ __all__ = [
     "March",
     "Memory",
     "Method",
+    "Pace",
     "Problem",
     "Residuals",
     "Rows",
@@ -76,14 +93,21 @@ __all__ = [
     "Tableau",
     "Tolerance",
     "Trail",
+    "Visit",
     "Window",
     "accepted",
     "arriving",
+    "check_not_negative",
+    "check_optional_positive_integer",
     "drive",
+    "linear_multistep",
+    "linear_multistep_alone",
     "linear_sweep",
     "matrix_recurrence",
     "matrix_sweep",
+    "plot_rounds",
     "recurrence",
     "rms",
     "rounds_if_stiff",
+    "sample_map",
 ]

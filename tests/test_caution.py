@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from picardsolve.integrations.diffusers.numerics import Numerics
-from picardsolve.integrations.diffusers.replay import Replay
+from picardsolve.integrations.diffusers.options import Numerics
 from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.run.replay import Replay
 from picardsolve.integrations.diffusers.window_limit import WindowLimit
 
 

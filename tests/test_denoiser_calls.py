@@ -16,9 +16,9 @@ from pipelines import assert_same, digits, generator
 from torch import nn
 
 from picardsolve.integrations.diffusers import denoise, sampler
-from picardsolve.integrations.diffusers.batching import Batch, Outputs, joined
-from picardsolve.integrations.diffusers.replay import Replay
-from picardsolve.integrations.diffusers.window_tensor import Lanes, pick
+from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, joined
+from picardsolve.integrations.diffusers.run.replay import Replay
+from picardsolve.integrations.diffusers.run.window_tensor import Lanes, pick
 
 # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
 pytestmark = [

@@ -33,8 +33,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     made = Clock()
-    for module in ("answers", "loop"):
-        monkeypatch.setattr(f"picardsolve.integrations.diffusers.{module}.perf_counter", made)
+    for module in ("denoiser_calls", "loop"):
+        monkeypatch.setattr(f"picardsolve.integrations.diffusers.run.{module}.perf_counter", made)
     return made
 
 

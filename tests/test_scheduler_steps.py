@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import assert_same, generator
 
-from picardsolve.integrations.diffusers.closed_form import closed_form
-from picardsolve.integrations.diffusers.noise_tape import NoiseTape
-from picardsolve.integrations.diffusers.probe import probe_of, scaled_ahead
-from picardsolve.integrations.diffusers.walk import copy_of
+from picardsolve.integrations.diffusers.scheduler.closed_form import closed_form
+from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
+from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
+from picardsolve.integrations.diffusers.scheduler.probe import probe_of, scaled_ahead
 
 # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
 pytestmark = [

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipelines import generator
 
-from picardsolve.integrations.diffusers.timesteps import Timesteps
-from picardsolve.integrations.diffusers.window_tensor import (
+from picardsolve.integrations.diffusers.run.timesteps import Timesteps
+from picardsolve.integrations.diffusers.run.window_tensor import (
     LaneMode,
     Lanes,
     WindowTensor,

@@ -15,7 +15,7 @@ from picardsolve.integrations.diffusers.arguments import (
     refuse_unread_by_pipeline,
 )
 from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, random_generators
-from picardsolve.integrations.diffusers.numerics import Numerics
+from picardsolve.integrations.diffusers.options import Numerics
 from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.sampler import attach, sampler

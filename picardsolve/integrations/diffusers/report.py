@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from picardsolve import Certificate
-from picardsolve.certificate.certificate import Evidence
-from picardsolve.problem.recurrence import rms
-from picardsolve.problem.tolerances import Tolerance
-from picardsolve.results.history import History
-from picardsolve.results.plot import plot_rounds
+from picardsolve.extend import Evidence, History, Tolerance, plot_rounds, rms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

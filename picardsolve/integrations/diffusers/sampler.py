@@ -7,16 +7,16 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
-from picardsolve.integrations.diffusers.batching import Batch
-from picardsolve.integrations.diffusers.loop import Loop
+from picardsolve.extend import check_not_negative, check_optional_positive_integer
 from picardsolve.integrations.diffusers.mutable_state import Watch
-from picardsolve.integrations.diffusers.numerics import Numerics
+from picardsolve.integrations.diffusers.options import Numerics
 from picardsolve.integrations.diffusers.patches import PatchedForward, PatchedMethod
 from picardsolve.integrations.diffusers.refusals import refuse_iteration, refuse_stateful, refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.timesteps import Timesteps
-from picardsolve.integrations.diffusers.window_tensor import WindowTensor, without_lane_mode
-from picardsolve.problem.checks import check_not_negative, check_optional_positive_integer
+from picardsolve.integrations.diffusers.run.batching import Batch
+from picardsolve.integrations.diffusers.run.loop import Loop
+from picardsolve.integrations.diffusers.run.timesteps import Timesteps
+from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor, without_lane_mode
 
 _LOCK = Lock()
 

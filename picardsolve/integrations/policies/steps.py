@@ -10,10 +10,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.closed_form import PREDICTIONS, closed_form
-from picardsolve.integrations.diffusers.probe import Probe
-from picardsolve.integrations.diffusers.step_table import StepTable
-from picardsolve.integrations.diffusers.walk import copy_of
+from picardsolve.integrations.diffusers.scheduler.closed_form import PREDICTIONS, closed_form
+from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
+from picardsolve.integrations.diffusers.scheduler.probe import Probe
+from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 from picardsolve.integrators.base import Index
 from picardsolve.problem.denoiser import sample_map
 
@@ -95,7 +95,7 @@ class PlanSteps:
         return rows.reshape(*n.shape, 1, -1).unbind(-1)
 
 
-def _linear_steps(scheduler: Any, timesteps: Tensor) -> StepTable | None:
+def _linear_steps(scheduler: Any, timesteps: Tensor) -> SchedulerTable | None:
     """The steps as sums over states and outputs."""
     extra: dict[str, Any] = {"generator": None}
     if type(scheduler) is not DPMSolverMultistepScheduler:

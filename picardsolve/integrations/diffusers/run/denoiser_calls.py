@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.batching import Batch, Outputs, tensors
 from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, Watch, WatchedDenoiser
 from picardsolve.integrations.diffusers.predicted_gain import called_before
-from picardsolve.integrations.diffusers.replay import Call, Replay
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.window_tensor import Lanes, WindowTensor, find, pick
+from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, tensors
+from picardsolve.integrations.diffusers.run.replay import Call, Replay
+from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find, pick
 
 # How far a state's output in company may be from its output alone, relative to its size. Rounding, in single precision
 # with tensor cores included, is below; a batch norm in training mode, or conditioning given to the wrong rows, above.

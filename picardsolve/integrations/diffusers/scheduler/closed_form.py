@@ -7,13 +7,13 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.step_table import Clip, StepTable
-from picardsolve.problem.denoiser import sample_map
+from picardsolve.extend import sample_map
+from picardsolve.integrations.diffusers.scheduler.table import Clip, SchedulerTable
 
 PREDICTIONS = "epsilon", "sample", "v_prediction"
 
 
-def closed_form(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> StepTable | None:
+def closed_form(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> SchedulerTable | None:
     """The table of a scheduler's steps, or None where there is none.
 
     Args:
@@ -33,7 +33,7 @@ def closed_form(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> Ste
     return None
 
 
-def _ddpm(scheduler: DDPMScheduler, timesteps: Tensor) -> StepTable | None:
+def _ddpm(scheduler: DDPMScheduler, timesteps: Tensor) -> SchedulerTable | None:
     kind = scheduler.config["variance_type"]
     if kind not in ("fixed_small", "fixed_large"):
         return None
@@ -54,7 +54,7 @@ def _ddpm(scheduler: DDPMScheduler, timesteps: Tensor) -> StepTable | None:
     )
 
 
-def _ddim(scheduler: DDIMScheduler, timesteps: Tensor, eta: float) -> StepTable | None:
+def _ddim(scheduler: DDIMScheduler, timesteps: Tensor, eta: float) -> SchedulerTable | None:
     alpha_bar, t = scheduler.alphas_cumprod.double().cpu(), timesteps.long().cpu()
     before = t - scheduler.config["num_train_timesteps"] // scheduler.num_inference_steps
     now = alpha_bar[t]
@@ -77,15 +77,17 @@ def _ddim(scheduler: DDIMScheduler, timesteps: Tensor, eta: float) -> StepTable 
     )
 
 
-def _table(config: Any, now: Tensor, x: Tensor, o: Tensor, q: Tensor, s: Tensor, noisy: Tensor) -> StepTable | None:
+def _table(
+    config: Any, now: Tensor, x: Tensor, o: Tensor, q: Tensor, s: Tensor, noisy: Tensor
+) -> SchedulerTable | None:
     maps = _sample_map(config["prediction_type"], now)
     if maps is None:
         return None
     c, d = maps
     if config["clip_sample"]:
         clip = Clip(q.numpy(), c.numpy(), d.numpy(), config["clip_sample_range"])
-        return StepTable(x.numpy()[:, None], o.numpy()[:, None], s.numpy(), noisy.numpy(), clip)
-    return StepTable((x + q * c).numpy()[:, None], (o + q * d).numpy()[:, None], s.numpy(), noisy.numpy())
+        return SchedulerTable(x.numpy()[:, None], o.numpy()[:, None], s.numpy(), noisy.numpy(), clip)
+    return SchedulerTable((x + q * c).numpy()[:, None], (o + q * d).numpy()[:, None], s.numpy(), noisy.numpy())
 
 
 def _sample_map(prediction: str, alpha_bar: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
 
-from picardsolve.integrations.diffusers.stacked import stacked
+from picardsolve.integrations.diffusers.run.stacked import stacked
 
 _WRITING = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__")
 _RANDOM = ("randn_like", "rand_like", "randint_like", "bernoulli", "multinomial", "poisson", "normal")

@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Secant
-from picardsolve.fixed_point.error_estimate import ErrorEstimate
-from picardsolve.fixed_point.stopping import Residuals
-from picardsolve.fixed_point.window import Settings, Window
-from picardsolve.integrations.diffusers.noise_tape import NoiseTape
+from picardsolve.extend import ErrorEstimate, Residuals, Settings, Tolerance, Window
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
-from picardsolve.integrations.diffusers.walk import Walk
-from picardsolve.problem.tolerances import Tolerance
+from picardsolve.integrations.diffusers.scheduler.chain import SchedulerChain
+from picardsolve.integrations.diffusers.scheduler.copied_steps import Walk
+from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
 
 _TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
 _WIDEST = 128  # of the windows that are tried by themselves

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import version
-from picardsolve.integrations.diffusers.window_tensor import Lanes, WindowTensor, find
+from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find
 
 _SHARED = ("img_ids", "txt_ids")  # arguments of transformers that have no batch dimension,
 _SHARED_KINDS = ("rotary", "rope")  # and words in the names of more of them

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import immutable, trusted
-from picardsolve.integrations.diffusers.noise_tape import NoiseTape, same
-from picardsolve.integrations.diffusers.step_table import StepTable
-from picardsolve.integrations.diffusers.walk import PATCHED, copy_of
+from picardsolve.integrations.diffusers.scheduler.copied_steps import PATCHED, copy_of
+from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, same
+from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
 LAGS = 16  # steps of memory that are told apart; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
 _SPARE = 2  # columns of zeros, which show the noise
@@ -73,7 +73,7 @@ class Probe:
 
     def __init__(self, scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, Any]):
         steps = len(timesteps)
-        self.table = StepTable(
+        self.table = SchedulerTable(
             np.zeros((steps, LAGS)), np.zeros((steps, LAGS)), np.zeros(steps), np.zeros(steps, dtype=bool)
         )
         config = getattr(scheduler, "config", {})

@@ -7,13 +7,12 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.closed_form import closed_form
-from picardsolve.integrations.diffusers.noise_tape import State
-from picardsolve.integrations.diffusers.probe import LAGS, Probe, probe_of
-from picardsolve.integrations.diffusers.step_table import StepTable
-from picardsolve.integrations.diffusers.walk import Held, Walk
-from picardsolve.integrators.base import Chain, Evaluated, Hold, Index, Steps
-from picardsolve.problem.recurrence import rms
+from picardsolve.extend import Chain, Evaluated, Hold, Index, Steps, rms
+from picardsolve.integrations.diffusers.scheduler.closed_form import closed_form
+from picardsolve.integrations.diffusers.scheduler.copied_steps import Held, Walk
+from picardsolve.integrations.diffusers.scheduler.noise_tape import State
+from picardsolve.integrations.diffusers.scheduler.probe import LAGS, Probe, probe_of
+from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
 Visit = tuple[Tensor, Tensor]  # the state and the output at one step
 
@@ -37,7 +36,7 @@ class SchedulerChain(Chain):
     walk: Walk
     use_table: bool
     probe: Probe | None = field(init=False, default=None)
-    _closed: StepTable | None = field(init=False, default=None)
+    _closed: SchedulerTable | None = field(init=False, default=None)
     _noise: dict[int, Tensor] = field(init=False, default_factory=dict)
     _past: list[Visit] = field(init=False, default_factory=list)  # the latest accepted steps, as tables need them
     _tail: tuple[int, list[Visit]] = field(init=False, default=(-1, []))  # the same of the window, and where it ends
@@ -132,7 +131,7 @@ class SchedulerChain(Chain):
 
     # ---- how
 
-    def _table(self, end: int) -> StepTable | None:
+    def _table(self, end: int) -> SchedulerTable | None:
         """The table, good for the steps before ``end``."""
         if not self.use_table:
             return None
@@ -140,12 +139,12 @@ class SchedulerChain(Chain):
             return self._closed
         return self.probe.table if self.probe.reach(end) else None
 
-    def _note_tail(self, table: StepTable, first: int, x: Tensor, outputs: Tensor) -> None:
+    def _note_tail(self, table: SchedulerTable, first: int, x: Tensor, outputs: Tensor) -> None:
         if self.probe is not None:
             visits = [*self._past, *zip(x[-LAGS:], outputs[-LAGS:], strict=True)]
             self._tail = first + len(x), visits[-LAGS:]
 
-    def _noise_of(self, table: StepTable, first: int, count: int, like: Tensor) -> Tensor | None:
+    def _noise_of(self, table: SchedulerTable, first: int, count: int, like: Tensor) -> Tensor | None:
         """The noise that the scheduler will draw in steps ``first ...``, drawn once for each."""
         if not table.noisy[first : first + count].any():
             return None

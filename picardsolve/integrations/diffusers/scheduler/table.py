@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.walk import Held
-from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
+from picardsolve.extend import Visit, linear_multistep, linear_multistep_alone
+from picardsolve.integrations.diffusers.scheduler.copied_steps import Held
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Clip:
 
 
 @dataclass
-class StepTable:
+class SchedulerTable:
     """``Phi_n(x) = sum_k x_k[n] x[n - k] + o_k[n] output[n - k] + s[n] noise[n]``, all weights float64.
 
     Attributes:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.batching import Outputs, copied
-from picardsolve.integrations.diffusers.batching import tensors as flat_tensors
 from picardsolve.integrations.diffusers.mutable_state import Snapshot, version
-from picardsolve.integrations.diffusers.window_tensor import WindowTensor
+from picardsolve.integrations.diffusers.run.batching import Outputs, copied
+from picardsolve.integrations.diffusers.run.batching import tensors as flat_tensors
+from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import independent
-from picardsolve.integrations.diffusers.noise_tape import NoiseTape
+from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
 
 Held: TypeAlias = Callable[[int, Tensor], Tensor]  # the output to give at a step, in a state
 PATCHED = ("set_timesteps", "step", "scale_model_input", "__deepcopy__")

@@ -21,10 +21,7 @@ import torch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from picardsolve.fixed_point.automatic_width import Pace
-from picardsolve.fixed_point.window import Window
-from picardsolve.integrations.diffusers.answers import Answers
-from picardsolve.integrations.diffusers.batching import Batch
+from picardsolve.extend import Pace, Window
 from picardsolve.integrations.diffusers.mutable_state import (
     MemoryLost,
     Snapshot,
@@ -33,16 +30,13 @@ from picardsolve.integrations.diffusers.mutable_state import (
     random_generators,
     version,
 )
-from picardsolve.integrations.diffusers.noise_tape import NoiseTape, State, same
-from picardsolve.integrations.diffusers.numerics import WIDE, FirstStep, Numerics, flat
+from picardsolve.integrations.diffusers.options import WIDE, FirstStep, Numerics, flat
 from picardsolve.integrations.diffusers.predicted_gain import GainPrediction
-from picardsolve.integrations.diffusers.probe import scaled_ahead
-from picardsolve.integrations.diffusers.replay import Replay
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.scheduler_chain import SchedulerChain
-from picardsolve.integrations.diffusers.walk import copy_of
-from picardsolve.integrations.diffusers.window_limit import WindowLimit
-from picardsolve.integrations.diffusers.window_tensor import (
+from picardsolve.integrations.diffusers.run.batching import Batch
+from picardsolve.integrations.diffusers.run.denoiser_calls import Answers
+from picardsolve.integrations.diffusers.run.replay import Replay
+from picardsolve.integrations.diffusers.run.window_tensor import (
     LaneMode,
     Lanes,
     WindowTensor,
@@ -50,6 +44,11 @@ from picardsolve.integrations.diffusers.window_tensor import (
     pick,
     without_lane_mode,
 )
+from picardsolve.integrations.diffusers.scheduler.chain import SchedulerChain
+from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
+from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, State, same
+from picardsolve.integrations.diffusers.scheduler.probe import scaled_ahead
+from picardsolve.integrations.diffusers.window_limit import WindowLimit
 
 # What steps ahead of a scheduler raise that cannot be taken ahead of it.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.window_tensor import WindowTensor, find
+from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor, find
 
 
 class Timesteps(Tensor):
