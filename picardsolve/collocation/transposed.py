@@ -1,4 +1,4 @@
-"""The equations of the segments, transposed: how the solution at their nodes answers for a cotangent of it."""
+"""The transposed equations of the segments: they carry cotangents of the solution back to the drift and the start."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class Stack:
 
     Attributes:
         nodes: of every one.
-        sample: ``(S,)`` whose they are.
+        sample: ``(S,)`` the sample of each.
         h: ``(S,)`` lengths, negative where time runs backward.
         times: ``(S, n)`` of the nodes.
         states: ``(S, n, d)`` at the nodes.
         cotangent: ``(S, n, d)`` of those states.
         starts: ``(S, d)`` cotangents of the states that segments start from.
-        units: ``(S, d)`` powers of two of about the tolerances of the components: cotangents times them are compared.
+        units: ``(S, d)`` powers of two near the tolerances of the components: cotangents times units are compared.
     """
 
     nodes: Nodes
@@ -37,12 +37,12 @@ class Stack:
     units: np.ndarray
 
     @staticmethod
-    def several(samples: Sequence[Sample], clocks: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
-        """One for each kind of nodes that samples have.
+    def several(samples: Sequence[Sample], elapsed: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
+        """One stack for each kind of nodes.
 
         Args:
             samples: as they ended.
-            clocks: ``(T, B)`` times of states, on the samples' own clocks; NaN: unknown.
+            elapsed: ``(T, B)`` elapsed times of states; NaN: unknown.
             cotangent: ``(T, B, d)`` of those states.
         """
         kinds: dict[Nodes, list[tuple[np.ndarray, ...]]] = {}
@@ -51,8 +51,8 @@ class Stack:
             if path is None:
                 continue
             values = np.zeros_like(path.values)
-            known = ~np.isnan(clocks[:, i])
-            at, weights = path.weights(clocks[known, i])
+            known = ~np.isnan(elapsed[:, i])
+            at, weights = path.weights(elapsed[known, i])
             np.add.at(values, at, weights[:, :, None] * cotangent[known, i, None])
             extra = len(path.nodes.points) - path.nodes.n  # the start is no node of "radau"
             starts = values[:, 0] if extra else np.zeros_like(values[:, 0])
@@ -64,7 +64,7 @@ class Stack:
             kinds.setdefault(path.nodes, []).append((*where, *rows))
         return [Stack(at, *map(np.concatenate, zip(*rows, strict=True))) for at, rows in kinds.items()]
 
-    def windows(self, longest: int, most: int) -> "Iterator[Window]":
+    def windows(self, longest: int, most: int) -> "Iterator[TransposedWindow]":
         """Windows of at most ``most`` segments, ``longest`` of a sample; the last of each sample come first."""
         _, counts = np.unique(self.sample, return_counts=True)
         begins = np.concatenate([[0], counts.cumsum()])
@@ -79,12 +79,12 @@ class Stack:
                 beyond = min(level + longest, deepest)
                 at = np.arange(begins[first], begins[last])
                 at = at[(behind[at] >= level) & (behind[at] < beyond)]
-                yield Window(self, at, [np.flatnonzero(behind[at] == k) for k in range(level, beyond)])
+                yield TransposedWindow(self, at, [np.flatnonzero(behind[at] == k) for k in range(level, beyond)])
             first = last
 
 
 @dataclass(frozen=True)
-class Window:
+class TransposedWindow:
     """Consecutive segments of some samples, solved together.
 
     With ``mu`` the multipliers of ``Y = start + h A F(Y)``, those of the last segment first: ``mu = g + J' h A' mu``,
@@ -92,9 +92,9 @@ class Window:
     the next segment starts there.
 
     Attributes:
-        stack: of all.
-        at: ``(m,)`` which of them.
-        levels: positions in ``at``, of the last segments, of those before, and so on.
+        stack: of all segments.
+        at: ``(m,)`` the window's segments in the stack.
+        levels: positions in ``at``: of the last segment of each sample, of the one before, and so on.
     """
 
     stack: Stack
@@ -105,8 +105,8 @@ class Window:
         """``h A' mu``: the cotangent of the drift at the nodes, ``(m, n, d)``."""
         return self.stack.h[self.at, None, None] * (self.stack.nodes.integrate.T @ mu)
 
-    def dense(self, jacobian: np.ndarray, following: np.ndarray) -> np.ndarray:
-        """Solve by factorisation.
+    def factorized(self, jacobian: np.ndarray, following: np.ndarray) -> np.ndarray:
+        """The multipliers by factorisation.
 
         Args:
             jacobian: ``(m, n, d, d)`` of the drift.
@@ -127,16 +127,16 @@ class Window:
         answer = np.linalg.solve(matrix, right).reshape(m, n, d, 1 + d) / units[..., None]
         return self._carried(answer[..., 0], self.stack.starts[self.at], following, answer[..., 1:])
 
-    def iterate(
+    def iterated(
         self, pull: Callable[[np.ndarray], np.ndarray], following: np.ndarray, tolerance: float, directions: int
     ) -> np.ndarray | None:
-        """Solve by GMRES on ``mu - P J' h A' mu = P g``, where P carries cotangents to earlier segments.
+        """The multipliers by GMRES on ``mu - P J' h A' mu = P g``, where P carries cotangents to earlier segments.
 
         Args:
             pull: ``J'`` times cotangents of the drift ``(m, n, d)``.
-            following: as in `dense`.
+            following: as in `factorized`.
             tolerance: of the residual relative to the right side.
-            directions: that are kept.
+            directions: that GMRES keeps.
 
         Returns:
             ``mu``; None, and ``following`` as it was, where it does not converge.
@@ -163,7 +163,7 @@ class Window:
     def _carried(
         self, free: np.ndarray, starts: np.ndarray, following: np.ndarray, response: np.ndarray | None = None
     ) -> np.ndarray:
-        """From the last segments to the first, each answers to what the next one asks of its end."""
+        """From the last segments to the first: add to each the cotangent of its end from the next segment."""
         mu = free.copy()
         for at in self.levels:
             sample = self.stack.sample[self.at[at]]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import TensorWeakRef
 
 _MOST = 100_000  # objects that are looked at
 # whose globals nobody keeps parameters in; assertions that pytest has rewritten read its whole session
@@ -144,61 +143,3 @@ def _names(code: CodeType) -> tuple[list[str], list[str]]:
 def _is_others(thing: Any) -> bool:
     """Whether a class or function is a library's."""
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in _OTHERS
-
-
-def added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """A sum in which None is nothing."""
-    return total if part is None else part if total is None else total + part
-
-
-class Held:
-    """Leaves that a solve did not show to be used, but that gradients by may be asked for.
-
-    Attributes:
-        tensors: of which.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]):
-        self.tensors = tuple(tensors)
-        self._versions = [tensor._version for tensor in tensors]
-
-    def gradients(self, sums: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """What was found by them, None by those that were not met.
-
-        Raises:
-            RuntimeError: one that was met has been changed since.
-        """
-        for tensor, version, total in zip(self.tensors, self._versions, sums, strict=True):
-            if total is not None and tensor._version != version:
-                raise RuntimeError(
-                    f"gradient: a parameter of shape {tuple(tensor.shape)} has been modified by an inplace operation "
-                    "since the solve; call backward before the optimizer's step."
-                )
-        return list(sums)
-
-
-class Strangers:
-    """Leaves that turn up in a backward pass, and that no gradient was announced by."""
-
-    def __init__(self, known: Iterable[Tensor]):
-        self._known = {id(tensor) for tensor in known}
-        self._met: list[tuple[TensorWeakRef, tuple[int, ...]]] = []
-
-    def look(self, output: Tensor, *states: Tensor) -> None:
-        """Note what a graph ends in, but for the states that were put in."""
-        known = self._known | {id(state) for state in states}
-        self._met += [(TensorWeakRef(leaf), tuple(leaf.shape)) for leaf in leaves(output) if id(leaf) not in known]
-
-    def refuse(self) -> None:
-        """Once graphs are gone: what is still there is the user's.
-
-        Raises:
-            RuntimeError: there is such a leaf.
-        """
-        for leaf, shape in self._met:
-            if leaf() is not None:
-                raise RuntimeError(
-                    f"gradient: the drift depends on a tensor of shape {shape} that was not seen to be in its reach, "
-                    "and would get none; make it a parameter of a module that the drift closes over, or pass it in "
-                    "args."
-                )
