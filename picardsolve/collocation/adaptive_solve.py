@@ -155,7 +155,8 @@ class AdaptiveSolve(Machine):
         if failed is not None:
             own = samples[failed]
             time = float(own.problem.time(np.array(own.march.reached)))
-            result, said = (own.failure or OutOfRounds()).explain(own.problem, time)
+            failure = own.failure or OutOfRounds()
+            result, said = failure.result, failure.explain(own.problem, time)
         solution = Solution(
             self.saved,
             layout.unpack_path(self.states.states(self.saved)),

@@ -105,7 +105,7 @@ def _of(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     if not march.accepted:
         missing = np.full(len(elapsed), np.nan)
         return missing, missing, missing, np.nan
-    found = sample.refinement.error or PropagatedError.of(march.accepted, march.limits)
+    found = sample.error or PropagatedError.of(march.accepted, march.limits)
     ends = np.array([segment.end for segment in march.accepted])
     at = np.minimum(np.searchsorted(ends, elapsed * (1 - 1e-12)), len(ends) - 1)
     error, allowed, floor = (value[at] for value in (found.at_either_end(), found.allowed, found.floor))

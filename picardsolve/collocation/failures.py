@@ -11,31 +11,41 @@ _EXPLODES = 1e4  # growth of a component that points to a solution without a lim
 
 
 class Failure(Exception, ABC):
-    """Why a sample's solve ended."""
+    """Why a sample's solve ended.
+
+    Attributes:
+        result: how it ended; its value is a sentence that follows `explain`'s.
+    """
+
+    result: Result
 
     @abstractmethod
-    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
-        """The result, and a sentence without the result's own; ``time`` is how far the solution is known."""
+    def explain(self, problem: InitialValueProblem, time: float) -> str:
+        """What happened, in a sentence; the solution is known up to ``time``."""
 
 
 class OutOfRounds(Failure):
     """The limit of rounds was reached."""
 
-    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
-        """The result, and the sentence."""
-        return Result.max_rounds, f"t = {time:g} was reached."
+    result = Result.max_rounds
+
+    def explain(self, problem: InitialValueProblem, time: float) -> str:
+        """How far the solve came."""
+        return f"t = {time:g} was reached."
 
 
 class Stiff(Failure):
     """An iteration without Jacobians would take too many rounds, and the state is too large for Jacobians."""
 
+    result = Result.stiff
+
     def __init__(self, rounds: float):
         super().__init__(rounds)
         self.rounds = rounds
 
-    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
-        """The result, and the sentence."""
-        return Result.stiff, f"{self.rounds:.0f} rounds are predicted; t = {time:g} was reached."
+    def explain(self, problem: InitialValueProblem, time: float) -> str:
+        """How many rounds it would take."""
+        return f"{self.rounds:.0f} rounds are predicted; t = {time:g} was reached."
 
 
 class Stuck(Failure):
@@ -51,33 +61,33 @@ class Stuck(Failure):
     def __init__(self, t: float, not_finite: float | None, largest: float, growth: float):
         super().__init__(t, not_finite, largest, growth)
         self.t, self.not_finite, self.largest, self.growth = t, not_finite, largest, growth
+        self.result = Result.diverged if growth > _EXPLODES else Result.unresolved
+        if not_finite is not None:
+            self.result = Result.nonfinite_drift
 
-    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
-        """The result, and the sentence."""
+    def explain(self, problem: InitialValueProblem, time: float) -> str:
+        """What the drift or the state does there."""
         if self.not_finite is not None:
-            at = float(problem.time(np.array(self.not_finite)))
-            return Result.nonfinite_drift, f"the drift is not finite at t = {at:.6g}."
+            return f"the drift is not finite at t = {float(problem.time(np.array(self.not_finite))):.6g}."
         if self.growth > _EXPLODES:
-            return Result.diverged, f"the state grows to {self.largest:.1e} at t = {time:.6g}."
-        return Result.unresolved, f"no step is short enough at t = {time:.6g}."
+            return f"the state grows to {self.largest:.1e} at t = {time:.6g}."
+        return f"no step is short enough at t = {time:.6g}."
 
 
 class Unreachable(Failure):
-    """The tolerance cannot be reached.
+    """The tolerance cannot be reached; one that is larger by ``factor`` can."""
 
-    Attributes:
-        factor: a tolerance larger by this factor can.
-    """
+    result = Result.unreachable
 
     def __init__(self, factor: float):
         super().__init__(factor)
         self.factor = factor
 
-    def explain(self, problem: InitialValueProblem, time: float) -> tuple[Result, str]:
-        """The result, and the sentence."""
+    def explain(self, problem: InitialValueProblem, time: float) -> str:
+        """What can be reached."""
         rtol, atol = (problem.rtol * self.factor).max(), problem.atol * self.factor
         reachable = "not one digit"
         if rtol < 1 and np.isfinite(self.factor):
             of_several = f"{atol.min():.1e} to " if atol.min() < atol.max() else ""
             reachable = f"rtol={rtol:.1e}, atol={of_several}{atol.max():.1e} is what"
-        return Result.unreachable, f"errors grow so much that {reachable} can be reached."
+        return f"errors grow so much that {reachable} can be reached."

@@ -1,4 +1,4 @@
-"""March after march, each guided by the path of the one before, until the error at the end is within tolerance."""
+"""How errors are propagated to the end, and the sharper march that follows where they exceed the tolerance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from picardsolve.collocation.trajectory import PiecewisePolynomial
 
 _ENOUGH = 1.0  # tolerances that the estimated error may be
 _AIM = 0.2  # tolerances that another march aims at
-_MARCHES = 4
 _FINEST = 16.0  # units of rounding
 _HOPELESS = 10.0  # tolerances: rounding alone
 _ROWS = 20_000  # of a round of Newton's method that is guided
@@ -65,80 +64,43 @@ class PropagatedError:
         return np.maximum(np.concatenate([0 * sizes[:1], sizes[:-1]]), sizes)
 
 
-@dataclass
-class Refinement:
-    """`ask` and `tell` of a sample, over its marches.
+def _in_tolerances(errors: np.ndarray, march: March, allowed: np.ndarray) -> float:
+    """The largest of ``(S, d)`` errors at either end of the segments that hold wanted times or events."""
+    ends, wanted = np.array([segment.end for segment in march.accepted]), march.problem.elapsed[1:]
+    if march.watch is not None:
+        wanted = np.concatenate([wanted, march.watch.times])
+    holds = np.unique(np.searchsorted(ends[:-1], wanted))
+    ratio = np.concatenate([0 * errors[:1], np.abs(errors) / allowed]).max(1)
+    worst = float(np.maximum(ratio[holds], ratio[holds + 1]).max())
+    return worst if np.isfinite(worst) else np.inf
 
-    Attributes:
-        march: the present march.
-        marches: how many there were.
-        error: of the march, once it is small enough.
+
+def refined(march: March, found: PropagatedError, again: bool) -> March | None:
+    """A march to a sharper tolerance, guided by the path of one that is done; None where that one is good enough.
+
+    Args:
+        march: that is done.
+        found: its error.
+        again: whether another march may be begun.
+
+    Raises:
+        Unreachable: the error stays above the tolerance.
     """
-
-    march: March
-    marches: int = 1
-    error: PropagatedError | None = None
-
-    def __post_init__(self):
-        self._wanted = self.march.problem.elapsed[1:]
-
-    @property
-    def done(self) -> bool:
-        """Whether the march is over and its error small enough."""
-        return self.march.done and self.error is not None
-
-    def ask(self) -> tuple[np.ndarray, np.ndarray]:
-        """Elapsed times ``(R,)`` and states ``(R, d)`` of the next round."""
-        return self.march.ask()
-
-    def tell(self, drift: np.ndarray) -> None:
-        """Take the drifts there.
-
-        Raises:
-            Stuck: no segment is short enough.
-            Unreachable: the error stays above the tolerance.
-        """
-        march = self.march
-        march.tell(drift)
-        if not march.done:
-            return
-        if march.span < self._wanted[-1] and march.watch is not None and march.watch.end is None:
-            # the terminal event that shortened the span has moved beyond it, or does not happen
-            march.extend(float(self._wanted[-1]))
-            return
-        found = PropagatedError.of(march.accepted, march.limits)
-        error, floor = self._in_tolerances(found, found.error), self._in_tolerances(found, found.floor)
-        if floor > _HOPELESS:
-            raise Unreachable(floor)
-        factor = max(_AIM / error, 1e-4, self._finest()) if error > _ENOUGH else 1.0
-        if factor < 1 and self.marches < _MARCHES:
-            self._again(factor)
-        elif error > _HOPELESS:
+    error, floor = (_in_tolerances(value, march, found.allowed) for value in (found.error, found.floor))
+    if floor > _HOPELESS:
+        raise Unreachable(floor)
+    if error <= _ENOUGH:
+        return None
+    limits, largest, n = march.limits, np.max([segment.scale for segment in march.accepted], 0), march.nodes.n
+    finest = float((_FINEST * limits.unit * largest / limits.allowed(largest)).max())  # beyond, all is rounding
+    factor = max(_AIM / error, 1e-4, finest)
+    if not again or factor >= 1:
+        if error > _HOPELESS:
             raise Unreachable(error)
-        else:
-            self.error = found
-
-    def _in_tolerances(self, found: PropagatedError, error: np.ndarray) -> float:
-        """The largest of ``(S, d)`` errors at either end of the segments that hold wanted times or events."""
-        march, watch = self.march, self.march.watch
-        ends = np.array([segment.end for segment in march.accepted])
-        wanted = self._wanted if watch is None else np.concatenate([self._wanted, watch.times])
-        holds = np.unique(np.searchsorted(ends[:-1], wanted))
-        ratio = np.concatenate([0 * error[:1], np.abs(error) / found.allowed]).max(1)
-        worst = float(np.maximum(ratio[holds], ratio[holds + 1]).max())
-        return worst if np.isfinite(worst) else np.inf
-
-    def _finest(self) -> float:
-        """The least factor by which the march's tolerance can be sharpened before all is rounding."""
-        limits, largest = self.march.limits, np.max([segment.scale for segment in self.march.accepted], 0)
-        return float((_FINEST * limits.unit * largest / limits.allowed(largest)).max())
-
-    def _again(self, factor: float) -> None:
-        """March again, to a sharper tolerance."""
-        old = self.march
-        guide, in_flight = Guide(PiecewisePolynomial(old.accepted), factor ** (1 / old.nodes.n)), old.limits.in_flight
-        if old.sweep.quadratic:
-            in_flight = max(_ROWS // (old.nodes.n * (1 + old.problem.unknowns)), in_flight)
-        limits = old.limits.sharpened(factor, in_flight)
-        self.march = March(old.problem, old.sweep, old.check, limits, old.watch, guide, span=old.span)
-        self.marches += 1
+        return None
+    in_flight = limits.in_flight
+    if march.sweep.quadratic:
+        in_flight = max(_ROWS // (n * (1 + march.problem.unknowns)), in_flight)
+    guide = Guide(PiecewisePolynomial(march.accepted), factor ** (1 / n))
+    sharper = limits.sharpened(factor, in_flight)
+    return March(march.problem, march.sweep, march.check, sharper, march.watch, guide, span=march.span)

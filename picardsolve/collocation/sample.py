@@ -11,14 +11,16 @@ from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.iteration_choice import newton_pays, rounds_if_stiff
 from picardsolve.collocation.march import March
 from picardsolve.collocation.method import Collocation
-from picardsolve.collocation.refinement import Refinement
+from picardsolve.collocation.refinement import PropagatedError, refined
 from picardsolve.collocation.sweeps import Choice
 from picardsolve.collocation.trajectory import PiecewisePolynomial, Trajectory
+
+_MARCHES = 4  # at most
 
 
 @dataclass
 class Sample:
-    """One sample's solve.
+    """One sample's solve: a march; more of them, each guided by the one before, until the error is within tolerance.
 
     Attributes:
         problem: what is solved.
@@ -26,6 +28,9 @@ class Sample:
         choice: the iteration; None: by the size of the state, and Newton's method where others find the equation stiff.
         events: functions whose changes of sign are to be found.
         failure: why it ended before its time; None where it did not.
+        error: of the march, once it is small enough.
+        march: the present march.
+        marches: how many there were with this iteration.
         decisions: what was decided on the way.
     """
 
@@ -34,6 +39,9 @@ class Sample:
     choice: Choice | None = None
     events: Sequence[EventFunction] = ()
     failure: Failure | None = None
+    error: PropagatedError | None = None
+    march: March = field(init=False)
+    marches: int = 1
     decisions: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -41,36 +49,46 @@ class Sample:
 
     def _take(self, choice: Choice | None) -> None:
         """Begin with an iteration."""
-        self.refinement = Refinement(self.method.march(self.problem, choice, self.events))
-
-    @property
-    def march(self) -> March:
-        """The present march."""
-        return self.refinement.march
+        self.march = self.method.march(self.problem, choice, self.events)
 
     @property
     def over(self) -> bool:
         """Whether nothing is left to be done."""
-        return self.failure is not None or self.refinement.done
+        return self.failure is not None or self.error is not None
 
     @property
     def terminated(self) -> bool:
         """Whether an event ended it."""
-        return self.refinement.done and self.march.watch is not None and self.march.watch.end is not None
+        return self.error is not None and self.march.watch is not None and self.march.watch.end is not None
 
     def ask(self) -> tuple[np.ndarray, np.ndarray]:
         """The user's times ``(R,)`` and states ``(R, d)`` of the next round."""
-        t, y = self.refinement.ask()
+        t, y = self.march.ask()
         return self.problem.time(t), y
 
     def tell(self, drift: np.ndarray) -> None:
         """Take the drifts there; a failure is kept."""
         try:
-            self.refinement.tell(self.problem.sign * drift)
+            self.march.tell(self.problem.sign * drift)
+            if self.march.done:
+                self._refine()
         except Failure as failure:
             self.failure = failure
-        if self.choice is None and self.refinement.marches == 1 and not self.over:
+        if self.choice is None and self.marches == 1 and not self.over:
             self._reconsider()
+
+    def _refine(self) -> None:
+        """March again where the error is too large."""
+        march, last = self.march, float(self.problem.elapsed[-1])
+        if march.span < last and march.watch is not None and march.watch.end is None:
+            march.extend(last)  # the terminal event that shortened the span has moved beyond it, or does not happen
+            return
+        found = PropagatedError.of(march.accepted, march.limits)
+        again = refined(march, found, self.marches < _MARCHES)
+        if again is None:
+            self.error = found
+        else:
+            self.march, self.marches = again, self.marches + 1
 
     def _reconsider(self) -> None:
         """Take Newton's method where an iteration would take too many rounds."""
@@ -103,6 +121,6 @@ class Sample:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user may want to know about how it was solved."""
-        again, nodes = self.refinement.marches - 1, self.march.nodes
+        again, nodes = self.marches - 1, self.march.nodes
         said = f"{self.march.sweep.name} iteration on {nodes.n} {nodes.kind} nodes", *self.decisions
         return said if not again else (*said, f"solved again {again} times to a sharper tolerance, for errors grow")
