@@ -48,7 +48,7 @@ def recorded(
         args: as the user gave them; the keyword arguments of a `Denoiser`.
         reach: leaves that the functions may depend on, whether a call has shown it or not.
     """
-    inputs, start = Inputs(args, problem.parameters, reach), problem.layout.pack(y0)
+    inputs, start = Inputs(args, problem.args, problem.parameters, reach), problem.layout.pack(y0)
     asked = start, *inputs.tensors, *(t for t in (ts,) if isinstance(t, Tensor))
     if not any(tensor.requires_grad for tensor in asked):
         return solution
@@ -85,11 +85,6 @@ class _ChainAdjoint(Adjoint):
     problem: Problem
     integrator: Integrator
     path: Tensor
-
-    @property
-    def args(self) -> Any:
-        """The arguments of the solve, without gradients."""
-        return self.problem.args
 
     def pull(self, cotangent: Tensor, leading: Sequence[Tensor], args: Any, sums: GradientSums) -> list[Tensor]:
         """The gradient with respect to the start, ``(B, D)``."""

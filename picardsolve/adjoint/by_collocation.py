@@ -47,7 +47,7 @@ def differentiable(
     """
     start = solve.function.layout.pack(y0)
     times = recordable(ts).to("cpu", torch.float64) if isinstance(ts, Tensor) else solution.ts
-    inputs = Inputs(tuple(args), solve.function.parameters, reach)
+    inputs = Inputs(tuple(args), tuple(solve.function.args), solve.function.parameters, reach)
     if not any(tensor.requires_grad for tensor in (times, start, *inputs.tensors)):
         return solution
     dense = _Differentiable(_SegmentAdjoint(inputs, solve), times[0], start)
@@ -93,11 +93,6 @@ class _SegmentAdjoint(Adjoint):
     inputs: Inputs
     solve: AdaptiveSolve
 
-    @property
-    def args(self) -> Any:
-        """The arguments of the solve, without gradients."""
-        return tuple(self.solve.function.args)
-
     def pull(self, cotangent: Tensor, leading: Sequence[Tensor], args: Any, sums: GradientSums) -> list[Tensor]:
         """The gradients with respect to the times, that of the start, and the start ``(B, D)``."""
         at, origin, _ = leading
@@ -113,8 +108,7 @@ class _SegmentAdjoint(Adjoint):
                 self._pull_window(window, function, following, sums)
         following += np.where(at_start, rows, 0).sum(0)
         start = torch.from_numpy(following).to(cotangent)
-        along = _Along(function, self.solve.states)
-        return [along.times(at, cotangent, known), along.origin(origin, start), start]
+        return [self._of_times(function, at, cotangent, known), self._of_origin(function, origin, start), start]
 
     def _pull_window(
         self, window: TransposedWindow, function: RowFunction, following: np.ndarray, sums: GradientSums
@@ -156,6 +150,29 @@ class _SegmentAdjoint(Adjoint):
             )
         return mu
 
+    def _of_times(self, function: RowFunction, at: Tensor, cotangent: Tensor, known: np.ndarray) -> Tensor:
+        """The gradient with respect to the times: a state moves along the drift."""
+        if not at.requires_grad:
+            return torch.zeros_like(at)
+        step, sample = torch.from_numpy(known).nonzero(as_tuple=True)
+        times = at[step] if at.dim() == 1 else at[step, sample]
+        along, states = torch.zeros(known.shape, dtype=at.dtype), self.solve.states.states(at)[step, sample]
+        along[step, sample] = _drift_times(function, times, states, sample, cotangent[step, sample])
+        return along.sum(1) if at.dim() == 1 else along
+
+    def _of_origin(self, function: RowFunction, origin: Tensor, start: Tensor) -> Tensor:
+        """The gradient with respect to the time of the start: a later start is against the drift."""
+        if not origin.requires_grad:
+            return torch.zeros_like(origin)
+        sample, states = torch.arange(len(start)), self.solve.states.states(origin[None])[0]
+        along = -_drift_times(function, origin.expand(len(start)), states, sample, start)
+        return along if origin.dim() else along.sum()
+
+
+def _drift_times(function: RowFunction, times: Tensor, states: Tensor, sample: Tensor, cotangent: Tensor) -> Tensor:
+    """The drift at rows times their cotangents, ``(R,)``."""
+    return (function(times.detach(), states, sample) * cotangent).sum(1).to("cpu", torch.float64)
+
 
 def _width(stack: Stack, max_batch: int | None) -> tuple[int, int]:
     """How many segments of a sample, and of all, are solved together."""
@@ -164,40 +181,6 @@ def _width(stack: Stack, max_batch: int | None) -> tuple[int, int]:
     numbers = n * d * (_FEW if d > LARGEST_DENSE else n * d)
     most = max(min(_NUMBERS // numbers, (max_batch or _NUMBERS) // rows), 1)
     return (min(_TOGETHER, most) if n * d > _DENSE else most), most
-
-
-@dataclass(frozen=True)
-class _Along:
-    """Gradients with respect to times: a state moves along the drift."""
-
-    function: RowFunction
-    states: DenseStates
-
-    def times(self, at: Tensor, cotangent: Tensor, known: np.ndarray) -> Tensor:
-        """With respect to the times of states."""
-        if not at.requires_grad:
-            return torch.zeros_like(at)
-        step, sample = torch.from_numpy(known).nonzero(as_tuple=True)
-        times = at[step] if at.dim() == 1 else at[step, sample]
-        along = torch.zeros(known.shape, dtype=at.dtype)
-        along[step, sample] = self._drift_times(
-            times, self.states.states(at)[step, sample], sample, cotangent[step, sample]
-        )
-        return along.sum(1) if at.dim() == 1 else along
-
-    def origin(self, origin: Tensor, start: Tensor) -> Tensor:
-        """With respect to the time of the start: the same state at a later time is against the drift."""
-        if not origin.requires_grad:
-            return torch.zeros_like(origin)
-        sample = torch.arange(len(start))
-        states = self.states.states(origin[None])[0]
-        along = -self._drift_times(origin.expand(len(start)), states, sample, start)
-        return along if origin.dim() else along.sum()
-
-    def _drift_times(self, times: Tensor, states: Tensor, sample: Tensor, cotangent: Tensor) -> Tensor:
-        """The drift times a cotangent, ``(R,)``."""
-        drift = self.function(times.detach(), states, sample)
-        return (drift * cotangent).sum(1).to("cpu", torch.float64)
 
 
 def _jacobian(drift: Tensor, states: Tensor) -> np.ndarray:

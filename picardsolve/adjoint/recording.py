@@ -18,14 +18,15 @@ class Inputs:
     """The arguments and parameters that a solution has gradients with respect to.
 
     Attributes:
+        args: the arguments of the solve, without gradients.
         places: of the arguments that require gradients, among the leaves of ``args``.
         shown: these arguments, and the parameters that a call of the function has shown. Autograd saves them, and
             refuses a backward pass after they were changed.
         reach: other leaves that the function may depend on. They may be changed, unless the backward pass meets them.
     """
 
-    def __init__(self, args: Any, parameters: Sequence[Tensor] | None, reach: Sequence[Tensor]):
-        given = pytree.tree_leaves(args)
+    def __init__(self, given: Any, args: Any, parameters: Sequence[Tensor] | None, reach: Sequence[Tensor]):
+        self.args, given = args, pytree.tree_leaves(given)
         self.places = [i for i, leaf in enumerate(given) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.shown = *(given[i] for i in self.places), *dict.fromkeys(parameters or ())
         known = {id(tensor) for tensor in self.shown}
@@ -36,9 +37,9 @@ class Inputs:
         """All of them."""
         return *self.shown, *self.reach
 
-    def apart(self, args: Any) -> tuple[Any, list[Tensor]]:
-        """``args`` with new leaves in the places of those that require gradients, and these leaves."""
-        values, structure = pytree.tree_flatten(args)
+    def apart(self) -> tuple[Any, list[Tensor]]:
+        """``args`` with new leaves that require gradients, and these leaves."""
+        values, structure = pytree.tree_flatten(self.args)
         fresh = [values[i].detach().requires_grad_() for i in self.places]
         for i, leaf in zip(self.places, fresh, strict=True):
             values[i] = leaf
@@ -53,11 +54,6 @@ class Adjoint(ABC):
     """
 
     inputs: Inputs
-
-    @property
-    @abstractmethod
-    def args(self) -> Any:
-        """The arguments of the solve, without gradients."""
 
     @abstractmethod
     def pull(self, cotangent: Tensor, leading: Sequence[Tensor], args: Any, sums: "GradientSums") -> list[Tensor]:
@@ -92,7 +88,7 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         tensors, adjoint = ctx.saved_tensors, ctx.adjoint  # refuses tensors that were changed since
-        args, fresh = adjoint.inputs.apart(adjoint.args)
+        args, fresh = adjoint.inputs.apart()
         sums = GradientSums([*fresh, *tensors[ctx.leading + len(fresh) :]], ctx.reach, ctx.versions)
         with torch.no_grad():
             gradients = adjoint.pull(cotangent, tensors[: ctx.leading], args, sums)
