@@ -1,4 +1,4 @@
-"""Time grids ``ts``, float64 of shape ``(N + 1,)``, increasing or decreasing: made here or given, and validated."""
+"""Time grids ``ts``: float64 tensors of shape ``(N + 1,)`` on the CPU, increasing or decreasing."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,12 @@ from picardsolve.problem.schedules import Schedule
 
 
 def uniform(t0: float, t1: float, steps: int) -> Tensor:
-    """``steps`` equal steps from ``t0`` to ``t1``."""
+    """A grid of ``steps`` equal steps from ``t0`` to ``t1``, such as ``ps.grids.uniform(0.0, 1.0, 100)``.
+
+    Raises:
+        TypeError: ``steps`` is no integer.
+        ValueError: ``steps`` is below 1, or both times are the same.
+    """
     _check_steps(steps)
     if t0 == t1:
         raise ValueError(f"t0, t1: expected two times that differ, got {t0!r} twice.")
@@ -18,13 +23,19 @@ def uniform(t0: float, t1: float, steps: int) -> Tensor:
 
 
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Tensor:
-    """Noise levels of Karras et al. 2022, eq. 5, with the final step to 0: for the `EDM` schedule, whose time is sigma.
+    """A grid of noise levels for the `EDM` schedule, whose time is sigma (Karras et al. 2022, eq. 5).
+
+        ts = ps.grids.karras(sigma_max=80.0, sigma_min=0.002, steps=40)
 
     Args:
         sigma_max: first noise level.
         sigma_min: last positive noise level, below ``sigma_max``.
         steps: number of steps; the last one goes from ``sigma_min`` to 0.
-        rho: how much the grid is refined towards small noise.
+        rho: how strongly the grid is refined towards small noise.
+
+    Raises:
+        TypeError: ``steps`` is no integer.
+        ValueError: an argument has a wrong value.
     """
     _check_steps(steps)
     if not 0 < sigma_min < sigma_max:
@@ -37,9 +48,15 @@ def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> 
 
 
 def log_snr(schedule: Schedule, t0: float, t1: float, steps: int) -> Tensor:
-    """Grid from ``t0`` to ``t1`` with equal steps in ``log(alpha / sigma)`` (Lu et al. 2022, section 3.3).
+    """A grid from ``t0`` to ``t1`` with equal steps in ``log(alpha / sigma)`` (Lu et al. 2022, section 3.3).
 
-    Both ends must have a finite log-SNR: end at a small positive time and append the clean end yourself if wanted.
+        ts = ps.grids.log_snr(ps.schedules.Flow(), 0.999, 0.001, steps=50)
+
+    Both ends must have a finite log-SNR. End at a small time, and append the clean end if it is wanted.
+
+    Raises:
+        TypeError: ``schedule`` is no `Schedule`, or ``steps`` no integer.
+        ValueError: the log-SNR is infinite at an end, or ``steps`` is below 1.
     """
     _check_steps(steps)
     if not isinstance(schedule, Schedule):
@@ -51,7 +68,7 @@ def log_snr(schedule: Schedule, t0: float, t1: float, steps: int) -> Tensor:
     targets = torch.lerp(levels[0], levels[1], torch.linspace(0, 1, steps + 1, dtype=torch.float64))
     sign = torch.sign(levels[1] - levels[0])
     before, after = ends[:1].expand(steps + 1).clone(), ends[1:].expand(steps + 1).clone()
-    for _ in range(64):  # halvings: more than a float64 mantissa has bits
+    for _ in range(64):  # halvings: more than a float64 number has bits
         middle = (before + after) / 2
         early = sign * (schedule.log_snr(middle) - targets) < 0
         before, after = torch.where(early, middle, before), torch.where(early, after, middle)
@@ -59,10 +76,11 @@ def log_snr(schedule: Schedule, t0: float, t1: float, steps: int) -> Tensor:
 
 
 def given(ts: Tensor | Sequence[float]) -> Tensor:
-    """Validate a grid: shape ``(N + 1,)`` with N >= 1, finite, strictly increasing or strictly decreasing.
+    """A user's grid as float64 on the CPU: shape ``(N + 1,)`` with N >= 1, finite, strictly monotonic.
 
-    Returns:
-        The grid as float64 on the CPU, whatever dtype and device it came in.
+    Raises:
+        TypeError: it is no tensor or sequence of real numbers.
+        ValueError: it has another shape, or its times are not finite or not in order.
     """
     try:
         grid = recordable(ts.detach()) if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.float64)
@@ -77,12 +95,12 @@ def given(ts: Tensor | Sequence[float]) -> Tensor:
         raise ValueError("ts: expected finite times, got NaN or infinity; check the grid's end points.")
     steps = grid.diff()
     if not bool((steps > 0).all() or (steps < 0).all()):
-        raise ValueError("ts: expected strictly increasing or strictly decreasing times; sort them, drop repeats.")
+        raise ValueError("ts: expected strictly increasing or strictly decreasing times; sort them and drop repeats.")
     return grid
 
 
 def per_sample(ts: Tensor, batch: int) -> Tensor:
-    """Validate times of samples ``(T, B)``: every column as in `given`."""
+    """Times of each sample, ``(T, B)``, where every column is a grid as in `given`."""
     if ts.shape[1] != batch:
         raise ValueError(f"ts: expected a column for each of {batch} samples, got shape {tuple(ts.shape)}.")
     return torch.stack([given(column) for column in ts.unbind(1)], 1)

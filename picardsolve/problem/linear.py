@@ -1,4 +1,4 @@
-"""Linear parts of a drift whose exponential is known: diagonal, in Fourier space, or a matrix."""
+"""Linear parts of a drift whose exponential is known: diagonal, diagonal in Fourier space, or a matrix."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,13 +12,13 @@ from torch import Tensor
 from picardsolve.problem.recurrence import matrix_recurrence, recurrence
 
 Table: TypeAlias = Tensor  # functions of h L: (U, ...), one for each of U step lengths h; of rows: (*rows, ...)
-_TERMS = 20  # of Taylor series within |z| < 1: the next is below 1e-19
+_TERMS = 20  # terms of Taylor series for |z| < 1: the next one is below 1e-19
 
 
 class Linear(ABC):
-    """The L of ``dy/dt = L y + N(t, y)``, on states of its own shape, with any dimensions before it.
+    """The L of ``dy/dt = L y + N(t, y)``. It acts on states ``(..., *shape)``.
 
-    Tables hold functions of h L for many h; they are made in double precision.
+    Tables hold functions of h L for several h. They are computed in double precision.
     """
 
     @abstractmethod
@@ -26,12 +26,12 @@ class Linear(ABC):
         """Refuse states of another shape.
 
         Raises:
-            ValueError: naming both.
+            ValueError: the message names both shapes.
         """
 
     @abstractmethod
     def apply(self, y: Tensor) -> Tensor:
-        """``L y`` of states ``(..., *shape)``."""
+        """``L y`` for states ``(..., *shape)``."""
 
     @abstractmethod
     def phi(self, h: Tensor, most: int, shape: tuple[int, ...]) -> list[Table]:
@@ -40,12 +40,12 @@ class Linear(ABC):
         Args:
             h: ``(U,)`` float64.
             most: at least 0.
-            shape: of the states.
+            shape: shape of a state.
         """
 
     @abstractmethod
     def norm(self, table: Table) -> Tensor:
-        """Largest factor by which the root mean square of a state grows, ``(U,)``."""
+        """The largest factor by which the root mean square of a state grows, ``(U,)``."""
 
     @abstractmethod
     def combined(self, terms: Sequence[tuple[Table, Tensor]]) -> Tensor:
@@ -53,7 +53,7 @@ class Linear(ABC):
 
     @abstractmethod
     def recur(self, table: Table, c: Tensor) -> Tensor:
-        """``d`` of ``d[j + 1] = table[j] d[j] + c[j]``, ``d[0] = 0``: ``d[1], ..., d[W]``.
+        """Solve ``d[j + 1] = table[j] d[j] + c[j]`` from ``d[0] = 0`` for ``d[1], ..., d[W]``.
 
         Args:
             table: of rows ``(W, B or 1)``.
@@ -61,14 +61,57 @@ class Linear(ABC):
         """
 
 
+class _Elementwise(Linear):
+    """A linear part that multiplies each mode of a state by a number; Diagonal has the state's elements as modes."""
+
+    _symbol: Tensor  # on the CPU in double precision, of the shape of the modes or of their last dimensions
+
+    @abstractmethod
+    def _modes(self, y: Tensor) -> Tensor:
+        """The modes of states."""
+
+    @abstractmethod
+    def _states(self, modes: Tensor) -> Tensor:
+        """The states that have these modes."""
+
+    def phi(self, h: Tensor, most: int, shape: tuple[int, ...]) -> list[Table]:
+        """The functions of h times each mode's number."""
+        return scalar_phi(h.reshape(-1, *[1] * len(shape)) * self._symbol, most)
+
+    def norm(self, table: Table) -> Tensor:
+        """The largest absolute value: modes are orthogonal."""
+        return table.abs().flatten(1).amax(-1)
+
+    def combined(self, terms: Sequence[tuple[Table, Tensor]]) -> Tensor:
+        """The sum over modes."""
+        parts = [table * self._modes(y) for table, y in terms]
+        return self._states(sum(parts[1:], parts[0]))
+
+    def recur(self, table: Table, c: Tensor) -> Tensor:
+        """One recurrence for each mode."""
+        modes = self._modes(c)
+        factor = table.expand(*table.shape[:2], *modes.shape[2:])
+        if modes.is_complex() and not factor.is_complex():  # for a real factor, a complex mode is two real ones
+            factor = factor[..., None].expand(*factor.shape, 2)
+            changes = recurrence(factor.flatten(2), torch.view_as_real(modes).flatten(2))
+            return self._states(torch.view_as_complex(changes.reshape(*modes.shape, 2)))
+        return self._states(recurrence(factor.flatten(2), modes.flatten(2)).reshape(modes.shape))
+
+
 @dataclass(frozen=True, eq=False)
-class Diagonal(Linear):
-    """Each number of a state by itself: ``(L y)_i = values_i y_i``; ``values`` of the state's shape."""
+class Diagonal(_Elementwise):
+    """A linear part that multiplies each number of a state by its own rate, ``(L y)_i = values_i y_i``.
+
+        term = ps.SemilinearODE(ps.Diagonal(torch.tensor([-1.0, -1000.0])), lambda t, y: y.sin())
+
+    Args:
+        values: of the shape of a state.
+    """
 
     values: Tensor
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """The same shape."""
+        """Refuse all shapes but that of the values."""
         if tuple(self.values.shape) != shape:
             raise ValueError(
                 f"linear: expected one value for each of the state's numbers, shape {shape}, or a square matrix for a "
@@ -76,45 +119,39 @@ class Diagonal(Linear):
             )
 
     def apply(self, y: Tensor) -> Tensor:
-        """Elementwise."""
+        """The values times the states."""
         return self.values.to(y) * y
 
-    def phi(self, h: Tensor, most: int, shape: tuple[int, ...]) -> list[Table]:
-        """Elementwise."""
-        return scalar_phi(h.reshape(-1, *[1] * self.values.dim()) * self.values.to("cpu", torch.float64), most)
+    @property
+    def _symbol(self) -> Tensor:
+        return self.values.to("cpu", torch.float64)
 
-    def norm(self, table: Table) -> Tensor:
-        """The largest."""
-        return table.abs().flatten(1).amax(-1)
+    def _modes(self, y: Tensor) -> Tensor:
+        return y
 
-    def combined(self, terms: Sequence[tuple[Table, Tensor]]) -> Tensor:
-        """Elementwise."""
-        return sum((table * y for table, y in terms[1:]), terms[0][0] * terms[0][1])
-
-    def recur(self, table: Table, c: Tensor) -> Tensor:
-        """Elementwise."""
-        return recurrence(table.flatten(2), c.flatten(2)).reshape(c.shape)
+    def _states(self, modes: Tensor) -> Tensor:
+        return modes
 
 
 @dataclass(frozen=True, eq=False)
-class Fourier(Linear):
-    """A differential operator with constant coefficients on a periodic grid: each Fourier mode times its symbol.
+class Fourier(_Elementwise):
+    """A differential operator with constant coefficients on a periodic grid; it multiplies each mode by its symbol.
 
-    ``-nu * k**2`` for diffusion, ``-1j * c * k`` for transport, ``-k**4`` ..., with
-    ``k = 2 * torch.pi * torch.fft.fftfreq(n, length / n)`` for n points on an interval of that length.
+        k = 2 * torch.pi * torch.fft.fftfreq(n, length / n)  # n points on a periodic interval
+        diffusion, transport = ps.Fourier(-nu * k**2), ps.Fourier(-1j * c * k)
 
     Args:
-        symbol: of the shape of the grid, which is that of the state's last dimensions, in the order of
-            `torch.fft.fftn`; real or complex, at -k the conjugate of what it is at k (so, real at the highest mode of
-            an even number of points: set odd derivatives to 0 there).
+        symbol: one number for each mode, in the order of `torch.fft.fftn`. Its shape is that of the grid, which is the
+            last dimensions of the state. It is real or complex. Its value at -k is the conjugate of that at k, so it is
+            real at the highest mode of an even number of points: set odd derivatives to 0 there.
 
     Raises:
-        TypeError: it is no floating-point or complex tensor.
-        ValueError: it has no dimension, or makes complex states of real ones.
+        TypeError: the symbol is no floating-point or complex tensor.
+        ValueError: the symbol has no dimension, or makes complex states of real ones.
     """
 
     symbol: Tensor
-    _half: Tensor = field(init=False, repr=False)
+    _symbol: Tensor = field(init=False, repr=False)  # the half of it that real states need
 
     def __post_init__(self):
         symbol = self.symbol
@@ -131,10 +168,10 @@ class Fourier(Linear):
                 "that makes complex states of real ones; set odd derivatives to 0 at the highest mode."
             )
         half = symbol[..., : symbol.shape[-1] // 2 + 1].cpu()
-        object.__setattr__(self, "_half", half.to(torch.complex128 if half.is_complex() else torch.float64))
+        object.__setattr__(self, "_symbol", half.to(torch.complex128 if half.is_complex() else torch.float64))
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """The state's last dimensions."""
+        """Refuse states whose last dimensions are not the grid's."""
         if shape[-self.symbol.dim() :] != tuple(self.symbol.shape):
             raise ValueError(
                 f"linear: expected a symbol of the shape of the state's last dimensions, got "
@@ -142,31 +179,9 @@ class Fourier(Linear):
             )
 
     def apply(self, y: Tensor) -> Tensor:
-        """By a transform there and back."""
-        return self._states(self._half.to(y.device, _like(self._half, y.dtype)) * self._modes(y))
-
-    def phi(self, h: Tensor, most: int, shape: tuple[int, ...]) -> list[Table]:
-        """Of each mode."""
-        return scalar_phi(h.reshape(-1, *[1] * len(shape)) * self._half, most)
-
-    def norm(self, table: Table) -> Tensor:
-        """The largest: modes are orthogonal."""
-        return table.abs().flatten(1).amax(-1)
-
-    def combined(self, terms: Sequence[tuple[Table, Tensor]]) -> Tensor:
-        """All in Fourier space, and back."""
-        parts = [table * self._modes(y) for table, y in terms]
-        return self._states(sum(parts[1:], parts[0]))
-
-    def recur(self, table: Table, c: Tensor) -> Tensor:
-        """All in Fourier space, and back."""
-        modes = self._modes(c)
-        factor = table.expand(*table.shape[:2], *modes.shape[2:])
-        if not factor.is_complex():  # of a real factor, a complex mode is two real ones
-            factor = factor[..., None].expand(*factor.shape, 2)
-            changes = recurrence(factor.flatten(2), torch.view_as_real(modes).flatten(2))
-            return self._states(torch.view_as_complex(changes.reshape(*modes.shape, 2)))
-        return self._states(recurrence(factor.flatten(2), modes.flatten(2)).reshape(modes.shape))
+        """The symbol times the modes."""
+        dtype = y.dtype.to_complex() if self._symbol.is_complex() else y.dtype
+        return self._states(self._symbol.to(y.device, dtype) * self._modes(y))
 
     def _modes(self, y: Tensor) -> Tensor:
         return torch.fft.rfftn(y, dim=self._dims)
@@ -181,12 +196,12 @@ class Fourier(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Matrix(Linear):
-    """A matrix ``(D, D)`` on states of shape ``(D,)``, by `torch.linalg.matrix_exp`."""
+    """A matrix ``(D, D)`` on states of shape ``(D,)``; its exponential is `torch.linalg.matrix_exp`."""
 
     matrix: Tensor
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """One dimension, of the matrix's size."""
+        """Refuse states other than vectors of the matrix's size."""
         if shape != (len(self.matrix),):
             raise ValueError(
                 f"linear: expected a square matrix of the size of a state of one dimension, got "
@@ -195,7 +210,7 @@ class Matrix(Linear):
             )
 
     def apply(self, y: Tensor) -> Tensor:
-        """Of each row."""
+        """The matrix times each state."""
         return y @ self.matrix.T.to(y)
 
     def phi(self, h: Tensor, most: int, shape: tuple[int, ...]) -> list[Table]:
@@ -211,19 +226,19 @@ class Matrix(Linear):
         return torch.linalg.matrix_norm(table, 2)
 
     def combined(self, terms: Sequence[tuple[Table, Tensor]]) -> Tensor:
-        """Products with each row."""
+        """The sum of products of matrices and states."""
         parts = [(table @ y[..., None])[..., 0] for table, y in terms]
         return sum(parts[1:], parts[0])
 
     def recur(self, table: Table, c: Tensor) -> Tensor:
-        """Products with each row."""
+        """One recurrence with matrices."""
         return matrix_recurrence(table.expand(*c.shape[:2], *table.shape[2:]), c)
 
 
 def scalar_phi(z: Tensor, most: int) -> list[Tensor]:
     """``phi_0(z) = e^z`` to ``phi_most(z)``, elementwise, to a few units in the last place.
 
-    By the recursion where it does not cancel, ``|z| >= 1``, by Taylor series elsewhere: see Kassam & Trefethen 2005.
+    The recursion is used where it does not cancel, ``|z| >= 1``, and Taylor series elsewhere (Kassam & Trefethen 2005).
     """
     small = z.abs() < 1
     near, far = torch.where(small, z, 0), torch.where(small, 1, z)
@@ -236,10 +251,10 @@ def scalar_phi(z: Tensor, most: int) -> list[Tensor]:
 
 
 def linear_of(given: object) -> Linear:
-    """A user's linear part: a `Linear` as it is; a tensor, if square of two dimensions a matrix, else a diagonal.
+    """A user's linear part: a `Linear` as it is, a square tensor of two dimensions as a matrix, another as a diagonal.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither a `Linear` nor a floating-point tensor.
         ValueError: it is not finite.
     """
     if isinstance(given, Linear):
@@ -252,8 +267,3 @@ def linear_of(given: object) -> Linear:
     if not bool(given.isfinite().all()):
         raise ValueError("linear: expected finite values, got NaN or infinity; check what computed it.")
     return Matrix(given) if given.dim() == 2 and given.shape[0] == given.shape[1] else Diagonal(given)
-
-
-def _like(table: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a table for states of a dtype."""
-    return dtype.to_complex() if table.is_complex() else dtype

@@ -1,4 +1,4 @@
-"""Noise schedules: what a denoiser's time means, ``x_t = alpha(t) x_0 + sigma(t) noise``."""
+"""Noise schedules: the signal and noise levels of a noisy sample, ``x_t = alpha(t) x_0 + sigma(t) noise``."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from picardsolve.problem.checks import check_callable
 
 
 class Schedule(ABC):
-    """Signal and noise level as functions of time. Times and levels are float64 tensors of one shape."""
+    """Signal and noise levels as functions of time. Times and levels are float64 tensors of one shape."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -28,7 +28,15 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class VP(Schedule):
-    """Variance preserving: ``alpha^2 = alpha_bar(t)``, ``sigma^2 = 1 - alpha_bar(t)`` (Ho et al. 2020, eq. 4)."""
+    """The variance preserving schedule, ``alpha^2 = alpha_bar(t)``, ``sigma^2 = 1 - alpha_bar(t)``.
+
+        schedule = ps.schedules.VP(lambda t: torch.exp(-t))
+
+    Source: Ho et al. 2020, eq. 4.
+
+    Args:
+        alpha_bar: a function of float64 times, with values from 0 to 1.
+    """
 
     alpha_bar: Callable[[Tensor], Tensor]
 
@@ -46,7 +54,13 @@ class VP(Schedule):
 
 @dataclass(frozen=True)
 class SubVP(Schedule):
-    """Less noise than `VP`: ``alpha^2 = alpha_bar(t)``, ``sigma = 1 - alpha_bar(t)`` (Song et al. 2021, eq. 29)."""
+    """The sub-VP schedule, with less noise than `VP`: ``alpha^2 = alpha_bar(t)``, ``sigma = 1 - alpha_bar(t)``.
+
+    Source: Song et al. 2021, eq. 29.
+
+    Args:
+        alpha_bar: a function of float64 times, with values from 0 to 1.
+    """
 
     alpha_bar: Callable[[Tensor], Tensor]
 
@@ -64,7 +78,11 @@ class SubVP(Schedule):
 
 @dataclass(frozen=True)
 class VE(Schedule):
-    """Variance exploding: ``alpha = 1`` and noise level ``sigma(t)`` (Song et al. 2021, section 3.4)."""
+    """The variance exploding schedule, ``alpha = 1`` with any noise level (Song et al. 2021, section 3.4).
+
+    Args:
+        noise: the noise level, a function of float64 times.
+    """
 
     noise: Callable[[Tensor], Tensor]
 
@@ -82,7 +100,7 @@ class VE(Schedule):
 
 @dataclass(frozen=True)
 class EDM(Schedule):
-    """Time is the noise level: ``alpha = 1``, ``sigma = t`` (Karras et al. 2022, table 1)."""
+    """The schedule whose time is the noise level: ``alpha = 1``, ``sigma = t`` (Karras et al. 2022, table 1)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """One."""
@@ -95,7 +113,10 @@ class EDM(Schedule):
 
 @dataclass(frozen=True)
 class Flow(Schedule):
-    """Straight paths: ``alpha = 1 - t``, ``sigma = t``, t from 1 to 0 (Lipman et al. 2023; Liu et al. 2023)."""
+    """The schedule of flow matching: ``alpha = 1 - t``, ``sigma = t`` (Lipman et al. 2023; Liu et al. 2023).
+
+    Grids go from t = 1, pure noise, to t = 0.
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         """``1 - t``."""
@@ -120,12 +141,18 @@ class _AlphaBarTable:
 def from_betas(betas: Tensor) -> VP:
     """The discrete schedule of a trained DDPM as a function of its timestep.
 
+        schedule = ps.schedules.from_betas(torch.linspace(1e-4, 0.02, 1000))
+
     Args:
-        betas: shape ``(T,)``, the variances added per training timestep, each in (0, 1).
+        betas: ``(T,)``, the variances that the training timesteps add, each in (0, 1).
 
     Returns:
-        A `VP` with ``alpha_bar(t) = prod_{i <= t} (1 - betas[i])`` at integer t, log-linear between them, and 1 (no
-        noise) at t = -1, the last point of a grid that ends in a clean sample.
+        A `VP` with ``alpha_bar(t) = prod_{i <= t} (1 - betas[i])`` at integer t, log-linear in between. At t = -1 it is
+        1 (no noise): the last point of a grid that ends in a clean sample.
+
+    Raises:
+        TypeError: ``betas`` is no tensor.
+        ValueError: it has another shape, or values outside (0, 1).
     """
     if not isinstance(betas, Tensor):
         raise TypeError(f"betas: expected a tensor, got {type(betas).__name__}; pass torch.tensor(betas).")
