@@ -12,7 +12,7 @@ import torchsde
 from cases import generator, randn
 
 import picardsolve as ps
-from picardsolve.problem.parameters import held
+from picardsolve.problem.parameters import reachable
 
 Y0 = torch.tensor([1.0, 0.5], dtype=torch.float64)
 TS = torch.linspace(0, 2, 41, dtype=torch.float64)
@@ -279,7 +279,7 @@ def test_an_assertion_that_pytest_has_rewritten_brings_no_strangers():
         assert t.shape == (len(t), 1), "many times at once"
         return -y
 
-    found = list(held(drift))
+    found = list(reachable(drift))
     assert len(found) < 10
     sol = ps.solve(ps.ODE(drift), torch.ones(2), ps.grids.uniform(0.0, 1.0, 10), integrator=ps.Euler())
     assert not sol.ys.requires_grad

@@ -1,7 +1,7 @@
 """A whole solve by collocation as a machine: each sample marches by itself, all are evaluated in the same rounds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from time import perf_counter
 from typing import Any, ClassVar, TypeAlias
@@ -81,8 +81,7 @@ class AdaptiveSolve(Machine):
         term: Any = problem.term
         layout, ts = problem.layout, problem.ts[[0, -1]] if only_last else problem.ts
         clock, most = Clock.of(ts, layout), problem.max_batch or max(_NUMBERS // layout.size, 1)
-        how = {"takes": term.takes, "max_batch": most, "parameters": problem.parameters}
-        function = RowFunction("drift", term.drift, layout, clock, problem.args, **how)
+        function = replace(problem, max_batch=most).row_function("drift", term.drift, clock=clock)
         starts, grid = y.to("cpu", torch.float64).numpy(), ts.numpy()
         unit, second_order = torch.finfo(layout.dtype).eps, isinstance(term, SecondOrderODE)
         rtol, atol = (_by_component(value, starts.shape) for value in (tolerance.rtol, tolerance.atol))

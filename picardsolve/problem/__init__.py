@@ -1,1 +1,1 @@
-"""What is solved: terms, states, grids, tolerances, and calls of the user's function on many rows."""
+"""What is solved: terms, states, grids, tolerances, and calls of the user's functions for many rows."""

@@ -1,18 +1,15 @@
-"""Checks of arguments: one sentence a failure, naming the argument, what it was, and what to pass instead."""
+"""Checks of arguments. A message names the argument, what it was, and what to pass instead."""
 
 
 def check_callable(name: str, value: object) -> None:
-    """Refuse what cannot be called."""
+    """Refuse an object that cannot be called."""
     if not callable(value):
         raise TypeError(f"{name}: expected a function, got {type(value).__name__}.")
 
 
 def check_positive_integer(name: str, value: object) -> None:
     """Refuse all but integers from 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
+    _check_integer(name, value, 1)
 
 
 def check_optional_positive_integer(name: str, value: object) -> None:
@@ -35,7 +32,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse what is not among the choices."""
+    """Refuse a value that is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
 
@@ -50,7 +47,7 @@ def check_width(width: object) -> None:
 
 
 def check_not_negative(name: str, value: object) -> None:
-    """Refuse all but numbers from 0, infinity among them."""
+    """Refuse all but numbers from 0; infinity is one."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number >= 0, got {value!r}.")
     if not value >= 0:
@@ -59,7 +56,11 @@ def check_not_negative(name: str, value: object) -> None:
 
 def check_count(name: str, value: object) -> None:
     """Refuse all but integers from 0."""
+    _check_integer(name, value, 0)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer >= 0, got {value!r}.")
-    if value < 0:
-        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}.")
+        raise TypeError(f"{name}: expected an integer >= {least}, got {value!r}.")
+    if value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Derivatives of a diffusion along its own columns: the Ito-Stratonovich correction, and what Milstein's step adds."""
+"""Derivatives of a diffusion along its own columns, for the Ito-Stratonovich correction and for Milstein's method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class WithDerivative:
-    """A diffusion with its derivatives along its own columns, ``L^j g_k = (dg_k / dy) g_j`` (Kloeden & Platen 10.3).
+    """A diffusion g and its derivatives ``L^j g_k = (dg_k / dy) g_j`` along its own columns (Kloeden & Platen 10.3).
 
-    Of one Brownian motion for the state, or one for each element: g and ``L g`` as a last dimension of 2; for one each,
-    element i of g must depend on element i of the state alone. Of columns ``(..., m)``: ``(..., 1 + m, m)``, in the
-    first row g, in row j the derivatives of all columns along column j.
+    For diagonal and scalar noise the result has a last dimension of 2, for g and ``L g``; for diagonal noise, element i
+    of g must depend on element i of the state only. For m columns the result is ``(..., 1 + m, m)``: first g, then in
+    row j the derivatives of all columns along column j.
 
     Attributes:
-        diffusion: called as that of an `picardsolve.SDE`, of one state or many.
-        columns: whether it returns columns.
+        diffusion: called as the diffusion of an `picardsolve.SDE`, for one state or many.
+        columns: whether the diffusion returns columns.
     """
 
     diffusion: Callable[..., Any]
     columns: bool
 
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
-        """In the structure of ``y``, with one dimension more than the diffusion has."""
+        """The result in the structure of ``y``, with one dimension more than the diffusion's."""
 
         def along(direction: Any) -> Any:
             return torch.func.jvp(lambda y: self.diffusion(t, y, *args), (y,), (direction,))[1]
@@ -39,12 +39,12 @@ class WithDerivative:
 
 @dataclass(frozen=True)
 class Corrected:
-    """A drift plus so many times ``sum_j L^j g_j``: Stratonovich's equation in Ito's form has 1/2 more, 4.9.11 there.
+    """A drift plus a multiple of ``sum_j L^j g_j``, the Ito-Stratonovich correction (Kloeden & Platen, eq. 4.9.11).
 
     Attributes:
-        drift: of the equation that was given.
-        derivative: of its diffusion.
-        factor: 1/2 from Stratonovich to Ito, -1/2 back.
+        drift: of the given equation.
+        derivative: the diffusion of the given equation, with derivatives.
+        factor: 1/2 from Stratonovich to Ito, -1/2 from Ito to Stratonovich.
     """
 
     drift: Callable[..., Any]
@@ -52,7 +52,7 @@ class Corrected:
     factor: float
 
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
-        """In the structure of ``y``."""
+        """The corrected drift, in the structure of ``y``."""
 
         def correction(found: Any) -> Any:
             return found[..., 1:, :].diagonal(0, -2, -1).sum(-1) if self.derivative.columns else found[..., 1]

@@ -1,4 +1,4 @@
-"""Calling a function of one state, or of one batch, with many of them: `torch.func.vmap`, or one after the other."""
+"""Calling a function of one state, or of one batch, for many at once: by `torch.func.vmap`, or one after the other."""
 
 import inspect
 import warnings
@@ -22,13 +22,13 @@ Takes: TypeAlias = Literal["rows", "state", "batch", "model"]
 
 @dataclass
 class Lifted:
-    """``function(t, y, *args)`` of one time as a function of many.
+    """A function ``function(t, y, *args)`` of one time as a function of many.
 
     Attributes:
         name: the argument's name in messages.
         function: of one state, or of one batch.
-        branches: whether functions that branch on values are called one time after the other, not refused.
-        one_by_one: whether vmap has failed, and the function is called so.
+        branches: whether a function that branches on values is called for one time after the other, or refused.
+        one_by_one: whether vmap has failed, so that the function is called for one time after the other.
     """
 
     name: str
@@ -37,10 +37,12 @@ class Lifted:
     one_by_one: bool = False
 
     def __call__(self, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
-        """At times ``(K,)`` and states ``(K, ...)``; ``dims`` is 0 where an argument has an entry for each, else None.
+        """The values at times ``(K,)`` and states ``(K, ...)``.
+
+        ``dims`` is 0 for an argument with an entry for each time, and None for a common one.
 
         Raises:
-            ValueError: vmap cannot lift the function, and it branches on values, or is random.
+            ValueError: vmap cannot lift the function, because it branches on values or is random.
         """
         if self.one_by_one:
             return self._in_turn(t, y, args, dims)
@@ -59,7 +61,7 @@ class Lifted:
                 ) from error
         elif "randomness" in said:
             raise random(self.name) from error
-        out = self._in_turn(t, y, args, dims)  # raises what is wrong with the function itself
+        out = self._in_turn(t, y, args, dims)  # raises the function's own errors
         first = pytree.tree_map(lambda leaf: leaf[:1], y)
         again = not_random(self.name, t.device, lambda: self._in_turn(t[:1], first, args, dims))
         pairs = zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True)
@@ -86,7 +88,7 @@ class Lifted:
 
 
 def random(name: str) -> ValueError:
-    """The error of a function whose value at a state is another every time."""
+    """The error for a function whose value at one state changes from call to call."""
     return ValueError(
         f"{name}: it is random, and an iteration needs one value at one state; call .eval() where it is dropout, or "
         "draw random numbers before the solve and let it close over them."
@@ -94,10 +96,12 @@ def random(name: str) -> ValueError:
 
 
 def not_random(name: str, device: torch.device, call: Callable[[], Out]) -> Out:
-    """What a call returns, that must not draw from torch's generators (one before it may have seeded them).
+    """The value of a call, which must not draw from torch's generators.
+
+    Comparing two calls would not do: the function may seed the generators itself.
 
     Raises:
-        ValueError: it does.
+        ValueError: the call draws random numbers.
     """
     before, out = _generators(device), call()
     if not all(torch.equal(*states) for states in zip(before, _generators(device), strict=True)):
@@ -106,15 +110,15 @@ def not_random(name: str, device: torch.device, call: Callable[[], Out]) -> Out:
 
 
 def _generators(device: torch.device) -> list[Tensor]:
-    """States of those that are used on a device."""
+    """States of the generators that are used on a device."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def check_takes_arguments(name: str, function: Callable[..., Any], arguments: Sequence[Any], error: Exception) -> None:
-    """Say that a function takes other arguments than it is called with, if that is why it raised.
+    """Explain an error that comes from a function with other arguments than it is called with.
 
     Raises:
-        TypeError: it is.
+        TypeError: the function does not take the arguments.
     """
     try:
         signature = inspect.signature(function)

@@ -1,4 +1,4 @@
-"""The tensors that a function has gradients by: those that a call shows, and those that are seen to be in its reach."""
+"""The tensors that a function depends on: those in the graph of a call, and those that its code can reach."""
 
 import dis
 import functools
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MOST = 100_000  # objects that are looked at
-# whose globals nobody keeps parameters in; assertions that pytest has rewritten read its whole session
+_MOST = 100_000  # objects that are visited
+# modules without parameters of the user's; assertions that pytest has rewritten would lead into its whole session
 _OTHERS = {"torch", "numpy", "scipy", "_pytest", "pytest", "pluggy", "hypothesis", *sys.stdlib_module_names} - {
     "__main__"
 }
@@ -21,41 +21,41 @@ _PLAIN = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.
 
 
 def recordable(tensor: Tensor) -> Tensor:
-    """A tensor that autograd may save: a copy of one that was made in inference mode, outside of which it may not."""
+    """The tensor, or a copy that autograd may save if the tensor was made in inference mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def leaves(output: Tensor) -> tuple[Tensor, ...]:
-    """The leaves of the graph that an output was recorded on: parameters, wherever a function closes over them."""
+    """The leaves of an output's graph, such as the parameters that the function closes over."""
     found, seen, ahead = [], set(), [output.grad_fn]
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)  # of AccumulateGrad
-        if leaf is not None and not leaf.is_inference():  # which gets no gradient in torch, either
+        leaf = getattr(node, "variable", None)  # a node that accumulates gradients has one
+        if leaf is not None and not leaf.is_inference():  # a tensor of inference mode gets no gradient in torch, either
             found.append(leaf)
         ahead += [following for following, _ in node.next_functions]
     return tuple(found)
 
 
 def within_reach(*roots: Any) -> tuple[Tensor, ...]:
-    """Leaves that functions could have gradients by, whether a call uses them or not."""
+    """Leaves that require gradients and that functions can reach, whether a call uses them or not."""
     found: dict[int, Tensor] = {}
-    for tensor in held(*roots):
+    for tensor in reachable(*roots):
         if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_inference():
             found.update((id(leaf), leaf) for leaf in ((tensor,) if tensor.is_leaf else leaves(tensor)))
     return tuple(found.values())
 
 
-def held(*roots: Any) -> Iterator[Tensor | np.ndarray]:
-    """Tensors and arrays that functions hold.
+def reachable(*roots: Any) -> Iterator[Tensor | np.ndarray]:
+    """Tensors and arrays that functions can reach.
 
-    Those of modules, and those that are found in closures, defaults, bound objects, partial functions, containers,
-    attributes, and among the globals that the code of a function reads.
+    They are searched for in modules, closures, defaults, bound objects, partial functions, containers, attributes, and
+    the globals that a function's code names.
     """
-    seen: dict[int, Any] = {}  # keeps what it names alive: numbers of objects are given again
+    seen: dict[int, Any] = {}  # keeps the objects alive, because an id may be used again
     ahead = list(roots)
     while ahead and len(seen) < _MOST:
         item = ahead.pop()
@@ -69,7 +69,7 @@ def held(*roots: Any) -> Iterator[Tensor | np.ndarray]:
 
 
 def _inside(item: Any) -> Iterable[Any]:
-    """What an object holds."""
+    """The objects that an object refers to."""
     if isinstance(item, MethodType):
         return item.__self__, *_read(item.__func__, type(item.__self__))
     if isinstance(item, FunctionType):
@@ -85,7 +85,7 @@ def _inside(item: Any) -> Iterable[Any]:
     parameters = item.parameters() if isinstance(item, torch.nn.Module) else ()
     slots = (getattr(item, name, None) for kind in type(item).__mro__ for name in _slots(kind))
     called = (getattr(type(item), name, None) for name in ("forward", "__call__"))
-    code = (held for method in called if isinstance(method, FunctionType) for held in _read(method, type(item)))
+    code = (item_ for method in called if isinstance(method, FunctionType) for item_ in _read(method, type(item)))
     return *parameters, *getattr(item, "__dict__", {}).values(), *slots, *_of_class(type(item)), *code
 
 
@@ -95,7 +95,7 @@ def _slots(kind: type) -> Sequence[str]:
 
 
 def _of_class(kind: type) -> Iterator[Any]:
-    """Tensors, modules and containers that are attributes of a class."""
+    """The tensors, modules and containers that are attributes of a class."""
     for base in kind.__mro__:
         if not _is_others(base):
             yield from (
@@ -106,7 +106,7 @@ def _of_class(kind: type) -> Iterator[Any]:
 
 
 def _read(function: FunctionType, owner: type | None) -> Iterator[Any]:
-    """What a function's code can read: its closure, its defaults, globals that it names, and methods of its owner."""
+    """The objects that a function's code can read: closure, defaults, named globals, and methods of its owner."""
     if _is_others(function):
         return
     for cell in function.__closure__ or ():
@@ -127,7 +127,7 @@ def _read(function: FunctionType, owner: type | None) -> Iterator[Any]:
 
 
 def _names(code: CodeType) -> tuple[list[str], list[str]]:
-    """Globals and attributes that a code reads, functions in it included."""
+    """Names of the globals and attributes that a code object reads, with those of the functions inside it."""
     names, attributes, ahead = [], [], [code]
     while ahead:
         at = ahead.pop()
@@ -141,5 +141,5 @@ def _names(code: CodeType) -> tuple[list[str], list[str]]:
 
 
 def _is_others(thing: Any) -> bool:
-    """Whether a class or function is a library's."""
+    """Whether a class or function belongs to another library."""
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in _OTHERS

@@ -11,6 +11,7 @@ from picardsolve.problem.clock import Clock
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.state import Layout
 from picardsolve.problem.terms import Term
+from picardsolve.problem.user_function import UserFunction
 
 
 @dataclass(frozen=True)
@@ -48,5 +49,5 @@ class Problem:
             clock: of the times; None: one of the grid.
         """
         clock = clock or Clock.of(self.ts, self.layout, self.term.resolved)
-        how = self.term.takes, trailing, self.max_batch, self.parameters
-        return RowFunction(name, function, self.layout, clock, self.args, *how)
+        user = UserFunction(name, function, self.layout, clock, self.args, self.term.takes, trailing)
+        return RowFunction(user, self.max_batch, self.parameters)

@@ -1,18 +1,18 @@
-"""The linear recurrence beneath every sweep and every guess: ``y[j + 1] = a[j] y[j] + c[j]``."""
+"""The linear recurrence ``y[j + 1] = a[j] y[j] + c[j]``, which sweeps, guesses and linear parts are made of."""
 
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-WIDE = 4096  # elements above which a row takes longer to move than an operation takes to start
-SHORT = 24  # rows up to which one operation each is less than what doubling takes
+WIDE = 4096  # elements of a row above which computing it takes longer than starting an operation
+SHORT = 24  # rows up to which one operation for each takes less time than doubling
 
 
 def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tensor:
-    """Solve ``y[j + 1] = a[j] y[j] + c[j]`` for all j without a loss of exact zeros.
+    """Solve ``y[j + 1] = a[j] y[j] + c[j]`` for all j.
 
-    Where ``start`` and the first ``c`` are zero, so are the first ``y``, bit for bit: the exact prefix stays exact.
+    Where ``start`` and the first ``c`` are zero, the first ``y`` are exactly zero: states that are exact stay exact.
 
     Args:
         a: ``(W, B, D)``, ``(W, B, 1)`` or ``(W, 1, 1)``; None for all ones.
@@ -32,20 +32,20 @@ def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tens
 
 
 def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``Y[n+1] = F[n] + a_n (Y[n] - X[n])``, ``Y[b] = X[b]``.
+    """The sweep ``Y[n+1] = F[n] + a_n (Y[n] - X[n])`` from ``Y[b] = X[b]``.
 
-    Written from the images, never as one sum from the window's start: where a state did not change, its successor is
-    its image, bit for bit.
+    It starts from the step map's values, not from one long sum: where a state did not change, the next one is exactly
+    its value.
 
     Args:
-        images: ``F``, shape ``(W, B, D)``; overwritten by the new states.
+        images: the step map's values ``F``, shape ``(W, B, D)``; overwritten by the new states.
         factor: ``a``, shape ``(W, B, D)`` or ``(W, B, 1)``; None for all ones.
         x: ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``.
-        scratch: ``(W, B, D)`` memory that the changes may be returned in.
+        scratch: ``(W, B, D)`` memory, in which the changes may be returned.
 
     Returns:
-        The new states ``Y[b + 1] ...`` and their changes ``Y - X``, ``(W, B, D)``, and the root mean square of the
-        residuals ``F[n] - X[n + 1]``, ``(W, B)``.
+        The new states ``Y[b + 1] ...`` and their changes ``Y - X``, both ``(W, B, D)``, and the root mean squares of
+        the residuals ``F[n] - X[n + 1]``, ``(W, B)``.
     """
     residual = torch.sub(images, x[1:], out=scratch)
     size = rms(residual)
@@ -53,7 +53,7 @@ def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tens
 
 
 def propagated(images: Tensor, factor: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The new states and their changes, from images and residuals, both ``(W, B, D)`` and overwritten."""
+    """The new states and their changes, from values and residuals, both ``(W, B, D)`` and overwritten."""
     change = recurrence(factor, residual)
     if factor is None:
         images[1:] += change[:-1]
@@ -78,7 +78,7 @@ def matrix_recurrence(a: Tensor, c: Tensor) -> Tensor:
 
 
 def arriving(change: Tensor) -> Tensor:
-    """The changes of the states that steps start from, of those that they lead to: ``(W, B, ...)`` both."""
+    """The changes of the states that steps leave from, given those of the states after them, both ``(W, B, ...)``."""
     return torch.cat([torch.zeros_like(change[:1]), change[:-1]])
 
 
@@ -109,7 +109,7 @@ def _matrices_by_rows(a: Tensor, c: Tensor) -> Tensor:
 
 
 def _matrices_by_doubling(a: Tensor, c: Tensor) -> Tensor:
-    """As `_by_doubling`: matrix products for matrix-vector products, which pays for small matrices."""
+    """As `_by_doubling`. It takes matrix products in place of matrix-vector products, which pays for small matrices."""
     shift, largest = 1, torch.finfo(a.dtype).max
     while shift < len(c):
         c = torch.cat([c[:shift], c[shift:] + _times(a[shift:], c[:-shift])])
@@ -120,7 +120,7 @@ def _matrices_by_doubling(a: Tensor, c: Tensor) -> Tensor:
 
 
 def _by_doubling(a: Tensor, c: Tensor) -> Tensor:
-    """Hillis & Steele 1986: after pass p every y holds 2^p terms; log2(W) passes, and no product is divided by."""
+    """The prefix sum of Hillis & Steele 1986: after pass p every y holds 2^p terms, so there are log2(W) passes."""
     shift, largest = 1, torch.finfo(a.dtype).max
     while shift < len(c):
         c = torch.cat([c[:shift], torch.addcmul(c[shift:], a[shift:], c[:-shift])])

@@ -16,34 +16,34 @@ from picardsolve.problem.terms import SDE
 def reverse_sde(
     score: Callable[..., Tensor], schedule: Schedule, start: float, end: float, steps: int
 ) -> tuple[SDE, Tensor]:
-    """The SDE that turns noise at time ``start`` into samples at time ``end``, and a grid that suits it.
+    """The SDE that turns noise at time ``start`` into samples at time ``end``, and a suitable grid.
 
         term, ts = ps.reverse_sde(score, schedule, start=1.0, end=1e-3, steps=1000)
         sol = ps.solve(term, noise, ts, integrator=ps.EulerMaruyama(), batch_dims=1)      # or ps.SRA1()
 
     Forward, ``x_t = alpha(t) x_0 + sigma(t) noise`` is the law of ``dx = F(t) x dt + G(t) dW`` with
     ``F = d log(alpha) / dt`` and ``G^2 = d sigma^2 / dt - 2 F sigma^2`` (Song et al. 2021, for VP, VE and sub-VP;
-    Karras et al. 2022, for EDM). Back in time, ``s = -t``, it is ``dx = (G^2 score - F x) ds + G dW`` (Anderson 1982):
-    an Ito `SDE` with additive noise on increasing times s. The grid has equal steps of the log signal-to-noise ratio:
-    near t = 0 scores change like 1/t, for which equal steps of time are too long. Predictor-corrector samplers are not
-    included.
+    Karras et al. 2022, for EDM). In reverse time, ``s = -t``, the process solves
+    ``dx = (G^2 score - F x) ds + G dW`` (Anderson 1982). This is an Ito `SDE` with additive noise on increasing times
+    s. The grid has equal steps in the log signal-to-noise ratio, because scores change like 1/t near t = 0, where equal
+    steps of time are too long. Predictor-corrector samplers are not included.
 
     Args:
-        score: the gradient of the log density at noise level t, ``score(x, t)``, called as samplers call theirs: ``x``
-            is ``(rows, *state)``, ``t`` is ``(rows,)``; analytic, or learned, such as `Denoiser.score`. ``args`` of
-            `solve` are passed on behind them.
-        schedule: what t means, differentiable by `torch.func.jvp`.
-        start: time of the noise, of finite log signal-to-noise ratio. There y0 has a deviation of ``sigma(start)``,
-            and that of ``alpha(start)`` times the data beside it.
-        end: time of the sample, below ``start``, of finite ratio, too.
-        steps: in the grid.
+        score: ``score(x, t)``, the gradient of the log density at time t, in the order of samplers: ``x`` is
+            ``(rows, *state)``, ``t`` is ``(rows,)``. It is a formula or learned, such as `Denoiser.score`. The ``args``
+            of `solve` are passed on as further arguments.
+        schedule: the signal and noise levels, differentiable by `torch.func.jvp`.
+        start: time of the noise. The log signal-to-noise ratio must be finite there. The deviation of y0 is
+            ``sigma(start)``, beside ``alpha(start)`` times the data.
+        end: time of the sample, below ``start``, with a finite ratio, too.
+        steps: number of steps in the grid.
 
     Returns:
-        The term, and its grid ``(steps + 1,)``, from ``-start`` to ``-end``.
+        The term, and its grid ``(steps + 1,)`` from ``-start`` to ``-end``.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: times do not fall, or the ratio is not finite at one of them.
+        ValueError: ``start`` is not above ``end``, or the ratio is infinite at one of them.
     """
     check_callable("score", score)
     if not start > end:
@@ -71,7 +71,7 @@ class _Diffusion:
 
 
 def _coefficients(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """``F`` and ``G^2 = -2 sigma^2 dlambda / dt``, lambda the log of ``alpha / sigma``, in float64."""
+    """``F`` and ``G^2 = -2 sigma^2 dlambda / dt`` with ``lambda = log(alpha / sigma)``, in float64."""
     t = t.double()
     one = torch.ones_like(t)
     alpha, d_alpha, *_ = torch.func.jvp(schedule.alpha, (t,), (one,))

@@ -2,59 +2,37 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from picardsolve.problem.clock import Clock
 from picardsolve.problem.first_calls import FirstCalls
-from picardsolve.problem.lifting import Takes
-from picardsolve.problem.parameters import held, leaves
-from picardsolve.problem.state import Layout
+from picardsolve.problem.parameters import leaves, reachable
 from picardsolve.problem.user_function import UserFunction
 
 
 class RowFunction:
-    """A drift, diffusion or model of many states as a function of flat rows.
+    """A drift, diffusion or model as a function of any number of flat rows.
 
     Args:
-        name: the argument's name in messages.
-        function: ``function(t, y, *args)``; a model is called as ``function(y, t, **args)``.
-        layout: of one sample's state.
-        clock: the dtype of the times that the function is given.
-        args: positional arguments; for a model, a mapping of arguments by name. In a batch, a tensor has one entry for
-            each sample.
-        takes: what one call is written for: rows, one state, a whole batch at one time, or a model's rows.
-        trailing: dimensions of the output beyond the state's. None: none or one, as the first output shows.
-        max_batch: rows that one call may hold; more are cut into chunks.
+        user: the function as the user wrote it.
+        max_batch: rows that one call may hold; more are cut into chunks. None: any number.
         parameters: a list that the first call adds the tensors to that the function closes over and that require
             gradients; None: it adds none.
 
     Attributes:
         calls: calls of the function so far.
         evaluations: rows of these calls; a tangent counts as a row.
+        parameters: the list above.
     """
 
-    def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        layout: Layout,
-        clock: Clock,
-        args: Sequence[Any] | Mapping[str, Any] = (),
-        takes: Takes = "rows",
-        trailing: int | None = 0,
-        max_batch: int | None = None,
-        parameters: list[Tensor] | None = None,
-    ):
-        self.layout, self.clock, self.max_batch = layout, clock, max_batch
+    def __init__(self, user: UserFunction, max_batch: int | None = None, parameters: list[Tensor] | None = None):
+        self.layout, self.clock, self.max_batch = user.layout, user.clock, max_batch
         self.calls = self.evaluations = 0
-        self._user = UserFunction(name, function, layout, clock, args, takes, trailing)
-        self._first_calls = FirstCalls(name, layout, takes)
-        self.parameters = parameters
+        self._user, self.parameters = user, parameters
+        self._first_calls = FirstCalls(user.name, user.layout, user.takes)
 
     @property
     def args(self) -> Sequence[Any] | Mapping[str, Any]:
@@ -73,8 +51,7 @@ class RowFunction:
     def with_args(self, args: Sequence[Any] | Mapping[str, Any]) -> "RowFunction":
         """The same function with other arguments, without looking for parameters."""
         other = copy(self)
-        other._user, other.parameters = replace(self._user, args=args), None
-        other._user.lifted = self._user.lifted
+        other._user, other.parameters = self._user.with_args(args), None
         return other
 
     def __call__(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
@@ -158,4 +135,4 @@ class RowFunction:
 
     @cached_property
     def _holds_as_many(self) -> bool:
-        return any(tensor.ndim > 0 and len(tensor) == self.layout.batch for tensor in held(self._user.function))
+        return any(tensor.ndim > 0 and len(tensor) == self.layout.batch for tensor in reachable(self._user.function))

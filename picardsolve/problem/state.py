@@ -1,4 +1,4 @@
-"""How a user's state becomes rows of one flat vector, and back."""
+"""The layout of a user's state: how it becomes rows of numbers, and back."""
 
 import math
 from dataclasses import dataclass
@@ -16,10 +16,13 @@ class Layout:
     """The shape of one sample's state: a tensor, or a tuple, list or dict of tensors.
 
     Attributes:
-        batch: number of independent samples B (1 when ``batch_dims`` was 0).
+        batch: number of independent samples B; 1 for ``batch_dims=0``.
         batched: whether the user's state has a leading dimension B.
-        shapes: per leaf, its shape without that dimension.
-        dtype: what the user gave; rows are kept in it, half precision in float32. Complex numbers are pairs of reals.
+        shapes: the shape of each tensor without that dimension.
+        structure: of the tuples, lists and dicts.
+        dtype: of the user's state. Rows have the same dtype, or float32 for half precision; a complex number is a pair
+            of reals.
+        device: of the user's state and of the rows.
     """
 
     batch: int
@@ -31,16 +34,15 @@ class Layout:
 
     @staticmethod
     def of(y0: Any, batch_dims: int) -> "Layout":
-        """Read the layout off an initial state, refusing what cannot be solved.
+        """The layout of an initial state.
 
         Raises:
-            TypeError: a leaf is not a floating-point tensor, or dtypes or devices differ.
+            TypeError: a leaf is no floating-point or complex tensor, or dtypes or devices differ.
             ValueError: ``batch_dims`` is not 0 or 1, a dimension is missing or empty, or a value is not finite.
         """
-        if not isinstance(batch_dims, int) or isinstance(batch_dims, bool):
-            raise TypeError(f"batch_dims: expected 0 (y0 is one system) or 1 (y0[i] are samples), got {batch_dims!r}.")
-        if batch_dims not in (0, 1):
-            raise ValueError(f"batch_dims: expected 0 (y0 is one system) or 1 (y0[i] are samples), got {batch_dims!r}.")
+        if type(batch_dims) is not int or batch_dims not in (0, 1):
+            kind = ValueError if type(batch_dims) is int else TypeError
+            raise kind(f"batch_dims: expected 0 (y0 is one system) or 1 (y0[i] are samples), got {batch_dims!r}.")
         leaves, structure = pytree.tree_flatten(sorted_keys(y0))
         if not leaves:
             raise TypeError("y0: expected a tensor, or a tuple, list or dict of tensors, got none.")
@@ -78,7 +80,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Numbers in one sample's state."""
+        """How many numbers one sample's state has."""
         return sum(self._sizes)
 
     @property
@@ -87,17 +89,17 @@ class Layout:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What rows are kept and summed in: at least float32."""
+        """The dtype of rows: that of the state, but at least float32."""
         return torch.promote_types(self.dtype.to_real(), torch.float32)
 
     def pack(self, y: Any) -> Tensor:
-        """Rows ``(B, size)`` of an initial state, in memory of their own, with its gradients."""
+        """Rows ``(B, size)`` of an initial state, in new memory; gradients pass through."""
         leaves = pytree.tree_leaves(sorted_keys(y))
         flat = [self.reals(leaf).reshape(self.batch, -1) for leaf in leaves]
         return (flat[0].clone() if len(flat) == 1 else torch.cat(flat, 1)).to(self.compute_dtype)
 
     def unpack(self, rows: Tensor) -> Any:
-        """The user's structure, leaves ``(*rows.shape[:-1], *shape)`` in the user's dtype."""
+        """Rows in the user's structure, with leaves ``(*rows.shape[:-1], *shape)`` in the user's dtype."""
         rows, lead = rows.to(self.dtype.to_real()), rows.shape[:-1]
         parts = [rows] if len(self.shapes) == 1 else rows.split(self._sizes, -1)
         leaves = [self._shaped(part, (*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -109,11 +111,11 @@ class Layout:
         return part.reshape(shape)
 
     def reals(self, leaf: Tensor) -> Tensor:
-        """The numbers of a leaf, complex ones with a last dimension of two."""
+        """The real numbers of a leaf; a complex leaf gets a last dimension of 2."""
         return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 
     def unpack_path(self, path: Tensor) -> Any:
-        """The user's structure of a path ``(times, B, size)``: time first, then the shape of ``y0``."""
+        """A path ``(times, B, size)`` in the user's structure: time first, then the shape of ``y0``."""
         return self.unpack(path if self.batched else path[:, 0])
 
     def pack_path(self, name: str, path: Any, times: int) -> Tensor:
@@ -121,12 +123,12 @@ class Layout:
 
         Args:
             name: the argument's name in messages.
-            path: tensors ``(times, *y0.shape)`` in the places of y0's.
-            times: how many there must be.
+            path: tensors ``(times, *y0.shape)`` in the structure of y0.
+            times: how many times the path must have.
 
         Raises:
-            TypeError: it is not made of floating-point tensors in the structure of y0.
-            ValueError: a shape is another.
+            TypeError: the path is not made of floating-point tensors in the structure of y0.
+            ValueError: a tensor has another shape.
         """
         leaves, structure = pytree.tree_flatten(sorted_keys(path))
         if structure != self.structure:
@@ -152,7 +154,7 @@ class Layout:
 
 
 def sorted_keys(value: Any) -> Any:
-    """Nested state with the keys of every dict in order, so that two dicts with the same keys have one structure."""
+    """A nested state with the keys of every dict sorted, so that dicts with the same keys have the same structure."""
     if type(value) is dict:
         return {key: sorted_keys(value[key]) for key in sorted(value)}
     return type(value)(sorted_keys(part) for part in value) if type(value) in (list, tuple) else value

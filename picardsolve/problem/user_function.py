@@ -1,7 +1,7 @@
 """One call of the user's function: flat rows in, the structure that the user wrote it for, flat rows out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,12 @@ class UserFunction:
 
     def __post_init__(self):
         self.lifted = Lifted(self.name, self.function, branches=self.takes == "batch")
+
+    def with_args(self, args: Sequence[Any] | Mapping[str, Any]) -> "UserFunction":
+        """The same function with other arguments."""
+        other = replace(self, args=args)
+        other.lifted = self.lifted
+        return other
 
     def value(self, t: Tensor, x: Tensor, args: Any) -> Tensor:
         """The output at times ``(R,)`` and states ``(R, D)``, flat: ``(R, K)``.
