@@ -49,13 +49,12 @@ from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.checks import check_not_negative, check_optional_positive_integer
 from picardsolve.problem.denoiser import sample_map
-from picardsolve.problem.machine import Machine
+from picardsolve.problem.machine import Machine, drive
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import arriving, linear_sweep, matrix_recurrence, matrix_sweep, recurrence, rms
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.history import History
 from picardsolve.results.plot import plot_rounds
-from picardsolve.solve import drive
 
 __all__ = [
     "AffineSteps",

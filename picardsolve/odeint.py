@@ -1,4 +1,4 @@
-"""torchdiffeq's call."""
+"""`odeint` with the arguments of torchdiffeq's."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from picardsolve.solve import solve
 _FIXED = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
 _ITERATIONS = {None: None, "picard": Picard(), "secant": Secant(), "newton": Newton()}
 _ADAPTIVE = ("dopri5", "dopri8", "tsit5", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's, of all versions
-# options about torchdiffeq's own control of its steps
+# options of torchdiffeq's own step size control
 _THEIRS = {"norm", "dtype", "min_step", "max_num_steps", "safety", "ifactor", "dfactor"} | {
     "step_t",
     "jump_t",
@@ -32,9 +32,9 @@ _THEIRS = {"norm", "dtype", "min_step", "max_num_steps", "safety", "ifactor", "d
 }
 _PARTS = {field.name for field in fields(Collocation)}
 _SOLVES = {"max_batch", "max_rounds", "progress"}
-_REACHED = 64.0  # units of rounding that a default tolerance is at least
-_LOOSER = (1.0, 10.0, 100.0)  # default tolerances that are tried where errors grow
-_SPANS = 10.0 ** torch.arange(10, dtype=torch.float64)  # that an event is waited for, in units of what was given
+_LEAST = 64.0  # units of rounding: the smallest default tolerance
+_LOOSER = (1.0, 10.0, 100.0)  # times the default tolerance, tried in turn where errors grow
+_SPANS = 10.0 ** torch.arange(10, dtype=torch.float64)  # how long to wait for an event, in units of the given span
 
 
 def odeint(
@@ -48,36 +48,43 @@ def odeint(
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
 ) -> Any:
-    """Solve ``dy/dt = func(t, y)`` with torchdiffeq's argument order; returns the states at ``t``, time first.
+    """Solve ``dy/dt = func(t, y)``, with the arguments of torchdiffeq's ``odeint``.
+
+        ys = ps.odeint(lambda t, y: -y, torch.ones(3), torch.linspace(0, 1, 11))   # (11, 3)
 
     Args:
-        func: ``func(t, y)`` of one state and a 0-d time; lifted to many times by ``torch.func.vmap`` unless
+        func: ``func(t, y)`` of one state and a 0-d time. `torch.func.vmap` lifts it to many times, unless
             ``options={"vectorized": True}``.
-        y0: tensor, or tuple of tensors.
-        t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``. Kept in float64; ``func`` and
-            ``event_fn`` get times as the drift of an `ODE` does.
-        rtol: relative tolerance: adaptively, of the distance to the solution of the equation; on a fixed grid, of the
-            iteration against the sequential solver. A tensor that broadcasts over y0: for each component its own; for
-            a tuple of states a tuple of numbers or tensors, or a tensor of one for each state, as in torchdiffeq.
-            Default 1e-7, or what the dtype of y0 can reach; where errors grow too much for a default, up to a hundred
-            times as much, with a `ConvergenceWarning`.
-        atol: absolute tolerance likewise. Default 1e-9.
-        method: None: `Collocation`, adaptive, with the iteration that suits the state; "picard", "secant" or "newton":
-            with that iteration. torchdiffeq's adaptive methods, such as "dopri5", name the default here: the tolerance
-            is kept, and not the steps. "euler", "heun2" and "rk4" (the 3/8 rule, as in torchdiffeq): fixed grids.
-        options: ``vectorized``, ``max_batch``, ``max_rounds``, ``progress``; ``full_output``: True returns
-            ``(states, solution)``, the `Solution` with its certificate. Adaptively ``first_step``, ``max_step`` and
-            ``nodes``, ``order``, ``in_flight`` of `Collocation`; what is about torchdiffeq's own control of its steps
-            is ignored with a warning. On a fixed grid ``step_size``: longest step, every interval of ``t`` is cut into
-            equal steps no longer (default: the intervals themselves); ``window``, ``iteration``, ``guess``.
-        event_fn: ``event_fn(t, y)``, a tensor. The solve ends where one of its elements changes sign, however late:
-            of two times ``t`` the second gives the direction only. Returns ``(event_t, states)``, a 0-d time, and the
-            states ``(2, *y0.shape)`` at the start and there.
+        y0: initial state: a tensor, or a tuple of tensors.
+        t: ``(T,)`` times, increasing or decreasing; ``t[0]`` is the time of ``y0``. They are kept in float64; ``func``
+            and ``event_fn`` get times as the drift of an `ODE` does.
+        rtol: relative tolerance. With an adaptive method it concerns the distance to the solution of the equation, on
+            a fixed grid the distance to the sequential solver. A number; a tensor that broadcasts over y0, one value
+            for each component; for a tuple of states a tuple of these, or a tensor with one value for each state, as
+            in torchdiffeq. The default is 1e-7, or what the dtype of y0 can reach. Where errors grow too much for the
+            default, up to a hundred times as much is taken, with a `ConvergenceWarning`.
+        atol: absolute tolerance, of the same shapes. Default 1e-9.
+        method: None takes `Collocation`, which is adaptive, with the iteration that suits the state; "picard",
+            "secant" and "newton" choose that iteration. The names of torchdiffeq's adaptive methods, such as "dopri5",
+            mean None here: the tolerance is kept, and not the steps. "euler", "heun2" and "rk4" (the 3/8 rule, as in
+            torchdiffeq) solve on a fixed grid.
+        options: for all methods ``vectorized``, ``max_batch``, ``max_rounds`` and ``progress``; ``full_output=True``
+            returns ``(states, solution)``, where the `Solution` has the certificate. For adaptive methods
+            ``first_step``, ``max_step``, ``nodes``, ``order`` and ``in_flight`` of `Collocation`; options of
+            torchdiffeq's step size control are ignored with a warning. For a fixed grid ``step_size``, the longest
+            step: every interval of ``t`` is cut into equal steps that are no longer (default: one step an interval);
+            ``window``, ``iteration`` and ``guess`` of `solve`.
+        event_fn: ``event_fn(t, y)`` returns a tensor. The solve ends where one of its elements changes sign, however
+            late: the second of two times ``t`` gives only the direction.
+
+    Returns:
+        The states at ``t``, ``(T, *y0.shape)``, or a tuple of these. With ``event_fn``: ``(event_t, states)``, a 0-d
+        time, and the states ``(2, *y0.shape)`` at the start and at the event.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an unknown method or option, or what `solve` raises.
-        SolveError: what `solve` raises, or the event does not happen within 1e9 times the span of ``t``.
+        ValueError: an unknown method or option, or an error of `solve`.
+        SolveError: an error of `solve`, or the event does not happen within 1e9 times the span of ``t``.
     """
     check_callable("func", func)
     if not isinstance(method, str | None):
@@ -116,10 +123,10 @@ def odeint(
 
 
 def _by_component(name: str, value: Any, y0: Any) -> Any:
-    """A tolerance in the structure of y0, as torchdiffeq broadcasts it: over a tensor, or a value for each of several.
+    """A tolerance in the structure of y0, broadcast as torchdiffeq does.
 
     Raises:
-        TypeError: it is no number, real tensor, or tuple of them for a tuple of states.
+        TypeError: it is neither a number nor a real tensor, nor, for a tuple of states, a tuple of these.
         ValueError: its shape or length does not fit that of y0.
     """
     if value is None or isinstance(value, int | float):
@@ -136,7 +143,7 @@ def _by_component(name: str, value: Any, y0: Any) -> Any:
 
 
 def _over(name: str, value: Any, state: Tensor) -> Tensor:
-    """One for each component of a tensor."""
+    """One value for each component of a tensor."""
     try:
         values = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -161,7 +168,7 @@ def _adaptive(
     options: dict[str, Any],
     **more: Any,
 ) -> Solution:
-    """Collocation; default tolerances are what can be reached."""
+    """Solve by collocation; default tolerances are what can be reached."""
     _refuse(set(options) - _THEIRS - _SOLVES - _PARTS)
     ignored = sorted(_THEIRS & set(options))
     if ignored:
@@ -189,8 +196,8 @@ def _adaptive(
 
 
 def _usual(y0: Any) -> tuple[float, float]:
-    """Default tolerances: what the dtype can reach."""
-    return max(1e-7, _REACHED * torch.finfo(Layout.of(y0, 0).dtype).eps), 1e-9
+    """Default rtol and atol: what the dtype can reach."""
+    return max(1e-7, _LEAST * torch.finfo(Layout.of(y0, 0).dtype).eps), 1e-9
 
 
 def _until(
@@ -202,7 +209,7 @@ def _until(
     method: str | None,
     options: dict[str, Any],
 ) -> Solution:
-    """Solve over longer and longer spans until the event is in one; what is beyond it costs nothing."""
+    """Solve over longer and longer spans until the event lies in one; a solve ends at the event."""
     check_callable("event_fn", event_fn)
     if len(grid) != 2:
         raise ValueError(f"event_fn: expected two times t, start and direction, got {len(grid)}.")
@@ -245,7 +252,7 @@ def _refuse(unknown: set[str]) -> None:
 
 
 def _refined(grid: Tensor, step_size: float | None) -> tuple[Tensor, Tensor]:
-    """A grid with every interval cut into equal steps of at most ``step_size``, and where the old times stand in it."""
+    """A grid with every interval cut into equal steps of at most ``step_size``, and where the old times are."""
     if step_size is None:
         return grid, torch.arange(len(grid))
     if not isinstance(step_size, int | float):

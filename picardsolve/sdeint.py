@@ -1,4 +1,4 @@
-"""torchsde's call."""
+"""`sdeint` with the arguments of torchsde's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from picardsolve.problem.checks import check_callable, check_choice
 from picardsolve.problem.terms import SDE, BatchSDE, Interpretation
 from picardsolve.solve import solve
 
-# torchsde's names, and in which interpretation each of its methods solves
+# torchsde's names, and the interpretations that each method solves
 _METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {
     "euler": (EulerMaruyama(), ("ito",)),
     "milstein": (Milstein(), ("ito", "stratonovich")),
@@ -25,7 +25,7 @@ _METHODS: dict[str, tuple[Integrator, tuple[str, ...]]] = {
     "midpoint": (StochasticMidpoint(), ("stratonovich",)),
 }
 _NOISES = ("additive", "diagonal", "scalar", "general")
-_NEAR = 4.0  # spans from zero, up to which a list of times may be rounded
+_NEAR = 4.0  # spans: a list of times no further from zero may be rounded to the dtype of y0
 _SOLVES = {"window", "iteration", "guess", "stop", "max_batch", "max_rounds", "progress"}
 
 
@@ -43,41 +43,47 @@ def sdeint(
     options: Mapping[str, Any] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Any:
-    """Solve an SDE with torchsde's argument order; returns the states at ``ts``, ``(T, batch, d)``.
+    """Solve an SDE, with the arguments of torchsde's ``sdeint``.
 
-    The same method on the same steps as torchsde's: of length ``dt`` from ``ts[0]``, the last one shorter, and linear
-    between them where a time of ``ts`` is no step's. Gradients are recorded by y0 and the parameters of the SDE, given
-    the path, as in `solve`: where torchsde has ``sdeint_adjoint``, this is the call, too.
+    It takes the same method on the same steps as torchsde: steps of length ``dt`` from ``ts[0]``, the last one shorter,
+    and linear interpolation at times of ``ts`` between them. Gradients with respect to y0 and the parameters of the
+    SDE are recorded, for the given path, as in `solve`; this call therefore also replaces ``sdeint_adjoint``.
+
+        ys = ps.sdeint(sde, torch.zeros(16, 2), torch.linspace(0, 1, 11), dt=0.01)   # (11, 16, 2)
 
     Args:
-        sde: with methods ``f(t, y)`` and ``g(t, y)`` of a batch ``(batch, d)`` and a 0-d time, and with attributes
-            ``noise_type`` ("additive", "diagonal", "scalar" or "general") and ``sde_type`` ("ito" or "stratonovich").
-            They are called with the whole batch at one time, and lifted to many times by ``torch.func.vmap``, or called
-            for one time after the other where that is not possible: they may hold a value for each sample, and samples
-            may depend on each other. Samples therefore keep to common steps. With ``options={"vectorized": True}`` they
-            are called once for many samples and times, ``(rows, d)`` and ``(rows, 1)``, and each sample goes its own
-            pace; then neither knows which sample a row is of.
-        y0: ``(batch, d)``.
-        ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``. Steps are added up in their dtype; of a list
-            in that of y0, as in torchsde, or float64 where they are far from zero. ``f`` and ``g`` get times
-            as the drift of an `ODE` does.
-        bm: the noise, ``BrownianPath(seed=0)`` by default. torchsde's own are taken by
+        sde: an object with methods ``f(t, y)`` and ``g(t, y)`` of a batch ``(batch, d)`` and a 0-d time, and with
+            attributes ``noise_type`` ("additive", "diagonal", "scalar" or "general") and ``sde_type`` ("ito" or
+            "stratonovich"). The methods are called with the whole batch at one time. `torch.func.vmap` lifts them to
+            many times; where that is not possible, they are called for one time after the other. They may hold a value
+            for each sample, and samples may depend on each other; all samples therefore share their steps. With
+            ``options={"vectorized": True}`` the methods are called once for many samples and times, ``(rows, d)`` and
+            ``(rows, 1)``. Each sample then has its own window, and the methods cannot know the sample of a row.
+        y0: ``(batch, d)`` initial states.
+        ts: ``(T,)`` increasing times; ``ts[0]`` is the time of ``y0``. Steps are added up in the dtype of ``ts``. For
+            a list that is the dtype of y0, as in torchsde, or float64 where the times are far from zero. ``f`` and
+            ``g`` get times as the drift of an `ODE` does.
+        bm: the Brownian path, by default ``BrownianPath(seed=0)``. For torchsde's own paths see
             `picardsolve.integrations.torchsde.sdeint`.
-        method: "euler", "milstein", "srk" (additive noise: `SRA1`, diagonal and scalar: `SRID2`), and for equations of
-            Stratonovich "heun", "midpoint", "milstein". By default, as in torchsde, "srk", for general noise "euler",
-            for equations of Stratonovich "midpoint".
+        method: for Ito SDEs "euler", "milstein" or "srk" (`SRA1` for additive, `SRID2` for diagonal and scalar noise);
+            for Stratonovich SDEs "heun", "midpoint" or "milstein". The default is torchsde's: "srk", "euler" for
+            general noise, "midpoint" for Stratonovich SDEs.
         dt: step length.
         adaptive: only False.
-        rtol: of the iteration against the sequential solver, as in `solve`; torchsde's is about adaptive steps.
-        atol: likewise.
-        options: ``vectorized``; ``window``, ``iteration``, ``guess``, ``stop``, ``max_batch``, ``max_rounds``,
-            ``progress`` of `solve`; ``full_output``: True returns ``(states, solution)``.
+        rtol: relative tolerance of the distance to the sequential solver, as in `solve`. (In torchsde it concerns
+            adaptive steps.)
+        atol: absolute tolerance of the same distance.
+        options: ``vectorized``; ``window``, ``iteration``, ``guess``, ``stop``, ``max_batch``, ``max_rounds`` and
+            ``progress`` of `solve`; ``full_output=True`` returns ``(states, solution)``.
         names: other names of the methods, ``{"drift": ..., "diffusion": ...}``.
+
+    Returns:
+        The states at ``ts``, ``(T, batch, d)``.
 
     Raises:
         TypeError: an argument has the wrong type, or the method does not take the noise.
-        ValueError: an unknown method or option, or what `solve` raises.
-        SolveError: what `solve` raises.
+        ValueError: an unknown method or option, or an error of `solve`.
+        SolveError: an error of `solve`.
     """
     if adaptive is not False:
         raise ValueError(f"adaptive: expected False, got {adaptive!r}; steps in parallel are fixed, pass a smaller dt.")
@@ -106,11 +112,11 @@ def sdeint(
 
 
 def term_of(sde: Any, names: Mapping[str, str], vectorized: bool) -> SDE:
-    """The `SDE` of an object of torchsde's kind.
+    """The `SDE` of an object with the methods and attributes of torchsde's.
 
     Raises:
-        TypeError: it is none.
-        ValueError: it has another noise or interpretation.
+        TypeError: a method or attribute is missing.
+        ValueError: its noise type or interpretation is unknown.
     """
     for attribute in ("noise_type", "sde_type"):
         if not hasattr(sde, attribute):
@@ -136,7 +142,7 @@ def term_of(sde: Any, names: Mapping[str, str], vectorized: bool) -> SDE:
 
 @dataclass(frozen=True)
 class _Squeezed:
-    """A diffusion of scalar noise without its column."""
+    """A diffusion of scalar noise, without its last dimension."""
 
     method: Callable[[Tensor, Tensor], Tensor]
 
@@ -161,15 +167,15 @@ def _integrator(method: str | None, term: SDE) -> Integrator:
 
 
 def _as_torchsde(ts: Tensor, y0: Tensor) -> Tensor:
-    """A list of times in the dtype of y0, as torchsde reads it, where that is as good as in float64."""
+    """A list of times in the dtype of y0, as torchsde reads it, where that is as precise as float64."""
     dtype = torch.promote_types(y0.dtype, torch.float32)
     return ts.to(dtype) if float(ts.abs().max()) <= _NEAR * float(ts[-1] - ts[0]) else ts
 
 
 def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
-    """Steps of ``dt`` added up one by one in the precision of ``ts``, as torchsde adds them: the same times.
+    """Times ``dt`` apart, added up one by one in the precision of ``ts``: the same times as torchsde's.
 
-    What rounding leaves over at the end is a step of torchsde's, kept where its noise is integrated, and no other.
+    Rounding may leave a tiny last step. It is kept only where a path of torchsde's is integrated, which needs it.
     """
     times = ts.to("cpu").numpy() if ts.is_floating_point() else ts.to("cpu", torch.float64).numpy()
     count = int(np.ceil((times[-1] - times[0]) / dt)) + 2
@@ -186,7 +192,7 @@ def _grid(ts: Tensor, dt: float, keep_all: bool) -> Tensor:
 
 
 def _between(ys: Tensor, grid: Tensor, ts: Tensor) -> Tensor:
-    """States at times, linear between those of the grid."""
+    """States at times, interpolated linearly between those of the grid."""
     after = torch.searchsorted(grid, ts).clamp(1, len(grid) - 1)
     t0, t1 = grid[after - 1], grid[after]
     share = ((ts - t0) / (t1 - t0)).to(ys)[:, None, None]

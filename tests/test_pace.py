@@ -178,7 +178,9 @@ class Clock:
 def clock():
     made = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["picardsolve.solve"], "perf_counter", made)  # ps.solve is the function
+        patch.setattr(
+            sys.modules["picardsolve.fixed_point.automatic_width"], "perf_counter", made
+        )  # ps.solve is the function
         yield made
 
 

@@ -52,7 +52,7 @@ def recorded(
     asked = start, *inputs.tensors, *(t for t in (ts,) if isinstance(t, Tensor))
     if not any(tensor.requires_grad for tensor in asked):
         return solution
-    why = _refusal(solution, problem, integrator, ts)
+    why = _refusal(solution, problem, ts)
     if why is not None:
         return replace(solution, ys=pytree.tree_map(lambda ys: Refused.apply(_REFUSED[why], ys, *asked), solution.ys))
     path = problem.layout.pack_path("ys", solution.ys, len(problem.ts))
@@ -60,9 +60,9 @@ def recorded(
     return replace(solution, ys=problem.layout.unpack_path(path))
 
 
-def _refusal(solution: Solution, problem: Problem, integrator: Integrator, ts: Any) -> str | None:
+def _refusal(solution: Solution, problem: Problem, ts: Any) -> str | None:
     """Why there are no gradients; None where there are."""
-    if problem.parameters is None or integrator.chain(problem).implicit:
+    if problem.parameters is None:
         return "chain"
     if isinstance(ts, Tensor) and ts.requires_grad:
         return "ts"

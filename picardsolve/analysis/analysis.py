@@ -16,18 +16,18 @@ from picardsolve.brownian.path import Path
 from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.guesses import guess_for
 from picardsolve.fixed_point.iterations import Iteration, iteration_for
-from picardsolve.fixed_point.sequential import run
+from picardsolve.fixed_point.sequential import Stepper
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators import DriftChain, Integrator
+from picardsolve.integrators.posed import posed
 from picardsolve.problem.checks import check_type
 from picardsolve.problem.denoiser import Denoiser
+from picardsolve.problem.machine import drive
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import SDE, Term
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.plot import plot_expected
-from picardsolve.results.progress import Progress
-from picardsolve.solve import drive, posed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -225,7 +225,9 @@ def analyze(
 
 def _seconds_of_a_step(chain: DriftChain, y: Tensor) -> float:
     began = perf_counter()
-    wait_for(run(chain, y, None, Progress(1, False), 0, 1)[0])
+    stepper = Stepper(chain, y)
+    drive(stepper, 1)
+    wait_for(stepper.y)
     return perf_counter() - began
 
 

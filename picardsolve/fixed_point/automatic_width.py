@@ -1,28 +1,36 @@
-"""How wide a window pays: fitted to the rounds that are run anyway."""
+"""A window as wide as pays, found from the rounds that are run anyway."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import mean
+from time import perf_counter
 
-_BETTER = 1.1  # how much sooner a width must promise to be done to be worth changing to
-_JUDGED = 2  # rounds that a width is judged by, after one to get going
-_SHARE = 0.7  # of a window's steps that a round accepts, before any has been seen
-_TURN = 32  # steps from which on rounds fall with the root of the width only
+from torch import Tensor
+
+from picardsolve.fixed_point.placement import alike
+from picardsolve.fixed_point.window import Window
+from picardsolve.integrators.base import Rows
+from picardsolve.problem.machine import Machine
+
+_BETTER = 1.1  # a width must promise to be done so many times sooner to be worth a change
+_JUDGED = 2  # rounds that a width is judged by, after a first one
+_SHARE = 0.7  # of a window's steps are accepted in a round, before any round has been seen
+_TURN = 32  # steps beyond which the number of rounds falls only with the root of the width
 
 
 @dataclass
 class Pace:
     """Chooses the width that is predicted to make most steps a second.
 
-    A round of w steps takes ``t(w) = a + b w`` seconds, fitted to all rounds, and accepts ``s(w)`` steps: what widths
-    that were tried accepted, and by the square root of the width elsewhere (measured: methods with wide windows take
-    1 / sqrt(w) of the rounds). A width of 1 is tried first, then 2, then the best; where no width promises to beat one
-    step at a time, that is what is chosen.
+    A round of w steps takes ``t(w) = a + b w`` seconds, fitted to all rounds. It accepts ``s(w)`` steps: for widths
+    that were tried, what they accepted; elsewhere in proportion to the root of the width (measured: methods with wide
+    windows take 1 / sqrt(w) of the rounds). Widths 1 and 2 are tried first, then the best. Where no width promises to
+    beat one step at a time, the width is 1.
 
     Attributes:
-        most: no wider.
-        width: of the next round; at first 1, where a round of one step costs nothing extra.
-        settled: no longer trying.
+        most: the largest width.
+        width: width of the next round; at first 1, where a round of one step costs nothing extra.
+        settled: whether the choice is made.
     """
 
     most: int
@@ -32,7 +40,7 @@ class Pace:
     _strides: dict[int, list[int | float]] = field(init=False, default_factory=dict)
     _rounds: int = field(init=False, default=0)  # since the width was chosen
     _late: bool = field(init=False, default=False)  # a window widens a round late
-    _judging: bool = field(init=False, default=False)  # by what a width accepts; the first of 2 is only timed
+    _judging: bool = field(init=False, default=False)  # by what a width accepts; the first round of 2 is only timed
 
     def __post_init__(self):
         self._widest = self.most
@@ -99,3 +107,44 @@ def fitted_line(seconds: Mapping[int, float]) -> tuple[float, float]:
     slope = sum((w - centre) * t for w, t in seconds.items()) / spread if spread else 0.0
     slope = max(slope, 0.0)
     return mean(seconds.values()) - slope * centre, slope
+
+
+@dataclass
+class PacedWindow(Machine):
+    """A window whose width follows from what its rounds cost.
+
+    Attributes:
+        window: what is solved.
+        pace: chooses the width.
+    """
+
+    window: Window
+    pace: Pace
+
+    def __post_init__(self):
+        self.window.width = self.pace.width
+
+    @property
+    def done(self) -> bool:
+        """Whether the window is done, or would do better one step at a time from here on."""
+        single = self.pace.settled and self.pace.width == 1 and alike(self.window.begin)
+        return self.window.done or single
+
+    def ask(self) -> Rows:
+        """The window's rows."""
+        self._began = perf_counter()
+        return self.window.ask()
+
+    def evaluate(self, rows: Rows) -> Tensor:
+        """The drift's outputs at the rows."""
+        return self.window.evaluate(rows)
+
+    def tell(self, outputs: Tensor) -> None:
+        """Pass the outputs on, and let the time of the round decide how wide the next one is."""
+        self.window.tell(outputs)
+        last, settings = self.window.history[-1], self.window.settings
+        held = last.width > 0
+        self.pace.limit(settings.stopping.widest(settings.width))
+        stride = float(last.stride[held].double().mean())
+        self.pace.note(int(last.width.max()), stride, perf_counter() - self._began)
+        self.window.width = self.pace.width

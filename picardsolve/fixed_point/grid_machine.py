@@ -1,9 +1,10 @@
 """What every solve in rounds on a grid shows of its state."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import Index
+from picardsolve.integrators.base import Chain, Index
 from picardsolve.problem.machine import Machine
 from picardsolve.results.history import History
 
@@ -12,6 +13,7 @@ class GridMachine(Machine):
     """A machine that solves the N steps of a grid for B samples of D numbers.
 
     Attributes:
+        chain: the steps.
         begin: ``(B,)`` steps accepted so far.
         failed: ``(B,)`` whether a step of the sample was not finite.
         stopped: ``(B,)`` whether a sample ended by a limit of the method, not by tolerance.
@@ -21,6 +23,7 @@ class GridMachine(Machine):
         notes: sentences for the user about how it was solved.
     """
 
+    chain: Chain
     begin: Index
     failed: np.ndarray
     stopped: np.ndarray
@@ -28,3 +31,18 @@ class GridMachine(Machine):
     x: Tensor
     history: History
     notes: tuple[str, ...] = ()
+
+    def fail_where_not_finite(self) -> None:
+        """Let samples fail whose states are not finite: in lockstep they go on with the others until the end."""
+        broken = ~torch.isfinite(self.x[0]).all(-1).cpu().numpy()
+        if self.path is not None and broken.any():
+            finite = torch.isfinite(self.path).all(-1).cpu().numpy()
+            self.begin = np.where(broken, np.logical_and.accumulate(finite, 0).sum(0) - 1, self.begin)
+        self.failed = self.failed | broken
+
+
+def forget_beyond(path: Tensor, reached: Index) -> None:
+    """Set the states of a path behind the first ``reached[s]`` steps of each sample to NaN."""
+    if (reached < len(path) - 1).any():
+        beyond = torch.from_numpy(np.arange(len(path))[:, None] > reached).to(path.device)
+        path.masked_fill_(beyond[..., None], torch.nan)

@@ -70,6 +70,8 @@ class Chain(ABC):
         noise_size: numbers of Brownian motion for each sample and step (0 for ODEs).
         implicit: whether a step is an equation for the state after it. An evaluation is then one Newton step from
             `Rows.after`; its value is the chain's once it no longer moves. Without `Rows.after` the equation is solved.
+        trusts_slopes: whether slopes along successive changes tell how errors are carried on, as for a denoiser, whose
+            steps contract towards the data.
         reads_noise: whether outputs depend on the noise of their steps, see `Rows.noise`.
     """
 
@@ -80,6 +82,7 @@ class Chain(ABC):
     memory: int = 0
     noise_size: int = 0
     implicit: bool = False
+    trusts_slopes: bool = False
     reads_noise: bool = False
 
     @abstractmethod

@@ -113,7 +113,7 @@ class DDPM(Integrator):
 class DiffusionChain(DriftChain):
     """The chain of a linear multistep sampler; the output of a step is the predicted sample ``D``."""
 
-    iteration = "multi-secant"
+    iteration, trusts_slopes = "multi-secant", True
 
     def __init__(self, problem: Problem, term: Denoiser, levels: Levels, coefficients: Coefficients):
         self.length = len(problem.ts) - 1

@@ -43,6 +43,7 @@ class Denoiser(Term):
     sigma_data: float = 0.5
     integrators = "DDIM(), DDPM() or DPMSolver()"
     by_name = True
+    recorded_on_grids = False
     by_component = False
     resolved = math.inf  # times stand for noise levels, not for moments of an equation
 

@@ -1,14 +1,14 @@
-"""A solve under way, as the loop that drives it sees it."""
+"""A solve under way, and the loop that drives it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 
 class Machine(ABC):
     """A solve in rounds: it says which states it needs the user's function at, and takes the values.
 
-    `picardsolve.solve.drive` is the loop: ``machine.tell(machine.evaluate(machine.ask()))`` until it is done. A round
-    is one batched evaluation.
+    A round is one batched evaluation. `drive` is the loop.
     """
 
     @property
@@ -27,3 +27,23 @@ class Machine(ABC):
     @abstractmethod
     def tell(self, outputs: Any) -> None:
         """Take the outputs at the rows that were asked for."""
+
+
+def drive(machine: Machine, rounds: int | None = None, after: Callable[[int], None] | None = None) -> int:
+    """Run rounds until a machine is done: the loop of every solve.
+
+    Args:
+        machine: what is solved.
+        rounds: stop after so many; None: never.
+        after: called after each round with the number of rounds so far.
+
+    Returns:
+        How many rounds there were.
+    """
+    count = 0
+    while not machine.done and (rounds is None or count < rounds):
+        machine.tell(machine.evaluate(machine.ask()))
+        count += 1
+        if after is not None:
+            after(count)
+    return count

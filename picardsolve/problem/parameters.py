@@ -25,6 +25,11 @@ def recordable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
+def detached(value: Any) -> Any:
+    """A tensor without its graph; any other value as it is."""
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+
+
 def leaves(output: Tensor) -> tuple[Tensor, ...]:
     """The leaves of an output's graph, such as the parameters that the function closes over."""
     found, seen, ahead = [], set(), [output.grad_fn]

@@ -28,6 +28,7 @@ class Term:
         takes_complex: whether states may be complex.
         by_name: whether the functions get further arguments by name (``cond``) and not by position (``args``).
         by_component: whether ``rtol`` and ``atol`` may have one value for each component of the state.
+        recorded_on_grids: whether a solve on a grid records gradients.
         resolved: the number of steps of a grid within which the functions are expected to change by their own size.
     """
 
@@ -37,6 +38,7 @@ class Term:
     by_name: bool = False
     by_component: bool = True
     resolved: float = RESOLVED
+    recorded_on_grids: bool = True
 
     @property
     def takes(self) -> Takes:
@@ -50,6 +52,10 @@ class Term:
             TypeError: y0 has another structure.
             ValueError: y0 has another shape.
         """
+
+    def on_grid(self) -> "Term":
+        """The term that fixed-step integrators take."""
+        return self
 
     def tolerance(self, tol: float | Tensor, stop: Stop) -> Tolerance:
         """The tolerance that the single number ``tol`` asks for."""
@@ -129,6 +135,10 @@ class SecondOrderODE(Term):
         q, v = y
         return v, self.acceleration(t, q, *args)
 
+    def on_grid(self) -> ODE:
+        """The first-order equation of ``(q, v)``."""
+        return ODE(self.drift, self.vectorized)
+
     def check_state(self, y0: Any, layout: Layout) -> None:
         """Refuse states other than two tensors of one shape."""
         halves = pytree.tree_leaves(y0)
@@ -161,6 +171,7 @@ class SemilinearODE(Term):
     nonlinear: Callable[..., Any]
     vectorized: bool = True
     operator: Linear = field(init=False, repr=False)
+    recorded_on_grids = False
 
     def __post_init__(self):
         self._check_functions("nonlinear")

@@ -11,15 +11,15 @@ from picardsolve.certificate.certificate import Certificate, Evidence
 from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.guesses import Guess
 from picardsolve.fixed_point.iterations import Iteration
-from picardsolve.fixed_point.sequential import run
+from picardsolve.fixed_point.sequential import Stepper
 from picardsolve.fixed_point.stopping import Increment
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrations.policies.chain import PlanChain
 from picardsolve.integrations.policies.guess import Towards
+from picardsolve.problem.machine import drive
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.carried import Carried
 from picardsolve.results.history import History
-from picardsolve.results.progress import Progress
 from picardsolve.results.solution import Result, Solution, SolveError, Stats
 
 _ROOM = 2**20  # bytes of a model and its observations that go along into a pickle
@@ -127,8 +127,7 @@ class Solver:
     def sequential(self) -> Solution:
         """One step after the other: the reference."""
         path, before = self.x.new_full((self.chain.length + 1, *self.x.shape), torch.nan), self.chain.counts()
-        with Progress(self.chain.length, False) as bar:
-            run(self.chain, self.x, path, bar)
+        drive(Stepper(self.chain, self.x, path))
         return self._solution(path, Result.converged, History(), before, Tolerance())
 
     def _states(self, path: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""Run the rounds of a solve on a grid, show how many are expected, and say how it ended."""
+
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picardsolve.certificate.remaining_rounds import expected_after
+from picardsolve.fixed_point.automatic_width import Pace, PacedWindow
+from picardsolve.fixed_point.grid_machine import GridMachine, forget_beyond
+from picardsolve.fixed_point.sequential import Stepper
+from picardsolve.fixed_point.window import Window
+from picardsolve.integrators.base import DriftChain
+from picardsolve.problem.machine import drive
+from picardsolve.results.history import History
+from picardsolve.results.progress import Progress
+from picardsolve.results.solution import Result
+
+
+def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: Progress) -> int:
+    """Run the rounds of a solve.
+
+    Args:
+        machine: what is solved.
+        paced: whether the width of the window follows from what its rounds cost. Where one step at a time is fastest,
+            the window's place is taken by the sequential solver.
+        max_rounds: most drift calls that follow each other; None: any number.
+        bar: is shown the progress.
+
+    Returns:
+        How many rounds there were.
+    """
+    chain = cast(DriftChain, machine.chain)
+    most = None if max_rounds is None else max_rounds // chain.rounds
+
+    def show(count: int) -> None:
+        expected = partial(_expected, chain, machine.history)
+        bar.update(int(machine.begin.min()), count * chain.rounds, expected)
+
+    if not paced:
+        return drive(machine, most, show)
+    window = cast(Window, machine)
+    rounds = drive(PacedWindow(window, Pace(window.settings.width)), most, show)
+    if window.done or rounds == most:
+        return rounds
+    stepper = Stepper(chain, window.x[0], window.path, int(window.begin[0]), window.past)
+    more = drive(
+        stepper,
+        None if most is None else most - rounds,
+        lambda count: bar.update(stepper.n, (rounds + count) * chain.rounds),
+    )
+    window.stand(stepper.y, np.minimum(stepper.reached, stepper.n), stepper.reached < stepper.n)
+    if window.path is not None:
+        forget_beyond(window.path, window.begin)
+    return rounds + more
+
+
+def _expected(chain: DriftChain, history: History) -> float:
+    return expected_after(history, len(history), chain.length) * chain.rounds
+
+
+def result_of(machine: GridMachine, within: bool) -> Result:
+    """How a solve ended; ``within``: whether its errors are estimated to be within the tolerance."""
+    if machine.failed.any():
+        return Result.nonfinite
+    if not machine.done:
+        return Result.max_rounds
+    if machine.stopped.any():
+        return Result.stopped
+    return Result.converged if within else Result.doubtful
+
+
+def last_states(last: Tensor, reached: np.ndarray) -> Tensor:
+    """The last states as a path of one time, ``(1, B, D)``; NaN for samples that did not reach the end."""
+    return last.masked_fill(torch.from_numpy(~reached[:, None]).to(last.device), torch.nan)[None]
