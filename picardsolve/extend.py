@@ -14,8 +14,10 @@
 * Adapters of schedulers. `linear_multistep` takes the steps of a window, and `linear_multistep_alone` one step, with
   `Visit` for a state and its output. `sample_map` gives the predicted sample as a linear map. `Hold` says what a guess
   holds fixed, and `Pace` finds a width by the clock.
-* Reports. `Evidence` is what a `Certificate` is made from, `History` the rounds of a solve, which `plot_rounds` draws.
-* Arguments. `check_not_negative` and `check_optional_positive_integer` raise errors that name the argument.
+* Reports. `Evidence` is what a `Certificate` is made from, `Carried` a value that a pickle may lose, `History` the
+  rounds of a solve, which `plot_rounds` draws.
+* Arguments. `check_callable`, `check_count`, `check_not_negative`, `check_optional_positive_integer`,
+  `check_positive_integer` and `check_type` raise errors that name the argument.
 * Machines. `drive` runs a `Machine`. A `Method` makes a `GridMachine` such as `Window`, which has `Settings`.
 """
 
@@ -47,17 +49,26 @@ from picardsolve.integrators.base import (
 from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
 from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
 from picardsolve.integrators.step_maps import AffineSteps, Steps
-from picardsolve.problem.checks import check_not_negative, check_optional_positive_integer
+from picardsolve.problem.checks import (
+    check_callable,
+    check_count,
+    check_not_negative,
+    check_optional_positive_integer,
+    check_positive_integer,
+    check_type,
+)
 from picardsolve.problem.denoiser import sample_map
 from picardsolve.problem.machine import Machine, drive
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import arriving, linear_sweep, matrix_recurrence, matrix_sweep, recurrence, rms
 from picardsolve.problem.tolerances import Tolerance
+from picardsolve.results.carried import Carried
 from picardsolve.results.history import History
 from picardsolve.results.plot import plot_rounds
 
 __all__ = [
     "AffineSteps",
+    "Carried",
     "Chain",
     "CheckedSegment",
     "DriftChain",
@@ -96,8 +107,12 @@ __all__ = [
     "Window",
     "accepted",
     "arriving",
+    "check_callable",
+    "check_count",
     "check_not_negative",
     "check_optional_positive_integer",
+    "check_positive_integer",
+    "check_type",
     "drive",
     "linear_multistep",
     "linear_multistep_alone",

@@ -1,28 +1,46 @@
-"""The diffusion steps of plans as a chain for the window."""
+"""The diffusion steps of plans as a chain for the window, and the guess that starts from an expected plan."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve import FrozenSample, Guess
+from picardsolve.extend import (
+    AffineSteps,
+    DriftChain,
+    Entering,
+    Evaluated,
+    Hold,
+    Index,
+    Rows,
+    Steps,
+    linear_multistep,
+    recurrence,
+)
 from picardsolve.integrations.policies.steps import PlanSteps
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Rows, Steps
-from picardsolve.integrators.step_maps import AffineSteps
-from picardsolve.problem.recurrence import recurrence
 
 
 class PlanChain(DriftChain):
-    """The steps of a batch of plans; the output of a step is the predicted sample, not clipped.
+    """The steps of a batch of plans. The output of a step is the predicted sample, not clipped.
 
     Args:
-        steps: of the scheduler, for the states at hand.
-        model: ``model(x, t, sample)`` of states ``(R, D)``, times ``(R,)`` and the number of each row's plan.
-        noise: ``(N, B, D)`` of all steps; None where none is drawn.
+        steps: the scheduler's steps, in the dtype and on the device of the states.
+        model: ``model(x, t, sample)`` with states ``(R, D)``, times ``(R,)`` and the number of each row's plan.
+        noise: ``(N, B, D)`` noise of all steps; None where none is drawn.
+
+    Attributes:
+        predicted: ``(B, D)`` the last predicted sample of each plan, clipped as the scheduler clips it.
     """
 
-    def __init__(self, steps: PlanSteps, model: Callable[[Tensor, Tensor, Index], Tensor], noise: Tensor | None):
+    def __init__(
+        self, steps: PlanSteps, model: Callable[[Tensor, Tensor, Index], Tensor], x: Tensor, noise: Tensor | None
+    ):
         self.length, self.memory = len(steps.timesteps), steps.order - 1
         self.noise_size = 0 if noise is None else noise.shape[-1]
+        self.predicted = x.clone()
         self._steps, self._model, self._noise = steps, model, noise
         self._calls = self._evaluations = 0
 
@@ -31,47 +49,73 @@ class PlanChain(DriftChain):
         self._calls += 1
         self._evaluations += len(rows.step)
         c, d, *_ = self._steps.at(rows.step)
-        t = self._steps.timesteps[torch.from_numpy(rows.step)]
-        return torch.addcmul(c * rows.state, d, self._model(rows.state, t, rows.sample))
+        output = self._model(rows.state, self._steps.timesteps[torch.from_numpy(rows.step)], rows.sample)
+        samples = torch.addcmul(c * rows.state, d, output)
+        plan, reverse = np.unique(rows.sample[::-1], return_index=True)  # the row furthest ahead of each plan
+        self.predicted[torch.from_numpy(plan)] = self._clipped(samples[torch.from_numpy(len(samples) - 1 - reverse)])
+        return samples
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
-        """The steps of a window."""
+        """The step maps of a window."""
         c, _, p, r, s, expected, *q = self._steps.at(n)
-        sample = outputs[self.memory :]
-        images = torch.addcmul(p * x, q[0], sample)
-        for age in range(1, len(q)):
-            images.addcmul_(q[age], outputs[self.memory - age : len(outputs) - age])
-        slope = p + c * q[0]
+        sample, slope, clipped = outputs[self.memory :], p + c * q[0], None
         if self._steps.limit < torch.inf:
-            clipped = sample.clamp(-self._steps.limit, self._steps.limit)
-            images.addcmul_(r, clipped)
+            clipped = self._clipped(sample)
             slope = slope + c * r * (clipped == sample)
-        if noise is not None:
-            images.addcmul_(s, noise)
-        return AffineSteps(images, slope, expected_slope=expected)
+        values = linear_multistep([p], x, q, outputs, (r, clipped), (s, noise))
+        return AffineSteps(values=values, factor=slope, expected_slope=expected)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
-        """Go on towards the predicted sample, clipped: plans differ from their predictions by little."""
+        """Go on towards the predicted sample, whatever ``hold`` says: a plan differs little from its prediction."""
         _, _, p, r, s, _, *q = self._steps.at(n)
-        limit = self._steps.limit
-        towards = sum(q[1:], q[0]) * source.output + r * source.output.clamp(-limit, limit)
+        towards = sum(q[1:], q[0]) * source.output + r * self._clipped(source.output)
         return recurrence(p, towards if noise is None else towards.addcmul_(s, noise), start)
 
     def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
-        """Steps for plans around zero."""
+        """Go on as if plans were normally distributed around zero."""
         _, _, _, _, s, expected, *_ = self._steps.at(n)
         pushed = start.new_zeros(len(n), *start.shape) if noise is None else s * noise
         return recurrence(expected, pushed, start)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
-        """The noise that was drawn for them."""
+        """The noise of steps ``n`` of plans ``sample``."""
         assert self._noise is not None
         return self._noise[torch.from_numpy(n), torch.from_numpy(sample)]
-
-    def clipped(self, sample: Tensor) -> Tensor:
-        """A predicted sample as the scheduler takes it."""
-        return sample.clamp(-self._steps.limit, self._steps.limit)
 
     def counts(self) -> tuple[int, int]:
         """Model calls and evaluations so far."""
         return self._calls, self._evaluations
+
+    def _clipped(self, sample: Tensor) -> Tensor:
+        return sample.clamp(-self._steps.limit, self._steps.limit)
+
+
+@dataclass(frozen=True)
+class TowardsPlan(Guess):
+    """States start on the way from the first one to an expected plan, with the noise that is known.
+
+    Attributes:
+        plan: ``(B, D)`` the expected plans.
+        expected: ``(B,)`` booleans: whether there is an expected plan; without one, states start as `FrozenSample` has
+            them. None: there is one for all.
+    """
+
+    plan: Tensor
+    expected: Tensor | None = None
+
+    def first(self, entering: Entering) -> Tensor | None:
+        """The way to the expected plan."""
+        way, without = self._way(entering, self.plan), FrozenSample().first(entering)
+        if self.expected is None or without is None:
+            return way
+        return torch.where(self.expected[:, None], way, without)
+
+    def ahead(self, entering: Entering) -> Tensor:
+        """The way to the last predicted sample."""
+        assert entering.source is not None
+        return self._way(entering, entering.source.output)
+
+    @staticmethod
+    def _way(entering: Entering, plan: Tensor) -> Tensor:
+        source = Evaluated(entering.n[:1], entering.start, plan)
+        return entering.chain.extend(entering.n, "sample", entering.start, source, entering.noise)

@@ -1,7 +1,6 @@
 """The policy: plans one after the other, each from the one before."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,63 +8,26 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.certificate.certificate import Certificate
-from picardsolve.fixed_point.guesses import FrozenSample, Guess
-from picardsolve.fixed_point.iterations import Iteration, Newton, Secant
-from picardsolve.integrations.policies.chain import PlanChain
-from picardsolve.integrations.policies.guess import Towards
-from picardsolve.integrations.policies.noise import Noise
-from picardsolve.integrations.policies.robots import numbers_of
-from picardsolve.integrations.policies.solver import Solved, Solver
-from picardsolve.integrations.policies.steps import PlanSteps
-from picardsolve.integrators.base import Index
-from picardsolve.problem.checks import (
+from picardsolve import FrozenSample, Guess, Iteration, Secant
+from picardsolve.extend import (
+    Index,
     check_callable,
-    check_count,
     check_not_negative,
     check_optional_positive_integer,
-    check_positive_integer,
     check_type,
 )
-from picardsolve.results.solution import Result, Solution
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A plan, and what it took.
-
-    Attributes:
-        actions: ``(B, horizon, ...)``; NaN of the robots that failed.
-        solution: the states at all diffusion steps, the rounds, and whether they converged.
-        failed: ``(B,)`` whether the sequential sampler's steps are not finite.
-    """
-
-    actions: Tensor
-    solution: Solution
-    failed: Tensor
-
-    @property
-    def rounds(self) -> int:
-        """Model calls that followed each other; the sequential sampler takes one for each diffusion step."""
-        return self.solution.stats.rounds
-
-    @property
-    def evaluations(self) -> int:
-        """Rows that the model was given."""
-        return self.solution.stats.evaluations
-
-    @property
-    def converged(self) -> bool:
-        """Whether it is estimated to be the sequential sampler's to the tolerance.
-
-        False where ``max_rounds`` came first, or a robot failed.
-        """
-        return self.solution.result is Result.converged
-
-    @property
-    def certificate(self) -> Certificate:
-        """How far it may be from the sequential sampler's, as the rounds tell; ``error[-1]`` is ``(B,)``."""
-        return self.solution.certificate
+from picardsolve.integrations.policies.arguments import (
+    batch_of,
+    check_executed,
+    check_iteration,
+    check_seed,
+    check_shape,
+    numbers_of,
+)
+from picardsolve.integrations.policies.chain import PlanChain, TowardsPlan
+from picardsolve.integrations.policies.noise import Noise
+from picardsolve.integrations.policies.solver import Plan, Solver
+from picardsolve.integrations.policies.steps import PlanSteps
 
 
 class ParallelPolicy:
@@ -123,14 +85,14 @@ class ParallelPolicy:
         dtype: torch.dtype = torch.float32,
     ):
         check_callable("model", model)
-        _check_shape(shape)
+        check_shape(shape)
         executed = min(8, shape[0]) if executed is None else executed
-        _check_executed(executed, shape[0])
+        check_executed(executed, shape[0])
         check_not_negative("tol", tol)
         check_optional_positive_integer("max_rounds", max_rounds)
-        _check_seed(seed)
+        check_seed(seed)
         check_not_negative("spread", spread)
-        _check_iteration(iteration)
+        check_iteration(iteration)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}; pass torch.float32.")
         self._model, self._shape, self._executed, self._tol = model, tuple(shape), executed, tol
@@ -157,7 +119,7 @@ class ParallelPolicy:
             ValueError: it has a wrong value, or there is no such robot.
         """
         if seed is not None:
-            _check_seed(seed)
+            check_seed(seed)
         if generator is not None:
             check_type("generator", generator, torch.Generator, "torch.Generator().manual_seed(0)")
             if seed is not None:
@@ -188,27 +150,28 @@ class ParallelPolicy:
         """
         check_optional_positive_integer("max_rounds", max_rounds)
         check_type("throw", throw, bool, "True or False")
-        batch, device = _batch_of(observation)
+        batch, device = batch_of(observation)
         self._noise.check(batch)
         before = self._noise.state()
         try:
-            solved = self._solved(observation, batch, device, max_rounds or self._max_rounds)
+            plan = self._planned(observation, batch, device, max_rounds or self._max_rounds)
         except BaseException:  # as if it had not been asked for
             self._noise.wind(before)
             raise
-        self._previous, self._warm = solved.plans, ~solved.failed
-        if solved.error is not None and throw:
-            raise solved.error
-        return Plan(solved.plans.clone(), solved.solution, solved.failed.clone())
+        self._previous, self._warm = plan.actions.clone(), ~plan.failed
+        error = plan.error() if throw else None
+        if error is not None:
+            raise error
+        return plan
 
-    def _solved(self, observation: Any, batch: int, device: torch.device, max_rounds: int | None) -> Solved:
+    def _planned(self, observation: Any, batch: int, device: torch.device, max_rounds: int | None) -> Plan:
         x, noise = self._noise.draw(batch, device)
-        chain = PlanChain(self._steps.to(x), partial(self._evaluated, observation, batch), noise)
+        chain = PlanChain(self._steps.to(x), partial(self._evaluated, observation, batch), x, noise)
         guess: Guess = FrozenSample()
         if self._previous is not None and len(self._previous) == batch and self._warm.any():
             expected = None if self._warm.all() else self._warm.to(device)
-            guess = Towards(self._expected().to(device), expected)
-        return Solver(chain, x, self._shape, self._ts, self._iteration).solve(guess, self._tol, max_rounds)
+            guess = TowardsPlan(self._expected().to(device), expected)
+        return Solver(chain, x, self._shape, self._ts, self._iteration, self._tol).solve(guess, max_rounds)
 
     def _expected(self) -> Tensor:
         """The last plan without what was executed of it, its last action for the rest, ``(B, D)``."""
@@ -232,53 +195,3 @@ class ParallelPolicy:
                 "one prediction for each row of x."
             )
         return out.reshape(len(of), -1).to(x.dtype)
-
-
-def _check_shape(shape: object) -> None:
-    if not isinstance(shape, tuple) or not shape:
-        raise TypeError(f"shape: expected a tuple such as (16, 4), horizon first, got {shape!r}.")
-    for size in shape:
-        check_positive_integer("shape", size)
-
-
-def _check_executed(executed: object, horizon: int) -> None:
-    check_positive_integer("executed", executed)
-    if isinstance(executed, int) and executed > horizon:
-        raise ValueError(
-            f"executed: expected at most {horizon}, for a plan has no more actions, got {executed}; pass how many are "
-            f"executed before the next plan is made, or a shape with a longer horizon than {horizon}."
-        )
-
-
-def _check_seed(seed: object) -> None:
-    if isinstance(seed, torch.Generator):
-        raise TypeError("seed: expected an integer >= 0, got a Generator; pass generator= to reset.")
-    if isinstance(seed, list | tuple | slice | Tensor):
-        raise TypeError(f"seed: expected an integer >= 0, got {seed!r}; pass robots= to reset for some robots only.")
-    check_count("seed", seed)
-    if isinstance(seed, int) and seed >= 2**64:
-        raise ValueError(f"seed: expected an integer below 2**64, got {seed}.")
-
-
-def _check_iteration(iteration: object) -> None:
-    if iteration is not None:
-        check_type("iteration", iteration, Iteration, "picardsolve.Secant()")
-    if isinstance(iteration, Newton):
-        raise TypeError("iteration: Newton needs derivatives of the model, which are not taken here; pass Secant().")
-
-
-def _batch_of(observation: Any) -> tuple[int, torch.device]:
-    """How many observations there are, and where."""
-    leaves = pytree.tree_leaves(observation)
-    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
-        raise TypeError(
-            f"observation: expected tensors with a leading dimension of plans, got {type(observation).__name__}; pass "
-            "torch.as_tensor(...)[None] for a single plan."
-        )
-    sizes = sorted({len(leaf) for leaf in leaves})
-    if len(sizes) > 1 or not sizes[0]:
-        raise ValueError(f"observation: expected one leading dimension, at least 1, in every tensor, got {sizes}.")
-    devices = sorted({str(leaf.device) for leaf in leaves})
-    if len(devices) > 1:
-        raise ValueError(f"observation: expected tensors on one device, got {', '.join(devices)}; move them to one.")
-    return sizes[0], leaves[0].device

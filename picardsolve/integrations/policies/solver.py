@@ -7,163 +7,158 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.certificate.certificate import Certificate, Evidence
-from picardsolve.fixed_point.error_estimate import ErrorEstimate
-from picardsolve.fixed_point.guesses import Guess
-from picardsolve.fixed_point.iterations import Iteration
-from picardsolve.fixed_point.sequential import Stepper
-from picardsolve.fixed_point.stopping import Increment
-from picardsolve.fixed_point.window import Settings, Window
-from picardsolve.integrations.policies.chain import PlanChain
-from picardsolve.integrations.policies.guess import Towards
-from picardsolve.problem.machine import drive
-from picardsolve.problem.tolerances import Tolerance
-from picardsolve.results.carried import Carried
-from picardsolve.results.history import History
-from picardsolve.results.solution import Result, Solution, SolveError, Stats
+from picardsolve import Certificate, FrozenSample, Guess, Iteration, Result, Solution, SolveError, Stats
+from picardsolve.extend import Carried, ErrorEstimate, Evidence, Increment, Stopping, Tolerance, Window, drive
+from picardsolve.integrations.policies.chain import PlanChain, TowardsPlan
 
-_ROOM = 2**20  # bytes of a model and its observations that go along into a pickle
+_ROOM = 2**20  # bytes that a model and its observations may take in a pickle
 
 
 @dataclass(frozen=True)
-class Solved:
-    """Plans, and how they came about.
+class Plan:
+    """A plan, and what it took.
 
     Attributes:
-        plans: ``(B, *shape)``; NaN of those that failed.
-        solution: where the budget was spent, states of which the last round says nothing are NaN.
+        actions: ``(B, horizon, ...)``; NaN for robots whose steps are not finite.
+        solution: the states at all diffusion steps, the rounds, and whether they converged. Where the budget was spent,
+            states that the last round did not reach are NaN.
         failed: ``(B,)`` whether a step of the sequential sampler is not finite.
-        error: of the first that failed; None where none did.
     """
 
-    plans: Tensor
+    actions: Tensor
     solution: Solution
     failed: Tensor
-    error: SolveError | None
 
+    @property
+    def rounds(self) -> int:
+        """Model calls that followed each other; the sequential sampler takes one for each diffusion step."""
+        return self.solution.stats.rounds
 
-@dataclass(frozen=True)
-class Solver:
-    """What is solved, and by which iteration.
+    @property
+    def evaluations(self) -> int:
+        """Rows that the model was given."""
+        return self.solution.stats.evaluations
 
-    Attributes:
-        chain: of all steps.
-        x: ``(B, D)`` the first states.
-        shape: of a plan.
-        ts: ``(N + 1,)`` the timesteps, and what stands behind the last one.
-        iteration: of the window, which holds all steps.
-    """
+    @property
+    def converged(self) -> bool:
+        """Whether the plan is estimated to be the sequential sampler's to the tolerance.
 
-    chain: PlanChain
-    x: Tensor
-    shape: tuple[int, ...]
-    ts: Tensor
-    iteration: Iteration
+        False where ``max_rounds`` came first, or a robot failed.
+        """
+        return self.solution.result is Result.converged
 
-    def solve(self, guess: Guess, tol: float, max_rounds: int | None) -> Solved:
-        """Run rounds until the plans have converged or failed, or the budget is spent."""
-        length, tiny = self.chain.length, torch.finfo(self.x.dtype).eps
-        estimate = ErrorEstimate(Tolerance(atol=tol or tiny), length)
-        exact = None if tol else Increment(Tolerance())
-        settings = Settings(length, self.iteration, guess, exact or estimate, meter=exact and estimate)
-        path, before = self.x.new_full((length + 1, *self.x.shape), torch.nan), self.chain.counts()
-        with torch.inference_mode():
-            window, plans = self._run(settings, path, max_rounds)
-        result = Result.converged if window.done else Result.max_rounds
-        result = Result.nonfinite if window.failed.any() else result
-        solution = self._solution(path, result, window.history, before, estimate.tolerance)
-        # a copy may be differentiated, unlike what is inferred
-        return Solved(
-            plans.clone().reshape(-1, *self.shape),
-            solution,
-            torch.from_numpy(window.failed),
-            self._error(window, solution),
-        )
+    @property
+    def certificate(self) -> Certificate:
+        """How far the plan may be from the sequential sampler's, as the rounds tell; ``error[-1]`` is ``(B,)``."""
+        return self.solution.certificate
 
-    def _error(self, window: Window, solution: Solution) -> SolveError | None:
-        if not window.failed.any():
+    def error(self) -> SolveError | None:
+        """The error of the first robot that failed; None if none did."""
+        if not self.failed.any():
             return None
-        sample = int(window.failed.argmax())
-        step = int(window.begin[sample])
-        time, others = float(self.ts[step]), int((~window.failed).sum())
+        sample, others = int(self.failed.int().argmax()), int((~self.failed).sum())
+        step = int(self.solution.ys[:, sample].flatten(1).isfinite().all(1).sum()) - 1
+        time = float(self.solution.ts[step])
         message = f"Step {step} of plan {sample}, at timestep {time:g}, is not finite: check "
         message += "the observation, and the model's output there."
         if others:
             message += f" The plans of the {others} others are not touched by it: pass throw=False for them."
-        return SolveError(message, solution, step, time)
-
-    def _run(self, settings: Settings, path: Tensor, max_rounds: int | None) -> tuple[Window, Tensor]:
-        """The window after its rounds, and the plans ``(B, D)``."""
-        window, predicted = Window(self.chain, self.x, settings, path), self.x.clone()
-        while not window.done and (max_rounds is None or len(window.history) < max_rounds):
-            rows = window.ask()
-            outputs = self.chain.evaluate(rows)
-            furthest = len(rows.sample) - 1 - np.unique(rows.sample[::-1], return_index=True)[1]
-            predicted[torch.from_numpy(rows.sample[furthest])] = outputs[torch.from_numpy(furthest)]
-            window.tell(outputs)
-        left = self.chain.length - window.begin
-        ends = np.minimum(left, len(window.x) - 1)
-        plans = window.x[torch.from_numpy(ends), torch.arange(len(ends))]
-        # a window that was narrowed ends in a state with noise: what is predicted from there is nearer to a plan
-        short = torch.from_numpy(ends < left)[:, None].to(plans.device)
-        plans = torch.where(short, self.chain.clipped(predicted), plans)
-        if not window.done:
-            _accept_all(window)
-        plans = plans.masked_fill(torch.from_numpy(window.failed)[:, None].to(plans.device), torch.nan)
-        return window, plans
-
-    def _solution(
-        self, path: Tensor, result: Result, history: History, before: tuple[int, int], tolerance: Tolerance
-    ) -> Solution:
-        calls, evaluations = (now - then for now, then in zip(self.chain.counts(), before, strict=True))
-        width = max((int(record.width.max()) for record in history), default=1)
-        stats = Stats(self.chain.length, calls, evaluations, calls, width)
-        again = Carried(_Again(self, float(tolerance.atol)), _ROOM)
-        evidence = Evidence(history, path, self.chain.length, tolerance, again)
-        certified = partial(Certificate.of, evidence) if history else None
-        return Solution(self.ts, self._states(path), result, stats, history, _certified=certified)
-
-    @torch.no_grad()
-    def sequential(self) -> Solution:
-        """One step after the other: the reference."""
-        path, before = self.x.new_full((self.chain.length + 1, *self.x.shape), torch.nan), self.chain.counts()
-        drive(Stepper(self.chain, self.x, path))
-        return self._solution(path, Result.converged, History(), before, Tolerance())
-
-    def _states(self, path: Tensor) -> Tensor:
-        return path.reshape(*path.shape[:2], *self.shape)
+        return SolveError(message, self.solution, step, time)
 
 
 @dataclass(frozen=True)
-class _Again:
-    """A solve, to be repeated.
+class Solver:
+    """What is solved, and by which iteration; a certificate repeats the solve with it.
 
     Attributes:
-        solver: of the same plans.
-        tol: that was asked for.
+        steps: the chain of all steps.
+        x: ``(B, D)`` the first states.
+        shape: shape of a plan.
+        ts: ``(N + 1,)`` the timesteps, and what stands behind the last one.
+        iteration: the iteration of the window, which holds all steps.
+        tol: tolerance, absolute.
     """
 
-    solver: Solver
+    steps: PlanChain
+    x: Tensor
+    shape: tuple[int, ...]
+    ts: Tensor
+    iteration: Iteration
     tol: float
 
+    def solve(self, guess: Guess, max_rounds: int | None) -> Plan:
+        """Run rounds until the plans have converged or failed, or the budget is spent."""
+        tiny = torch.finfo(self.x.dtype).eps
+        estimate = ErrorEstimate(Tolerance(atol=self.tol or tiny), self.steps.length)
+        rules = (estimate, None) if self.tol else (Increment(Tolerance()), estimate)
+        before = self.steps.counts()
+        with torch.inference_mode():
+            window = self._window(guess, *rules, width=self.steps.length)
+            drive(window, max_rounds)
+            plans = self._plans(window)
+            if not window.done:
+                _accept_all(window)
+        result = Result.converged if window.done else Result.max_rounds
+        result = Result.nonfinite if window.failed.any() else result
+        solution = self._solution(window, result, before, estimate.tolerance)
+        # a copy may be differentiated, unlike a tensor made in inference mode
+        return Plan(plans.clone().reshape(-1, *self.shape), solution, torch.from_numpy(window.failed))
+
+    def _window(self, guess: Guess, stopping: Stopping, meter: ErrorEstimate | None = None, *, width: int) -> Window:
+        path = self.x.new_full((self.steps.length + 1, *self.x.shape), torch.nan)
+        return self.iteration.machine(
+            self.steps, self.x, path, width=width, guess=guess, stopping=stopping, meter=meter
+        )
+
+    def _plans(self, window: Window) -> Tensor:
+        """The last states, ``(B, D)``, converged or not; NaN for plans that failed."""
+        left = self.steps.length - window.begin
+        ends = np.minimum(left, len(window.x) - 1)
+        plans = window.x[torch.from_numpy(ends), torch.arange(len(ends))]
+        # a window that was narrowed ends in a state with noise: the sample predicted there is nearer to a plan
+        short, failed = (torch.from_numpy(of)[:, None].to(plans.device) for of in (ends < left, window.failed))
+        return torch.where(short, self.steps.predicted, plans).masked_fill(failed, torch.nan)
+
+    def _solution(
+        self, window: Window, result: Result, before: tuple[int, int], tolerance: Tolerance | None
+    ) -> Solution:
+        """The solution; without a tolerance it is the reference itself, and has no certificate."""
+        path, history = window.path, window.history
+        assert path is not None
+        calls, evaluations = (now - then for now, then in zip(self.steps.counts(), before, strict=True))
+        width = max((int(record.width.max()) for record in history), default=1)
+        stats = Stats(self.steps.length, calls, evaluations, calls, width)
+        states, certified = path.reshape(*path.shape[:2], *self.shape), None
+        if tolerance is not None:
+            evidence = Evidence(history, path, self.steps.length, tolerance, Carried(self, _ROOM))
+            certified = partial(Certificate.of, evidence)
+        return Solution(self.ts, states, result, stats, history, _certified=certified)
+
+    # ---- what a certificate asks for
+
     def chain(self) -> PlanChain:
-        """Of all steps."""
-        return self.solver.chain
+        """The chain of all steps."""
+        return self.steps
 
     def rows(self, solution: Solution) -> Tensor:
         """The states of a solution, ``(T, B, D)``."""
         return solution.ys.flatten(2)
 
     def finer(self, solution: Solution, factor: float) -> Solution:
-        """Solve again, from a solution, to a fraction of its tolerance."""
-        solved = self.solver.solve(Towards(solution.ys[-1].flatten(1)), factor * self.tol, None)
-        if solved.error is not None:
-            raise solved.error
-        return solved.solution
+        """Solve again, from a solution, to a fraction of the tolerance."""
+        sharper = Solver(self.steps, self.x, self.shape, self.ts, self.iteration, factor * self.tol)
+        plan = sharper.solve(TowardsPlan(solution.ys[-1].flatten(1)), None)
+        error = plan.error()
+        if error is not None:
+            raise error
+        return plan.solution
 
+    @torch.no_grad()
     def sequential(self) -> Solution:
-        """One step after the other."""
-        return self.solver.sequential()
+        """One step after the other, which a window of one step does: the reference."""
+        before, window = self.steps.counts(), self._window(FrozenSample(), Increment(Tolerance()), width=1)
+        drive(window)
+        return self._solution(window, Result.converged, before, None)
 
 
 def _accept_all(window: Window) -> None:

@@ -1,4 +1,4 @@
-"""A diffusers scheduler's steps, written with the predicted samples."""
+"""The steps of a diffusers scheduler, as sums over predicted samples."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +10,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
+from picardsolve.extend import Index, sample_map
 from picardsolve.integrations.diffusers.scheduler.closed_form import PREDICTIONS, closed_form
 from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
 from picardsolve.integrations.diffusers.scheduler.probe import Probe
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
-from picardsolve.integrators.base import Index
-from picardsolve.problem.denoiser import sample_map
 
 _ROUNDING = 1e-4  # of coefficients, relative to what cancels in them
 
@@ -27,9 +26,9 @@ class PlanSteps:
     Attributes:
         timesteps: ``(N,)`` what the model is given, as the scheduler has them.
         noisy: ``(N,)`` whether a step draws noise.
-        noise_dtype: what it is drawn in; None for the type of the output.
-        limit: of the clip, on either side; infinite where nothing is clipped.
-        order: how many predicted samples a step reads.
+        noise_dtype: dtype that the noise is drawn in; None for that of the output.
+        limit: largest absolute value that the clip leaves; infinite where nothing is clipped.
+        order: number of predicted samples that a step reads.
         table: ``(N, 6 + order)`` float64: c, d, p, r, s, the slope that steps are expected to have, and the q.
     """
 
@@ -45,9 +44,9 @@ class PlanSteps:
         """Read a scheduler whose timesteps are set.
 
         Args:
-            scheduler: of diffusers.
-            spread: standard deviation that predicted samples are expected to have, given what was observed. It makes
-                the expected slopes: it changes how many rounds are needed, never the answer.
+            scheduler: a scheduler of diffusers.
+            spread: standard deviation that predicted samples are expected to have, given the observation. The expected
+                slopes follow from it: it changes the number of rounds, never the answer.
 
         Raises:
             TypeError: the scheduler is none of those that policies use.
@@ -86,7 +85,7 @@ class PlanSteps:
         return PlanSteps(timesteps, steps.noisy, steps.noise_dtype, limit, len(q), table)
 
     def to(self, like: Tensor) -> "PlanSteps":
-        """The same for states of a type, where they are."""
+        """The same steps in the dtype and on the device of some states."""
         return replace(self, timesteps=self.timesteps.to(like.device), table=self.table.to(like))
 
     def at(self, n: Index) -> tuple[Tensor, ...]:
@@ -96,11 +95,11 @@ class PlanSteps:
 
 
 def _linear_steps(scheduler: Any, timesteps: Tensor) -> SchedulerTable | None:
-    """The steps as sums over states and outputs."""
+    """The steps as sums over states and outputs; None where they are not linear."""
     extra: dict[str, Any] = {"generator": None}
     if type(scheduler) is not DPMSolverMultistepScheduler:
         return closed_form(scheduler, timesteps, extra)
-    fresh = copy_of(scheduler, scheduler.timesteps)  # it may have been stepped before
+    fresh = copy_of(scheduler, scheduler.timesteps)  # the scheduler may have been stepped before
     fresh._step_index, fresh.lower_order_nums = None, 0
     fresh.model_outputs = [None] * scheduler.config["solver_order"]
     probe = Probe(fresh, timesteps, scheduler.timesteps, extra)
@@ -108,7 +107,7 @@ def _linear_steps(scheduler: Any, timesteps: Tensor) -> SchedulerTable | None:
 
 
 def _levels(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal and noise of the state that each step starts from, ``(N,)`` float64."""
+    """Signal and noise level of the state that each step starts from, ``(N,)`` float64 both."""
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         ratio = scheduler.sigmas[: len(timesteps)].double().cpu()
         alpha = (1 + ratio**2).rsqrt()
@@ -118,5 +117,5 @@ def _levels(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _earlier(values: Tensor, steps: int) -> Tensor:
-    """Of every step the value of so many steps before, 1 where there is none."""
+    """For each step the value that many steps before it, 1 where there is none."""
     return torch.cat([values.new_ones(steps), values])[: len(values)]
