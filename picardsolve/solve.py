@@ -14,33 +14,26 @@ from picardsolve.adjoint.along_grid import recorded
 from picardsolve.adjoint.by_collocation import differentiable
 from picardsolve.brownian import Path
 from picardsolve.certificate.again import Again
-from picardsolve.certificate.certificate import Certificate, Evidence
-from picardsolve.certificate.growth import measurable
-from picardsolve.certificate.running import last_states, result_of, run_rounds
-from picardsolve.certificate.sharpening import Sharpening
+from picardsolve.certificate.grid_solve import GridSolve, finished
+from picardsolve.certificate.running import last_states
 from picardsolve.collocation import AdaptiveSolve, Collocation, Event
-from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.grid_machine import forget_beyond
-from picardsolve.fixed_point.guesses import Guess, guess_for
-from picardsolve.fixed_point.iterations import Method, iteration_for
+from picardsolve.fixed_point.guesses import Guess
+from picardsolve.fixed_point.iterations import Method
 from picardsolve.fixed_point.sequential import Stepper
 from picardsolve.fixed_point.stopping import MakesRule
-from picardsolve.fixed_point.window import Window
-from picardsolve.integrators.base import DriftChain, Integrator
+from picardsolve.integrators.base import Integrator
 from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.posed import posed
 from picardsolve.problem.checks import check_choice, check_optional_positive_integer, check_width
 from picardsolve.problem.machine import drive
 from picardsolve.problem.parameters import detached, within_reach
-from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import Term
 from picardsolve.problem.tolerances import Stop
 from picardsolve.problem.validation import tolerance_of
-from picardsolve.results.carried import Carried
 from picardsolve.results.diagnostics import ConvergenceWarning, half_precision
-from picardsolve.results.failure import failure_of
 from picardsolve.results.progress import Progress
-from picardsolve.results.solution import Result, Solution, Stats
+from picardsolve.results.solution import Result, Solution
 
 _KEPT = 2**22  # numbers of a solution that is kept while it is solved, to measure growth along it
 _ROOM = 2**20  # bytes of functions that go along into a pickle
@@ -166,109 +159,26 @@ def solve(
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
     given |= {"max_batch": max_batch, "save": save}
-    again = partial(Again, term, pytree.tree_map(detached, y0), problem.ts, given=given, throw=throw)
-    chain = cast(Integrator, integrator).chain(problem)
-    solution = _on_grid(
-        problem,
-        y,
-        chain,
-        iteration,
-        guess,
-        window or 32,
-        stop,
-        (tol, rtol, atol),
-        save,
-        max_rounds,
-        progress,
-        throw,
-        again,
+    again = partial(
+        Again,
+        term,
+        pytree.tree_map(detached, y0),
+        problem.ts,
+        given=given,
+        solve=solve,
+        stepped=sequential,
+        throw=throw,
     )
+    chain = cast(Integrator, integrator).chain(problem)
+    grid = GridSolve.of(problem, y, chain, iteration, guess, window or 32, stop, (tol, rtol, atol), save == "all")
+    _warn(half_precision(problem.layout.dtype, grid.tolerance.smallest))
+    with Progress(chain.length, progress) as bar:
+        grid.run(max_rounds, bar)
+    solution = grid.solution(throw, again)
+    _warn(*solution.certificate.warnings)
     if chain.implicit:
         problem = replace(problem, parameters=None)  # their steps are not recorded
     return recorded(solution, problem, cast(Integrator, integrator), *inputs) if recording else solution
-
-
-@torch.no_grad()
-def _on_grid(
-    problem: Problem,
-    y: Tensor,
-    chain: DriftChain,
-    iteration: Method | None,
-    guess: Any,
-    window: int | Literal["auto"],
-    stop: Stop | MakesRule,
-    tolerances: tuple[Any, Any, Any],
-    save: Save,
-    max_rounds: int | None,
-    progress: bool,
-    throw: bool,
-    again: Callable[..., Again],
-) -> Solution:
-    """Solve the steps of a chain in rounds."""
-    method, trusts_slopes = iteration_for(iteration, chain), chain.trusts_slopes
-    rule = method.stop or stop
-    named: Stop = "error" if callable(rule) else rule
-    tolerance, meant = (tolerance_of(problem.term, problem.layout, *tolerances, each) for each in (named, "error"))
-    _warn(half_precision(problem.layout.dtype, meant.smallest))
-    stopping, meter = stopping_of(rule, tolerance, chain, trusts_slopes), None
-    if method.stop is None and stop != "error" and not tolerance.nothing:
-        meter = ErrorEstimate(meant, chain.length, trusts_slopes, implicit=chain.implicit)
-    checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT
-    path = y.new_full((chain.length + 1, *y.shape), torch.nan) if save == "all" or checked else None
-    width = window if window != "auto" else min(chain.length, max((problem.max_batch or _WIDEST) // len(y), 1))
-    together = problem.term.takes == "batch"
-    parts = {"width": width, "guess": guess_for(guess, problem, chain), "stopping": stopping, "meter": meter}
-    machine = method.machine(chain, y, path, **parts, lockstep=together)
-    growth, within = None, True
-    with Progress(chain.length, progress) as bar:
-        paced = window == "auto" and method.stop is None and not chain.implicit
-        rounds = run_rounds(machine, paced, max_rounds, bar)
-        if method.stop is None:
-            sharpening = Sharpening(problem, cast(Window, machine), y, max_rounds)
-            if trusts_slopes:
-                sharpening.of_denoiser()
-            else:
-                growth, within = sharpening.of_grown_errors(meant)
-            rounds += sharpening.rounds
-        bar.update(int(machine.begin.min()), rounds * chain.rounds)
-    if together:
-        machine.fail_where_not_finite()
-    path = machine.path if save == "all" else None
-    path = last_states(machine.x[0], machine.begin == chain.length) if path is None else path
-    more = {} if method.stop else {"iteration": method}
-    evidence = Evidence(
-        machine.history,
-        path,
-        chain.length,
-        meant,
-        Carried(again(tolerance=meant, more=more, solve=solve, stepped=sequential), _ROOM + 2 * y.nbytes),
-        batched=problem.layout.batched,
-        denoises=trusts_slopes,
-        implicit=chain.implicit,
-        growth=growth,
-    )
-    calls, evaluations = chain.counts()
-    stats = Stats(
-        chain.length,
-        rounds * chain.rounds + chain.further_rounds,
-        evaluations,
-        calls,
-        max((int(record.width.max()) for record in machine.history), default=0),
-    )
-    result = result_of(machine, within)
-    solution = Solution(
-        problem.ts[-len(path) :],
-        problem.layout.unpack_path(path),
-        result,
-        stats,
-        machine.history,
-        machine.notes,
-        _certified=partial(Certificate.of, evidence),
-    )
-    if throw and result in (Result.nonfinite, Result.max_rounds):
-        raise failure_of(solution, problem.ts, machine.begin, machine.failed, problem.layout.batched)
-    _warn(*solution.certificate.warnings)
-    return solution
 
 
 def _checked_for_segments(iteration: Any, guess: object, window: object, stop: object, brownian: object) -> Any:
@@ -299,8 +209,7 @@ def _reach(term: Term, args: Sequence[Any]) -> tuple[Tensor, ...]:
 
 def _warn(*sentences: str | None) -> None:
     for sentence in filter(None, sentences):
-        # at the line of the caller of solve, beneath _on_grid and torch.no_grad
-        warnings.warn(sentence, ConvergenceWarning, stacklevel=5)
+        warnings.warn(sentence, ConvergenceWarning, stacklevel=3)  # at the line that called solve
 
 
 @torch.no_grad()
@@ -335,10 +244,5 @@ def sequential(
         path = last_states(stepper.y, ~failed)
     else:
         forget_beyond(path, stepper.reached)
-    calls, evaluations = chain.counts()
-    stats = Stats(chain.length, rounds * chain.rounds + chain.further_rounds, evaluations, calls, 1)
     result = Result.nonfinite if failed.any() else Result.converged
-    solution = Solution(problem.ts[-len(path) :], problem.layout.unpack_path(path), result, stats)
-    if throw and result is Result.nonfinite:
-        raise failure_of(solution, problem.ts, stepper.reached, failed, problem.layout.batched)
-    return solution
+    return finished(problem, chain, path, result, (rounds, 1), stepper.reached, failed, throw)
