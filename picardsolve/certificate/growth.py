@@ -20,8 +20,8 @@ from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.problem.terms import SDE
 
-_AIM = 0.6  # how much a piece is to change a state, as far as rates tell: its steps times what one of them changes
-_REACH = 1.0  # above this a piece is cut
+_AIM = 0.7  # how much a piece is to change a state, as far as rates tell: its steps times what one of them changes
+_REACH = 1.2  # above this a piece is cut
 _FEWEST = 16  # pieces to begin with
 _AGREE = 4.0  # times that growth to a lower order may differ; to the higher it is then far nearer
 _PASSES = 10  # in which pieces are cut
@@ -108,11 +108,12 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
             break
         pieces = Pieces.between(edges)
         seen = jacobians.at(pieces.places, pieces.sample)
-        parts = np.minimum(np.ceil(changes(seen) * pieces.count / reach[pieces.sample]), pieces.count).clip(1)
+        moved = changes(seen)
+        parts = np.minimum(np.ceil(moved * pieces.count / reach[pieces.sample]), pieces.count).clip(1)
         parts = dict(zip(edges, np.split(parts, np.flatnonzero(np.diff(pieces.sample)) + 1), strict=True))
         short = [b for b, own in parts.items() if (own == 1).all()]
         bounds = [np.linspace(0, len(parts[b]), many + 1).round().astype(np.int64) for b in short]
-        tables = _tables(pieces.propagators(seen, short), bounds) if short else []
+        tables = _tables(pieces.propagators(seen, moved, short), bounds) if short else []
         for b, own, (fine, coarse) in zip(short, bounds, tables, strict=True):
             if abs(float((fine.amax() / coarse.amax()).log())) <= np.log(_AGREE):
                 ends[:, b], table[..., b] = edges.pop(b)[own], fine

@@ -46,18 +46,19 @@ class Pieces:
         inset, end = self._inset, self.begin + self.count
         return np.stack([self.begin + inset, (self.begin + end - 1) // 2, end - 1 - inset])
 
-    def propagators(self, seen: Tensor, samples: list[int]) -> Tensor:
-        """Of some samples' pieces, to the sixth and to the fourth order, ``(2, P', D, D)``.
+    def propagators(self, seen: Tensor, moved: np.ndarray, samples: list[int]) -> Tensor:
+        """The propagators of some samples' P' pieces, by the sixth order and by the fourth: ``(2, P', D, D)``.
 
         Args:
             seen: ``(3, P, D, D)`` Jacobians at the places.
-            samples: in the order of the pieces.
+            moved: ``(P,)`` their `changes`.
+            samples: the samples, in the order of the pieces.
         """
         mine = np.isin(self.sample, samples)
         count, inset, seen = self.count[mine], self._inset[mine], seen[:, torch.from_numpy(mine)]
         long = torch.from_numpy(count > 1)
         h, d = (torch.from_numpy(value)[long, None, None] for value in (count * 1.0, (count - 1 - 2 * inset) / 2))
-        before, middle, behind = _logarithm(seen[:, long])
+        before, middle, behind = _logarithm(seen[:, long], moved[mine][count > 1].max(initial=0))
         a, b = h * middle, h**2 / (2 * d) * (behind - before)
         c = h**3 / (2 * d**2) * (behind - 2 * middle + before)
         ab = _commutator(a, b)
@@ -109,11 +110,11 @@ def _commutator(a: Tensor, b: Tensor) -> Tensor:
     return a @ b - b @ a
 
 
-def _logarithm(matrices: Tensor) -> Tensor:
-    """By its series, of matrices ``(..., D, D)`` near the identity: steps that are taken together change little."""
+def _logarithm(matrices: Tensor, moved: float) -> Tensor:
+    """Logarithms, by their series, of matrices ``(..., D, D)`` that differ by about ``moved`` from the identity."""
     one = torch.eye(matrices.shape[-1], dtype=matrices.dtype)
-    beyond, largest = (matrices - one).flatten(0, -3), float(changes(matrices).max(initial=1e-12))
-    terms = int(np.clip(np.log(_PRECISE) / np.log(min(largest, 0.5)), 1, _MOST_TERMS - 1)) + 1
+    beyond = (matrices - one).flatten(0, -3)
+    terms = int(np.clip(np.log(_PRECISE) / np.log(np.clip(moved, 1e-12, 0.5)), 1, _MOST_TERMS - 1)) + 1
     total = one.expand_as(beyond) * ((-1) ** (terms + 1) / terms)
     for k in range(terms - 1, 0, -1):
         total = torch.baddbmm(one, beyond, total, beta=(-1) ** (k + 1) / k)
