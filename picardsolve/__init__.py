@@ -4,7 +4,8 @@ from picardsolve import theory
 from picardsolve.analysis.analysis import Analysis, Expected, analyze
 from picardsolve.baselines import Anderson, Jacobi, Parareal, presets
 from picardsolve.brownian.brownian_path import BrownianPath
-from picardsolve.certificate.certificate import Certificate, Verification
+from picardsolve.certificate.certificate import Certificate
+from picardsolve.certificate.verification import Verification
 from picardsolve.collocation import Collocation
 from picardsolve.fixed_point.guesses import Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.fixed_point.iterations import (

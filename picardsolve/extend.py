@@ -21,7 +21,7 @@
 * Machines. `drive` runs a `Machine`. A `Method` makes a `GridMachine` such as `Window`, which has `Settings`.
 """
 
-from picardsolve.certificate.certificate import Evidence
+from picardsolve.certificate.evidence import Evidence
 from picardsolve.collocation.check import CheckedSegment
 from picardsolve.collocation.failures import Stuck
 from picardsolve.collocation.initial_value import InitialValueProblem

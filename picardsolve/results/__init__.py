@@ -1,1 +1,1 @@
-"""What comes back from a solve: states, costs, rounds, pictures, warnings."""
+"""What a solve returns: states, costs, rounds, plots, warnings."""

@@ -1,4 +1,4 @@
-"""What goes along into a pickle where it can: functions of a user's, and what they hold."""
+"""Values that are pickled with a solution where they can be: the user's functions, and what they hold."""
 
 import io
 import pickle
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class _Full(Exception):
-    """There is no room for more."""
+    """The bytes do not fit."""
 
 
 class _Room(io.BytesIO):
-    """Takes so many bytes and no more, so that weights that are too heavy are not copied first."""
+    """A buffer of limited size, so that weights that are too large are not copied before they are refused."""
 
     def __init__(self, most: int):
         super().__init__()
@@ -25,14 +25,14 @@ class _Room(io.BytesIO):
 
 @dataclass(frozen=True)
 class Carried:
-    """A value that may be lost on the way through a pickle, without what holds it being lost too.
+    """A value that a pickle may lose without losing the object that holds it.
 
-    It is pickled by itself: into bytes that are read when the value is asked for, so that a process that cannot import
-    a function can still read the rest. A deep copy shares the value.
+    The value is pickled into bytes of its own, which are read when it is used. So a process that cannot import a
+    function can still read the rest. A deep copy shares the value.
 
     Attributes:
-        value: what is carried.
-        room: bytes that it may take in a pickle.
+        value: the value.
+        room: the largest number of bytes that it may take in a pickle.
     """
 
     value: Any
@@ -42,7 +42,7 @@ class Carried:
         """The value.
 
         Args:
-            asked_by: begins the message.
+            asked_by: what needs the value, for the message where it was lost.
         """
         return self.value
 
@@ -55,7 +55,7 @@ class Carried:
             pickle.Pickler(room, pickle.HIGHEST_PROTOCOL).dump(self.value)
         except _Full:
             why = f"what they hold is more than {self.room / 2**20:.3g} MB"
-        except Exception as error:  # of whatever functions and objects the user has
+        except Exception as error:  # functions and objects of the user may raise any
             why = f"{type(error).__name__}: {error}"
         else:
             return Packed, (room.getvalue(), "")
@@ -67,8 +67,8 @@ class Packed:
     """A `Carried` value that has been pickled.
 
     Attributes:
-        stored: its bytes; None where it could not be.
-        why: why not.
+        stored: its bytes; None where it could not be pickled.
+        why: why it could not be pickled.
     """
 
     stored: bytes | None
@@ -78,7 +78,7 @@ class Packed:
         """The value, unpickled.
 
         Raises:
-            ValueError: it is not there, or cannot be read here.
+            ValueError: it was not pickled, or cannot be read here.
         """
         if self.stored is None:
             raise ValueError(f"{asked_by}: {_LEFT} did not go along ({self.why}); {_INSTEAD}")

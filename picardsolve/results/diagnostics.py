@@ -10,13 +10,13 @@ from torch import Tensor
 from picardsolve.results.history import Stacked
 
 STIFF = 10.0  # |lambda| h above which explicit steps and Picard iteration are hopeless; see `theory.is_stiff`
-_GROWS = 30.0  # times: an error within tolerance is then visible to the naked eye
+_GROWS = 30.0  # growth of errors that a warning is worth
 _STALLED = 8  # rounds of one step each
-_SAVED = 0.2  # of the rounds, at least, for a solve that was worth it
+_SAVED = 0.2  # share of the rounds that a solve has to save to be worth its work
 
 
 class ConvergenceWarning(UserWarning):
-    """A solve converged badly, or its result is worth less than it seems."""
+    """A solve converged badly, or its result may be less accurate than it seems."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the rounds of a solve did."""
+"""The rounds of a solve: what each changed, accepted and let one estimate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_FEWEST = 4096  # numbers that room is made for
+_FEWEST = 4096  # numbers in the first allocation
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """What a round let one estimate of each step of its window, ``(W, B)`` all.
+    """Estimates of a round for each step of its window, all ``(W, B)``.
 
     Attributes:
-        excess: estimated errors of the new states, in units of what may have been spent on them.
-        ratios: of the residual that the last sweep left to how far it had moved the state; NaN where not known.
-        slopes: by how much a change of the state changes the one after it; NaN where not known.
+        excess: estimated errors of the new states, relative to the errors that are allowed.
+        ratios: the residual that the last sweep left, relative to its change of the state; NaN where not known.
+        slopes: the change of the next state, relative to the change of the state; NaN where not known.
     """
 
     excess: Tensor
@@ -31,13 +31,13 @@ class Round:
     """What one round did, on the CPU; norms in float64.
 
     Attributes:
-        begin: ``(B,)`` the step each sample's window stood at.
-        stride: ``(B,)`` the steps it accepted.
-        width: ``(B,)`` the steps it held.
+        begin: ``(B,)`` the first step of each sample's window.
+        stride: ``(B,)`` the number of steps that were accepted.
+        width: ``(B,)`` the number of steps in the window.
         increments: ``(W, B)`` root mean square change of the states after each step.
         residuals: ``(W, B)`` root mean square of ``Phi_n(X[n]) - X[n+1]``, or None where not computed.
-        step: ``(W, B)`` the step of each row, where they do not simply follow from ``begin`` on (`Parareal`).
-        estimates: what could be estimated of each step; None where nothing was.
+        step: ``(W, B)`` the step of each row, for `Parareal`; None where rows are consecutive steps from ``begin`` on.
+        estimates: the `Estimates` of each step; None where nothing was estimated.
     """
 
     begin: Tensor
@@ -51,14 +51,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Stacked:
-    """All K rounds of a solve as arrays, those of the rows of windows one behind another.
+    """All K rounds of a solve as arrays, with the R rows of all windows one after another.
 
     Attributes:
-        begin, stride, width: ``(K, B)``, as of a `Round`.
-        first: ``(K,)`` the row that each round begins with.
-        increments: ``(R, B)``.
-        ratios, slopes: ``(R, B)``; None where they were not estimated.
-        sliding: whether rounds are those of a sliding window, which `Parareal` has not.
+        begin, stride, width: ``(K, B)``, as in a `Round`.
+        first: ``(K,)`` the first row of each round.
+        increments: ``(R, B)``, as in a `Round`.
+        ratios, slopes: ``(R, B)``, as in `Estimates`; None where nothing was estimated.
+        sliding: whether the rounds are those of a sliding window; False for `Parareal`.
     """
 
     begin: np.ndarray
@@ -66,13 +66,13 @@ class Stacked:
     width: np.ndarray
     first: np.ndarray
     increments: np.ndarray
-    ratios: np.ndarray | None
-    slopes: np.ndarray | None
-    sliding: bool
+    ratios: np.ndarray | None = None
+    slopes: np.ndarray | None = None
+    sliding: bool = True
 
     @property
     def accepted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every accepted step its round, sample and row in the window, in the order of rounds."""
+        """Round, sample and row in the window of every accepted step, in the order of rounds."""
         stride = self.stride.ravel()
         which = np.repeat(np.arange(len(stride)), stride)
         row = np.arange(len(which)) - np.repeat(stride.cumsum() - stride, stride)
@@ -91,24 +91,24 @@ class Stacked:
 
     @property
     def decay(self) -> float:
-        """``-sum (c_n - 1)`` over a window, the largest: |lambda| times its length, where all that changes decays."""
+        """The largest ``sum (1 - c_n)`` over a window: |lambda| times its length where changes decay."""
         if self.slopes is None or not self.sliding:
             return 0.0
         return float(self.over_rounds(np.add, 1 - np.nan_to_num(self.slopes, nan=1, posinf=1, neginf=1)).max())
 
     @property
     def longest_stall(self) -> int:
-        """Rounds in a row in which a sample accepted one step of many."""
+        """The most rounds in a row in which a sample accepted one step of several."""
         stalled = (self.stride <= 1) & (self.width > 1) & self.sliding
         k = np.arange(1, len(stalled) + 1)[:, None]
         return int((k - np.maximum.accumulate(np.where(stalled, 0, k))).max(initial=0))
 
 
 class History(Sequence[Round]):
-    """The rounds of a solve, kept in two arrays that grow.
+    """The rounds of a solve, in two arrays that grow.
 
-    Small tensors of their own, made in every round between large ones that come and go, would split the memory that
-    the next round's large ones need: the process grew by windows with every round.
+    Small tensors that are allocated in every round between large temporary ones would fragment the memory: the process
+    would grow by a window in every round.
     """
 
     def __init__(self):
@@ -128,7 +128,7 @@ class History(Sequence[Round]):
         estimates: Sequence[np.ndarray] | None = None,
         step: np.ndarray | None = None,
     ) -> None:
-        """Note a `Round`: counts are its begin, stride and width, estimates its excess, ratios and slopes."""
+        """Add a `Round`: counts are its begin, stride and width, estimates its excess, ratios and slopes."""
         kinds = "r" * (residuals is not None) + "e" * (estimates is not None) + "s" * (step is not None)
         norms, whole = [increments], [*counts] if step is None else [*counts, step]
         norms += [] if residuals is None else [residuals]
@@ -139,7 +139,7 @@ class History(Sequence[Round]):
         self._used = most, last
 
     def extend(self, other: "History") -> None:
-        """Note the rounds of another solve behind these."""
+        """Add the rounds of another solve."""
         norms, counts = self._used
         self._rounds += [(a + norms, b + counts, w, s, has) for a, b, w, s, has in other._rounds]
         self._norms, norms = _extended(self._norms, norms, [other._norms[: other._used[0]]])
@@ -147,7 +147,7 @@ class History(Sequence[Round]):
         self._used = norms, counts
 
     def accept_last(self) -> None:
-        """Note that the last round accepted all the steps that it held."""
+        """Let the last round have accepted all steps of its window."""
         _, at, _, samples, _ = self._rounds[-1]
         stride, width = self._counts[at + samples : at + 3 * samples].reshape(2, samples)
         stride[:] = width
@@ -156,11 +156,12 @@ class History(Sequence[Round]):
         """All rounds as arrays."""
         if not self._rounds:
             none = np.zeros((0, 1), dtype=np.int64)
-            return Stacked(none, none, none, none[:, 0], none, None, None, True)
+            return Stacked(begin=none, stride=none, width=none, first=none[:, 0], increments=none)
         counts = np.stack([self._counts[at : at + 3 * b].reshape(3, b) for _, at, _, b, _ in self._rounds], 1)
         first, kinds = np.cumsum([0, *(width for _, _, width, *_ in self._rounds)])[:-1], self._rounds[0][-1]
         ratios, slopes = (self._rows(-2), self._rows(-1)) if "e" in kinds else (None, None)
-        return Stacked(*counts, first, self._rows(0), ratios, slopes, "s" not in kinds)
+        begin, stride, width = counts
+        return Stacked(begin, stride, width, first, self._rows(0), ratios, slopes, "s" not in kinds)
 
     def _rows(self, place: int) -> np.ndarray:
         """The table of norms in one place of every round, counted from the last where negative: ``(R, B)``."""
@@ -183,7 +184,7 @@ class History(Sequence[Round]):
         return self._round(*self._rounds[index])
 
     def _round(self, norms: int, counts: int, width: int, samples: int, kinds: str) -> Round:
-        """Views of what was noted."""
+        """One round, as views of the arrays."""
         many = _tables(kinds)
         table = torch.from_numpy(self._norms[norms : norms + many * width * samples].reshape(many, width, samples))
         begin, stride, held = torch.from_numpy(self._counts[counts : counts + 3 * samples].reshape(3, samples))
@@ -202,7 +203,7 @@ def _tables(kinds: str) -> int:
 
 
 def _extended(buffer: np.ndarray, used: int, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
-    """A buffer with parts behind what was used of it, and how much is used then."""
+    """A buffer with parts appended to its used elements, and how many are used then."""
     end = used + sum(part.size for part in parts)
     if end > len(buffer):
         grown = np.empty(max(2 * len(buffer), end, _FEWEST), dtype=buffer.dtype)

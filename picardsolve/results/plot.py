@@ -1,7 +1,7 @@
-"""The picture of a solve: what every step still changed in every round, and the window sliding through it."""
+"""Pictures of a solve, drawn by matplotlib."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,28 +13,20 @@ if TYPE_CHECKING:
 
 
 def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int = 0) -> "Figure":
-    """Draw a history.
+    """Draw the residual of each step in each round in colour, and the two ends of the window.
+
+    Where residuals are not known, changes are drawn.
 
     Args:
-        history: one record per sweep of the window.
+        history: one record per round of the window.
         steps: steps of the grid.
         rounds: rounds in all, for the title.
-        sample: which sample of the batch.
-
-    Returns:
-        A matplotlib figure: the residual of each step and sweep in colour (the change where residuals are not known),
-        and the window's two ends.
-
-    Raises:
-        ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
+        sample: index of a sample in the batch.
     """
-    try:
-        from matplotlib import pyplot as plt
-        from matplotlib.colors import LogNorm
-    except ImportError as error:
-        raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
-    field = torch.full((len(history), steps), torch.nan)
-    begins, ends = [], []
+    figure, axes = _subplots(figsize=(7.5, 3.8))
+    from matplotlib.colors import LogNorm
+
+    field, begins, ends = torch.full((len(history), steps), torch.nan), [], []
     for k, record in enumerate(history):
         begin, width = int(record.begin[sample]), int(record.width[sample])
         norms = record.increments if record.residuals is None else record.residuals
@@ -46,7 +38,6 @@ def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int =
     positive = field[field > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1e-16, 1.0)
     low = max(low, high * 1e-9)
-    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     image = axes.pcolormesh(field.clamp(min=low).numpy(), norm=LogNorm(low, high), cmap="viridis", rasterized=True)
     middles = [k + 0.5 for k in range(len(begins))]
     axes.step(begins, middles, where="mid", color="black", linewidth=1.2, label="accepted so far")
@@ -60,23 +51,13 @@ def plot_rounds(history: Sequence[Round], steps: int, rounds: int, sample: int =
 
 
 def plot_segments(ends: Tensor, rounds: int) -> "Figure":
-    """Draw the segments of a solve by collocation.
+    """Draw the lengths of the segments of a solve by collocation.
 
     Args:
-        ends: ``(S + 1,)`` times where segments begin, and where the last one ends.
+        ends: ``(S + 1,)`` times where segments begin, and the end of the last one.
         rounds: of the solve, for the title.
-
-    Returns:
-        A matplotlib figure: the length of each segment over the time that it covers.
-
-    Raises:
-        ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
     """
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
-    figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    figure, axes = _subplots(figsize=(7.5, 3.2))
     axes.stairs(ends.diff().abs().numpy(), ends.numpy(), baseline=None, color="black")
     axes.set(xlabel="t", ylabel="length of the segment", title=f"{len(ends) - 1} segments in {rounds} rounds")
     if len(ends) > 1:
@@ -85,25 +66,15 @@ def plot_segments(ends: Tensor, rounds: int) -> "Figure":
 
 
 def plot_expected(widths: Sequence[int], rounds: Sequence[float], seconds: Sequence[float], alone: float) -> "Figure":
-    """Draw what solves of several widths are expected to take.
+    """Draw the rounds and seconds that solves with several widths of the window are expected to take.
 
     Args:
         widths: of the window.
-        rounds: expected with each.
-        seconds: likewise.
+        rounds: expected with each width.
+        seconds: expected with each width.
         alone: seconds of the sequential solver.
-
-    Returns:
-        A matplotlib figure: rounds and seconds over the width, both logarithmic.
-
-    Raises:
-        ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
     """
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), layout="constrained")
+    figure, (left, right) = _subplots(1, 2, figsize=(7.5, 3.2))
     left.plot(widths, rounds, "o-", color="black")
     left.set(xlabel="width of the window", ylabel="expected rounds", xscale="log", yscale="log")
     right.plot(widths, seconds, "o-", color="black", label="in parallel")
@@ -111,3 +82,16 @@ def plot_expected(widths: Sequence[int], rounds: Sequence[float], seconds: Seque
     right.set(xlabel="width of the window", ylabel="expected seconds", xscale="log", yscale="log")
     right.legend(fontsize="small")
     return figure
+
+
+def _subplots(*shape: int, figsize: tuple[float, float]) -> tuple["Figure", Any]:
+    """A figure and its axes.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise ImportError("plot: needs matplotlib; pip install picardsolve[plot]") from error
+    return plt.subplots(*shape, figsize=figsize, layout="constrained")

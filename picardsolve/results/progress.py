@@ -1,4 +1,4 @@
-"""What is shown while a solve runs."""
+"""The progress bar of a solve."""
 
 from collections.abc import Callable
 from math import inf
@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 
 class Progress:
-    """A bar of the steps that have converged, with the rounds so far; silent unless shown."""
+    """A bar of the accepted steps, with the number of rounds."""
 
     def __init__(self, steps: int, shown: bool, unit: str = "step"):
         self._bar = tqdm(total=steps, unit=unit, disable=not shown)
@@ -16,9 +16,9 @@ class Progress:
         self._drawn = -inf
 
     def update(self, converged: int, rounds: int, expected: Callable[[], float] | None = None) -> None:
-        """Show that ``converged`` steps are done after ``rounds`` rounds, of as many as are ``expected`` in all.
+        """Show that ``converged`` steps are accepted after ``rounds`` rounds.
 
-        That is asked for only when the bar is drawn again: it takes longer than many a round.
+        ``expected``, the rounds of the whole solve, is called only when the bar is drawn: it takes as long as a round.
         """
         if self._bar.disable:
             return

@@ -1,4 +1,4 @@
-"""What comes back from a solve."""
+"""The solution of a solve: states, result, costs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.results.abstract_certificate import AbstractCertificate
 from picardsolve.results.history import Round
 from picardsolve.results.plot import plot_rounds, plot_segments
 
@@ -20,20 +21,20 @@ if TYPE_CHECKING:
 class Result(Enum):
     """How a solve ended; the value is the sentence to read."""
 
-    converged = "Every state is the sequential solution's, to the tolerance that was asked for."
+    converged = "Every state is within the tolerance of the sequential solution, as far as the rounds tell."
     doubtful = (
-        "The iteration has converged, but errors grow so much along this solution that it may be further from the "
+        "The iteration converged, but errors grow so much along this solution that it may be further from the "
         "sequential one than the tolerance: see solution.certificate."
     )
     nonfinite = (
         "A step of the sequential solver itself is not finite: take smaller steps near that time, start from another "
-        "y0, or use more precision; a parallel solver cannot mend it."
+        "y0, or use more precision."
     )
-    stopped = "The iterations that were asked for are done; how close they came to the tolerance was not asked."
+    stopped = "The iterations that were asked for are done; how far they are from the tolerance is not known."
     solved = "The solution is within the tolerance, as far as its own checks tell."
-    terminated = "A terminal event ended it: its time and state are in events, states at later times are NaN."
-    diverged = "It seems to end in finite time: solve up to there, or check the drift."
-    nonfinite_drift = "Check the drift there, or solve up to an earlier time; what came before is in the solution."
+    terminated = "A terminal event ended the solve: its time and state are in events, states at later times are NaN."
+    diverged = "The solution appears to blow up in finite time: solve up to an earlier time, or check the drift."
+    nonfinite_drift = "Check the drift there, or solve up to an earlier time; the solution holds the states before it."
     unresolved = (
         "The drift may jump or be noisy there: loosen the tolerance, solve up to the jump and go on from it, or use "
         "more precision."
@@ -51,11 +52,12 @@ class Stats:
     """What a solve cost.
 
     Attributes:
-        steps: steps N of the grid.
-        rounds: batched drift calls that follow each other; a Runge-Kutta stage is one, so is the guess's own.
-        evaluations: drifts at one state of one sample, all counted.
-        calls: calls of the user's function; more than rounds where ``max_batch`` cut them.
-        max_width: most steps of one sample in a round.
+        steps: N, the steps of the grid.
+        rounds: batched drift calls, one after another. Each stage of a Runge-Kutta step takes one, and so does a guess
+            that calls the drift.
+        evaluations: evaluations of the drift at one state of one sample.
+        calls: calls of the user's function; more than rounds where ``max_batch`` splits them.
+        max_width: the largest number of steps of one sample in a round.
     """
 
     steps: int
@@ -67,12 +69,12 @@ class Stats:
 
 @dataclass(frozen=True)
 class Occurrences:
-    """When an event happened.
+    """Times and states of one event.
 
     Attributes:
-        ts: ``(k,)`` float64, in the order of the way.
-        ys: the states there, ``(k, *y0.shape)``, or the same structure of tensors as y0; of one sample, where y0 is a
-            batch.
+        ts: ``(k,)`` float64 times, in the direction of the solve.
+        ys: ``(k, *y0.shape)`` states at those times, or the same structure of tensors as y0; those of one sample where
+            y0 is a batch.
     """
 
     ts: Tensor
@@ -87,42 +89,43 @@ class Dense(Protocol):
         ...
 
     def detached(self) -> "Dense":
-        """The same without gradients, and without the functions that these need."""
+        """The same polynomials without gradients, and without the functions that gradients need."""
         ...
 
     def segments(self, sample: int) -> Tensor:
-        """The times where the segments of a sample begin, and where the last one ends, ``(S + 1,)`` float64."""
+        """``(S + 1,)`` float64: the times where the segments of a sample begin, and the end of the last one."""
         ...
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A certificate that has been computed, in the place of what computes it."""
+    """A certificate that was computed already."""
 
-    certificate: Any
+    certificate: AbstractCertificate
 
-    def __call__(self, solution: "Solution") -> Any:
+    def __call__(self, solution: "Solution") -> AbstractCertificate:
         return self.certificate
 
 
 @dataclass(frozen=True, repr=False)
 class Solution:
-    """The states at the times ``ts``, and how they came about.
+    """The states at the times ``ts``, what they cost, and how far they may be from the reference.
 
-    It can be pickled, deep-copied and saved by `torch.save`; copies have no gradients. States, costs, history, the
-    certificate's numbers and ``sol(t)`` always come back. The functions that it was computed by, which
-    ``certificate.verify()``, ``recheck()`` and ``certified()`` call, do where they can be pickled and hold no more than
-    a megabyte beside the initial state; elsewhere these say so.
+    A solution can be pickled, deep-copied and saved by `torch.save`; copies have no gradients. A copy keeps states,
+    costs, history, the numbers of the certificate and ``sol(t)``. ``certificate.verify()``, ``recheck()`` and
+    ``certified()`` call functions of the solve. After pickling they work where these functions can be pickled and hold
+    at most a megabyte beside the initial state; otherwise they raise a ValueError that says so.
 
     Attributes:
         ts: ``(T,)`` float64: the grid, or its last time with ``save="last"``.
-        ys: ``(T, *y0.shape)``, or the same structure of tensors as y0; NaN where a solve stopped before, or an event.
-        result: how it ended.
+        ys: ``(T, *y0.shape)``, or the same structure of tensors as y0; NaN at times that were not reached, and at those
+            after a terminal event.
+        result: how the solve ended.
         stats: what it cost.
         history: one record per round; empty for a sequential solve, and for collocation.
-        notes: what was decided on the way, such as the iteration that was chosen.
-        events: per event function its `Occurrences`; of a batch, a tuple of those of each sample.
-        dense: of collocation, the states at any times; see `__call__`.
+        notes: what the solve decided by itself, a sentence each.
+        events: per event function its `Occurrences`; for a batch, a tuple of those of each sample.
+        dense: for collocation, the states at any times; see `__call__`.
     """
 
     ts: Tensor
@@ -133,7 +136,7 @@ class Solution:
     notes: tuple[str, ...] = ()
     events: tuple[Any, ...] = ()
     dense: Dense | None = field(default=None, repr=False, compare=False)
-    _certified: "Callable[[Solution], Any] | None" = field(default=None, repr=False, compare=False)
+    _certified: "Callable[[Solution], AbstractCertificate] | None" = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name != "certificate"}
@@ -161,24 +164,24 @@ class Solution:
         return replace(self)  # a shallow copy shares all, gradients too
 
     @cached_property
-    def certificate(self) -> Any:
-        """How far this is from the truth: a `Certificate`, or of collocation an `Estimate`.
+    def certificate(self) -> AbstractCertificate:
+        """How far this solution may be from its reference.
 
-        A `Certificate` is about the sequential solution, as far as the rounds tell; an `Estimate` about the solution of
-        the equation.
+        After a solve on a grid it is a `Certificate`, about the sequential solution. After collocation it is about the
+        solution of the equation itself.
 
         Raises:
-            ValueError: it is a sequential solution.
+            ValueError: this is a sequential solution.
         """
         if self._certified is None:
-            raise ValueError("certificate: this solution was computed step by step, it is the reference itself.")
+            raise ValueError("certificate: this solution was computed step by step: it is the reference itself.")
         return self._certified(self)
 
     def __call__(self, t: "Tensor | Sequence[float] | float") -> Any:
-        """The solution at any times between the first and the last: its polynomials, for no drift call.
+        """Evaluate the polynomials of a solution by collocation; the drift is not called.
 
         Args:
-            t: a number, or ``(T,)`` times in any order.
+            t: a number, or ``(T,)`` times in any order, between the first and the last time of the solution.
 
         Returns:
             The state, or states ``(T, *y0.shape)``; NaN at times that were not reached.
@@ -199,16 +202,18 @@ class Solution:
         return states if at.dim() else pytree.tree_map(lambda leaf: leaf[0], states)
 
     def plot(self, sample: int = 0) -> "Figure":
-        """Draw the residual of every step in every round, with the window sliding through it.
-
-        Of collocation, which keeps no record of its rounds: how long its segments are.
+        """Draw the residual of every step in every round, and the window; for collocation the lengths of segments.
 
         Args:
-            sample: which sample of the batch.
+            sample: index of a sample in the batch.
+
+        Returns:
+            A matplotlib figure.
 
         Raises:
             ImportError: matplotlib is missing (``pip install picardsolve[plot]``).
-            ValueError: a sequential solution has no rounds to draw, or there is no such sample.
+            TypeError: sample is not an integer.
+            ValueError: the solution is sequential and has no rounds to draw, or there is no such sample.
         """
         if type(sample) is not int:
             raise TypeError(f"sample: expected an integer >= 0, got {sample!r}.")
@@ -236,12 +241,12 @@ def _span(ts: Tensor) -> str:
 
 
 class SolveError(RuntimeError):
-    """A solve that could not be finished; nothing computed is lost.
+    """A solve that could not be finished. It carries what was computed.
 
     Attributes:
-        solution: the states so far, NaN after them.
-        step: the step that failed, where one did.
-        time: its time.
+        solution: the states that were reached, NaN after them.
+        step: the step that failed; None where none did.
+        time: the time of that step.
     """
 
     def __init__(self, message: str, solution: Solution, step: int | None = None, time: float | None = None):
