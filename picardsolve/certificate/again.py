@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.fixed_point.guesses import FromTrajectory
 from picardsolve.integrators.base import DriftChain
 from picardsolve.integrators.posed import posed
 from picardsolve.problem.parameters import detached
@@ -51,8 +52,9 @@ class Again:
         """The states of a solution, ``(T, B, D)``."""
         return self._problem().layout.pack_path("ys", solution.ys, len(solution.ts))
 
-    def finer(self, solution: Solution, factor: float, guess: Any) -> Solution:
-        """Solve again, from a guess, to a fraction of the tolerance."""
+    def finer(self, solution: Solution, factor: float) -> Solution:
+        """Solve again, from a solution, to a fraction of the tolerance."""
+        guess = FromTrajectory(solution) if self.given["save"] == "all" else None
         tolerance: dict[str, Any] = {"rtol": factor * self.tolerance.rtol, "atol": factor * self.tolerance.atol}
         if self.term.by_name:
             tolerance = {"tol": factor * self.tolerance.state}
