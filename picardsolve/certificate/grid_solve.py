@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from picardsolve.certificate.again import Again
-from picardsolve.certificate.certificate import Certificate, Evidence
+from picardsolve.certificate.certificate import Certificate
+from picardsolve.certificate.evidence import Evidence
 from picardsolve.certificate.growth import Growth, measurable
 from picardsolve.certificate.running import last_states, result_of, run_rounds
 from picardsolve.certificate.sharpening import Sharpening
