@@ -1,14 +1,13 @@
-"""Parareal: the hyper-parameters of a solve by the wavefront."""
+"""Parareal: its hyper-parameters, and where cores start."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
+from typing import Any
 
 from torch import Tensor
 
 from picardsolve.baselines.wavefront import Wavefront
-from picardsolve.fixed_point.error_estimate import ErrorEstimate
-from picardsolve.fixed_point.guesses import Guess
 from picardsolve.fixed_point.iterations import Method
 from picardsolve.fixed_point.stopping import Stopping
 from picardsolve.integrators.base import DriftChain
@@ -20,30 +19,30 @@ from picardsolve.problem.tolerances import Stop
 class Parareal(Method):
     """``delta = G(y) - G(x)`` over blocks of steps, G a coarse solver (Lions, Maday & Turinici 2001), pipelined.
 
-    Cores step the same chain from starts along the grid, each from a coarse jump off the one before. When core c - 1
-    reaches the step that core c was last corrected at, core c is corrected by the difference of two coarse jumps from
-    there, one from either state: with equal blocks its state at a block's end is parareal's. Core 0 is the
+    Cores step the same chain from starts along the grid. A core starts from a coarse jump of the core before, and is
+    corrected by the difference of two coarse jumps, from the new and from the old state of the step where it was
+    corrected last. With equal blocks, the state of a core at the end of a block is that of parareal. Core 0 is the
     sequential solver, so there are never more rounds than steps. A jump is one step of the same integrator with the
-    output of its first state held fixed (DDIM over DDIM, Euler over Euler; over a Runge-Kutta method its slope), with
-    the noise of the steps it covers; that evaluation is the first fine step as well, so one coarse step costs no row.
+    output of its first state held fixed (DDIM over DDIM, Euler over Euler, for a Runge-Kutta method its slope), with
+    the noise of the steps that it covers. That evaluation also serves the first fine step: a coarse step costs no row.
     SRDS (Selvam et al. 2024) and CHORDS (Han et al. 2025) are choices of starts, see `picardsolve.presets`.
 
-    In `picardsolve.solve` ``guess`` is unused, and ``window`` bounds the number of cores, which with one coarse step is
-    the rows of a sample in a round. All samples keep to one schedule; each stops by itself.
+    In `picardsolve.solve`, ``guess`` is unused, and ``window`` is the largest number of cores. A core takes one row of
+    each sample in a round. All samples share one schedule; each stops by itself.
 
     Args:
-        blocks: number of blocks of equal length, the first takes the remainder; the square root of the number of steps
-            by default. Fewer where blocks would not be longer than ``coarse``, or than ``window`` allows.
-        starts: instead of ``blocks``: the steps where cores start, 0 first.
-        grid: steps of the grid that ``starts`` are meant for; on another they are scaled to it, and those that come too
-            close to the one before are left out. None: they are steps of any grid.
-        coarse: steps of a coarse jump; all but the first are rows and rounds of their own.
-        iterations: stop when the core that makes this iteration reaches the end, 1 being the last core, the first to
-            arrive, whatever the tolerance says. None: stop by tolerance only.
+        blocks: number of blocks of equal length; the first block takes the remainder. Default: the square root of the
+            number of steps. There are fewer where blocks would not be longer than ``coarse``, or ``window`` is smaller.
+        starts: instead of ``blocks``, the steps where cores start, 0 first.
+        coarse: number of steps of a coarse jump, 1 by default. All but the first take rows and rounds of their own.
+        iterations: stop when the core that makes this iteration reaches the end, whatever the tolerance says. 1 is
+            the last core, which arrives first. None, the default: stop by tolerance only.
+        grid: number of steps of the grid that ``starts`` are for. On another grid they are scaled to it, and starts
+            that come too close to the one before are left out. None, the default: ``starts`` are steps of any grid.
 
     Raises:
-        TypeError: ``blocks``, ``coarse`` or ``iterations`` is no integer, or ``starts`` no tuple of them.
-        ValueError: one of them is out of range, or starts are not more than ``coarse`` steps apart.
+        TypeError: ``blocks``, ``coarse``, ``iterations`` or ``grid`` is no integer, or ``starts`` no tuple of integers.
+        ValueError: a number is out of range, or starts are not more than ``coarse`` steps apart.
     """
 
     blocks: int | None = None
@@ -96,7 +95,7 @@ class Parareal(Method):
 
     @property
     def stop(self) -> Stop:
-        """Where a core reaches the state that the next one went on from, it is compared with that state."""
+        """Only differences of cores are known, which are increments: no errors are estimated."""
         return "increment"
 
     def machine(
@@ -106,12 +105,11 @@ class Parareal(Method):
         path: Tensor | None,
         *,
         width: int,
-        guess: Guess,
         stopping: Stopping,
-        meter: ErrorEstimate | None = None,
         lockstep: bool = False,
+        **unused: Any,
     ) -> Wavefront:
-        """A `Wavefront` of at most ``width`` cores; it has no use for a guess.
+        """A `Wavefront` of at most ``width`` cores.
 
         Raises:
             TypeError: steps of the chain read outputs of earlier steps.

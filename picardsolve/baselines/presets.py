@@ -14,36 +14,39 @@ _PUBLISHED = 50  # steps of the grid that they are for
 
 
 def paradigms(tol: float = 0.1) -> dict[str, Any]:
-    """ParaDiGMS (Shih et al., NeurIPS 2023, arXiv 2305.16317): Picard iteration over a sliding window.
+    """ParaDiGMS: Picard iteration over a sliding window (Shih et al., NeurIPS 2023, arXiv 2305.16317, algorithm 1).
 
-    States that enter are copies of the last one; a state is left when a round changes it by less than ``tol`` times
-    the noise of its step, which is 0.1 in the paper (section 3.2). The window is an argument of `solve`.
+    States that enter are copies of the last one. A state is accepted when a round changes it by less than ``tol`` times
+    the noise of its step (section 3.2). What differs: the window is an argument of `solve`, and its first step is
+    accepted in every round.
 
     Args:
-        tol: the published tolerance.
+        tol: 0.1 in the paper.
     """
     return {"iteration": Picard(), "guess": Copy(), "stop": "increment", "tol": tol}
 
 
 def parasolver(tol: float = 0.1) -> dict[str, Any]:
-    """ParaSolver (Lu, Zhu & Hou, ICLR 2025), for denoisers with noise: ParaDiGMS that starts from a predicted sample.
+    """ParaSolver, for denoisers with noise: ParaDiGMS with a predicted sample as guess (Lu, Zhu & Hou, ICLR 2025).
 
-    Its Newton step has the identity for a Jacobian, which is Picard iteration; what it adds are the guesses.
+    Its Newton step has the identity for a Jacobian, which is Picard iteration, so its guesses are what it adds. What
+    differs: as in `paradigms`.
 
     Args:
-        tol: 0.55 in the example of the released code.
+        tol: 0.1 as in ParaDiGMS; the example of the released code has 0.55.
     """
     return {"iteration": Picard(), "guess": FrozenSample(), "stop": "increment", "tol": tol}
 
 
 def parataa(order: int | None = 20) -> dict[str, Any]:
-    """ParaTAA (Tang et al., ICML 2024, arXiv 2402.09970): triangular Anderson acceleration of exponential Picard.
+    """ParaTAA: triangular Anderson acceleration of exponential Picard (Tang et al., ICML 2024, arXiv 2402.09970).
 
-    With the settings of the released code for Stable Diffusion: equations of order 20, one difference, a ridge of 1e-3
-    as it is. Pass ``window=`` the number of steps, as published.
+    The base is its eq. 9. The settings are those of the released code for Stable Diffusion: equations of order 20, one difference, and an
+    absolute ridge of 1e-3. Pass ``window=`` the number of steps, as published. What differs: the rule for stopping and
+    its default tolerance are those of ParaDiGMS.
 
     Args:
-        order: None: the order of the window.
+        order: order of the equations; None: the width of the window.
     """
     return {
         "iteration": Anderson(1, base="exponential", ridge=0.0, order=order, absolute_ridge=1e-3),
@@ -53,7 +56,11 @@ def parataa(order: int | None = 20) -> dict[str, Any]:
 
 
 def deq() -> dict[str, Any]:
-    """DEQ-DDIM (Pokle, Geng & Kolter, NeurIPS 2022): Anderson acceleration with five differences over all steps."""
+    """DEQ-DDIM: Anderson acceleration over all steps (Pokle, Geng & Kolter, NeurIPS 2022, arXiv 2210.12867).
+
+    Five differences, and an absolute ridge of 1e-3. Pass ``window=`` the number of steps, as published. What differs:
+    the rule for stopping is that of ParaDiGMS.
+    """
     return {
         "iteration": Anderson(5, triangular=False, base="exponential", ridge=0.0, absolute_ridge=1e-3),
         "guess": Copy(),
@@ -62,42 +69,48 @@ def deq() -> dict[str, Any]:
 
 
 def deer() -> dict[str, Any]:
-    """DEER (Lim et al., ICLR 2024, arXiv 2309.12252): Newton's method with all of every step's Jacobian."""
+    """DEER: Newton's method with the whole Jacobian of every step (Lim et al., ICLR 2024, arXiv 2309.12252).
+
+    What differs: it runs in a sliding window. Pass ``window=`` the number of steps, as published.
+    """
     return {"iteration": Newton("dense"), "guess": Copy(), "stop": "increment"}
 
 
 def quasi_deer() -> dict[str, Any]:
-    """Quasi-DEER (Gonzalez et al., NeurIPS 2024, arXiv 2407.19115): Newton's method with the Jacobians' diagonals."""
+    """Quasi-DEER: Newton's method with diagonals of Jacobians (Gonzalez et al., NeurIPS 2024, arXiv 2407.19115).
+
+    What differs: it runs in a sliding window, and diagonals are clipped to [-2, 2].
+    """
     return {"iteration": Newton("diagonal"), "guess": Copy(), "stop": "increment"}
 
 
 def srds(blocks: int | None = None, iterations: int | None = None) -> dict[str, Any]:
-    """SRDS, self-refining diffusion samplers (Selvam, Merchant & Ermon, NeurIPS 2024, arXiv 2412.08292), pipelined.
+    """SRDS, pipelined: parareal for samplers (Selvam, Merchant & Ermon, NeurIPS 2024, arXiv 2412.08292).
 
-    Parareal with the square root of N blocks, and one DDIM step over a block as the coarse solver. With N steps in B
-    blocks, iteration K ends after ``K N / B + B - K`` rounds; the published count ``K N / B + B - 1`` runs the block
-    again that is exact already.
+    The square root of N blocks, and one DDIM step over a block as the coarse solver. What differs: with N steps in B
+    blocks, iteration K ends after ``K N / B + B - K`` rounds. The published count, ``K N / B + B - 1``, runs again the
+    block that is exact already.
 
     Args:
-        blocks: the square root of the number of steps by default, as published.
-        iterations: stop after so many. None: stop by tolerance.
+        blocks: number of blocks; the square root of the number of steps by default, as published.
+        iterations: stop after so many iterations. None: stop by tolerance.
     """
     return {"iteration": Parareal(blocks, iterations=iterations)}
 
 
 def chords(steps: int | None = None, cores: int = 8, iterations: int | None = None) -> dict[str, Any]:
-    """CHORDS, cores from slow to fast (Han et al., ICCV 2025, arXiv 2507.15260, with the starts of its released code).
+    """CHORDS: parareal with cores from slow to fast (Han et al., ICCV 2025, arXiv 2507.15260).
 
-    Core c is corrected by ``F - G_old + G_new``, G one Euler (here: the integrator's own) step, whenever the core
-    before it reaches its last correction. With 50 steps the fastest of 8 cores ends after 17 rounds, the next after
-    24; the fastest of 4 after 21. On other grids the published starts, which are for 50 steps, are scaled to the grid,
-    those that come closer than two steps to the one before left out.
+    Core c is corrected by ``F - G_old + G_new`` when the core before it reaches the step of its last correction. The
+    starts are those of the released code, for 50 steps: the fastest of 8 cores ends after 17 rounds, the next one after
+    24; the fastest of 4 ends after 21. What differs: G is one step of the integrator instead of Euler's, and on other grids the
+    starts are scaled; those closer than two steps to the one before are left out.
 
     Args:
-        steps: of the grid, to see where cores start; None: of whatever grid is solved on.
+        steps: number of steps of the grid, to see where cores start; None: of the grid that is solved on.
         cores: 4, 6 or 8.
-        iterations: 1: stop when the fastest core ends, 2: the one before, and so on; the released code recommends 1 or
-            2. None: stop by tolerance.
+        iterations: 1: stop when the fastest core ends, 2: when the one before it ends, and so on. The released code
+            recommends 1 or 2. None: stop by tolerance.
 
     Raises:
         TypeError: ``steps`` is no integer.

@@ -22,7 +22,7 @@ from picardsolve.fixed_point.checked_sweep import checked
 from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.grid_machine import GridMachine
 from picardsolve.fixed_point.guesses import Entering, Guess, Trail
-from picardsolve.fixed_point.guesses.watched import watched as watched_guess
+from picardsolve.fixed_point.guesses.checked_guess import checked as checked_guess
 from picardsolve.fixed_point.increments import Increments
 from picardsolve.fixed_point.placement import Placement, alike, extended, on_device, padded, rows_from, shifted
 from picardsolve.fixed_point.stopping import Stopping
@@ -85,7 +85,7 @@ class Window(GridMachine):
 
     def __post_init__(self):
         y0, samples, settings = self.x, len(self.x), self.settings
-        self._iteration, self._guess = checked(settings.iteration), watched_guess(settings.guess)
+        self._iteration, self._guess = checked(settings.iteration), checked_guess(settings.guess)
         self._iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
         self.width = settings.width
         self.acceptance = Acceptance(samples, self.width, self.chain.implicit, settings.lockstep)

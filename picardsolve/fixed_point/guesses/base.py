@@ -1,23 +1,23 @@
-"""The interface of a guess: what the states that enter a window start from."""
+"""The interface of a guess: where the states that enter a window start."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import Chain, Evaluated, Index
+from picardsolve.integrators.base import Chain, Evaluated, Hold, Index
 from picardsolve.problem.problem import Problem
 
 
 @dataclass(frozen=True)
 class Trail:
-    """The states of the last round, of which a sample's state ``last[s]`` is the one that a guess leaves from.
+    """The states of the last round; sample s goes on from its state number ``last[s]``.
 
     Attributes:
-        start: ``(B, D)``, number 0: where the window stood.
-        y: ``(W, B, D)``, numbers 1 to W: what the round made of the states behind it.
+        start: ``(B, D)``, state number 0, where the window began.
+        y: ``(W, B, D)``, states number 1 to W, the new states of the round.
         last: ``(B,)``.
     """
 
@@ -34,17 +34,17 @@ class Trail:
 
 @dataclass(frozen=True)
 class Entering:
-    """The states that enter a window: asked for are the L behind ``start``.
+    """The states that enter a window: the L states that follow ``start``.
 
     Attributes:
         chain: what is solved.
-        n: ``(L, B)``, or ``(L, 1)`` if all samples stand alike: the steps that lead to them. Numbers repeat behind the
-            end of the grid.
-        wanted: ``(B,)`` how many of the L a sample has a use for.
-        start: ``(B, D)`` the last known state.
-        noise: ``(L, B, noise_size)`` of the steps, or None.
+        n: the steps that lead to the states, ``(L, B)``, or ``(L, 1)`` where all samples are at the same steps. Beyond
+            the end of the grid the last step is repeated.
+        wanted: ``(B,)``, how many of the L states each sample needs.
+        start: ``(B, D)``, the last known state.
+        noise: increments of the steps, ``(L, B, noise_size)``, or None.
         source: the last evaluation; None before the first.
-        trail: the states that led here; None before the first evaluation.
+        trail: the states before ``start``; None before the first evaluation.
     """
 
     chain: Chain
@@ -55,12 +55,36 @@ class Entering:
     source: Evaluated | None
     trail: Trail | None
 
+    def predicted(self) -> Tensor | None:
+        """The chain's prediction of the states before anything is evaluated, ``(L, B, D)``; None if it has none."""
+        return self.chain.predict(self.n, self.start, self.noise)
+
+    def extended(self, hold: Hold) -> Tensor:
+        """The states with the last evaluation held fixed, ``(L, B, D)``."""
+        assert self.source is not None
+        return self.chain.extend(self.n, hold, self.start, self.source, self.noise)
+
+    def copied(self) -> "Entering":
+        """The same with tensors of its own."""
+        noise, source, trail = self.noise, self.source, self.trail
+        return replace(
+            self,
+            n=self.n.copy(),
+            start=self.start.clone(),
+            noise=None if noise is None else noise.clone(),
+            source=source and replace(source, state=source.state.clone(), output=source.output.clone()),
+            trail=trail and replace(trail, start=trail.start.clone(), y=trail.y.clone()),
+        )
+
 
 class Guess(ABC):
-    """How the states that enter a window are filled in. It never changes the answer, only how soon it is reached."""
+    """What the states that enter a window start from. It changes the number of rounds, never the answer."""
 
     def first(self, entering: Entering) -> Tensor | None:
-        """The first window's states, before any evaluation, ``(L, B, D)``; None: its round is the first step alone."""
+        """The states of the first window, ``(L, B, D)``, before any evaluation.
+
+        None, the default: nothing is known, and the first round is the first step alone.
+        """
         return None
 
     @abstractmethod
@@ -71,16 +95,16 @@ class Guess(ABC):
         """This guess for one problem.
 
         Raises:
-            TypeError: the problem gives it no meaning, or what it holds has the wrong type.
-            ValueError: what it holds has the wrong shape.
+            TypeError: the guess has no meaning for the problem, or what it was given has the wrong type.
+            ValueError: what it was given has the wrong shape.
         """
         return self
 
     def most(self, rounds: int, width: int) -> int:
-        """How many states may enter a window of ``width`` steps after so many rounds."""
+        """How many states may enter a window of ``width`` steps after ``rounds`` rounds; the default is all."""
         return width
 
 
 def copies_where_not_finite(states: Tensor, start: Tensor) -> Tensor:
-    """States ``(L, B, D)``, those that are not finite replaced by ``start`` (B, D)."""
+    """States ``(L, B, D)``; those that are not finite become copies of ``start`` (B, D)."""
     return torch.where(states.isfinite().all(-1, keepdim=True), states, start)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from picardsolve.fixed_point.guesses.base import Entering, Guess
-from picardsolve.integrators.base import Chain, Hold
+from picardsolve.integrators.base import Chain
 from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import SDE
@@ -13,7 +13,7 @@ from picardsolve.problem.terms import SDE
 
 @dataclass(frozen=True)
 class Copy(Guess):
-    """Copies of the last state (Shih et al. 2023)."""
+    """Copies of the last state (Shih et al. 2023, ParaDiGMS, algorithm 1)."""
 
     def first(self, entering: Entering) -> Tensor:
         """``start``, L times."""
@@ -26,49 +26,38 @@ class Copy(Guess):
 
 @dataclass(frozen=True)
 class FrozenOutput(Guess):
-    """Continue with the last drift (of an SDE also diffusion) held fixed; of a denoiser, the predicted noise.
+    """Steps with the last output held fixed; the default for ODEs, SDEs and `DDIM`.
 
-    The best known for ODE chains, DDIM among them.
+    The output is the drift, for an `SDE` also the diffusion, and for a `Denoiser` the predicted noise.
     """
 
     def first(self, entering: Entering) -> Tensor | None:
-        """What the chain expects before it knows anything."""
-        return foreseen(entering)
+        """The prediction of the chain, if it has any."""
+        return entering.predicted()
 
     def ahead(self, entering: Entering) -> Tensor:
-        """Steps with the output of the last evaluation, and their own noise."""
-        return held(entering, "output")
+        """Steps with the output of the last evaluation and their own noise."""
+        return entering.extended("output")
 
 
 @dataclass(frozen=True)
 class FrozenSample(Guess):
-    """Continue towards the last predicted clean sample, with the steps' own known noise (Lu et al. 2025).
+    """Steps towards the last predicted clean sample, with their own noise (Lu et al. 2025, ParaSolver).
 
-    For a `Denoiser` with noise: the largest single saving there.
+    For a `Denoiser` with noise, where no other choice saves as many rounds.
     """
 
     def first(self, entering: Entering) -> Tensor | None:
-        """What the chain expects before it knows anything."""
-        return foreseen(entering)
+        """The prediction of the chain, if it has any."""
+        return entering.predicted()
 
     def ahead(self, entering: Entering) -> Tensor:
         """Steps towards the clean sample of the last evaluation, with their own noise."""
-        return held(entering, "sample")
+        return entering.extended("sample")
 
     def prepared(self, problem: Problem, chain: Chain) -> Guess:
-        """Refuse all but a `Denoiser`."""
+        """This guess; all terms but a `Denoiser` are refused."""
         if not isinstance(problem.term, Denoiser):
             kind = "SDE" if isinstance(problem.term, SDE) else "ODE"
             raise TypeError(f"guess: FrozenSample needs a Denoiser, got an {kind}; pass FrozenOutput() or Copy().")
         return self
-
-
-def foreseen(entering: Entering) -> Tensor | None:
-    """What the chain expects of the steps ahead before anything has been evaluated, ``(L, B, D)``, if it does."""
-    return entering.chain.predict(entering.n, entering.start, entering.noise)
-
-
-def held(entering: Entering, hold: Hold) -> Tensor:
-    """The steps ahead with the last evaluation held fixed, ``(L, B, D)``."""
-    assert entering.source is not None
-    return entering.chain.extend(entering.n, hold, entering.start, entering.source, entering.noise)

@@ -18,17 +18,21 @@ from picardsolve.results.solution import Solution
 
 @dataclass(frozen=True, eq=False)
 class FromTrajectory(Guess):
-    """Start from an earlier trajectory on the same grid: the last plan, the last frame, the last prompt.
+    """An earlier trajectory on the same grid, such as the one of the last plan, frame or prompt.
 
-    It is moved by its distance to the states already known. For an `ODE` this distance is extrapolated (as by
-    `Polynomial`), for an `SDE` it is kept, and for a `Denoiser` it shrinks as a step shrinks its
-    state with the predicted clean sample held fixed. The first window is full from the first round.
+    The trajectory is moved by its distance to the last known state. For an `ODE` the distance is extrapolated as by
+    `Polynomial`, for an `SDE` it stays, and for a `Denoiser` it shrinks as a step shrinks its state when the predicted
+    clean sample is held fixed. The first window is full from the first round.
 
     Args:
         previous: a `Solution` with ``save="all"``, or tensors ``(N + 1, *y0.shape)`` in the structure of y0. Copies of
-            the last known state stand in for what is not finite in it.
-        noise: "same" if it was computed with the same Brownian path (or there is none). "new": its states say nothing;
-            a `Denoiser` starts towards its last state, the clean sample, with the noise of the new path.
+            the last known state replace states that are not finite.
+        noise: "same", the default: the trajectory has the same Brownian path, or none. "new", for a `Denoiser`: it has
+            another path, and only its last state, the clean sample, is used; steps go towards it with the new noise.
+
+    Raises:
+        ValueError: ``noise`` is neither; in a solve, the trajectory has another length or shape.
+        TypeError: in a solve, the trajectory is not made of tensors like y0, or has other noise than the `SDE`.
     """
 
     previous: Any = field(repr=False)
@@ -40,12 +44,7 @@ class FromTrajectory(Guess):
         check_choice("noise", self.noise, ("same", "new"))
 
     def prepared(self, problem: Problem, chain: Chain) -> Guess:
-        """The same, as rows; with nothing new where there is no noise.
-
-        Raises:
-            TypeError: an `SDE` is given a trajectory of other noise, or it is not made of tensors like y0.
-            ValueError: it is not of this grid's length or of y0's shape.
-        """
+        """The same with its states as rows."""
         given, times = self.previous, chain.length + 1
         if isinstance(given, Solution):
             if len(given.ts) != times:
@@ -63,7 +62,7 @@ class FromTrajectory(Guess):
         return replace(self, noise=noise, rows=problem.layout.pack_path("guess", given, times), problem=problem)
 
     def first(self, entering: Entering) -> Tensor:
-        """The same as later."""
+        """The same as after an evaluation."""
         return self.ahead(entering)
 
     def ahead(self, entering: Entering) -> Tensor:
@@ -79,7 +78,7 @@ class FromTrajectory(Guess):
         return copies_where_not_finite(states, start)
 
     def _distance(self, entering: Entering, now: Tensor) -> Tensor:
-        """Of the states ahead to the earlier ones, ``(L, B, D)`` or ``(B, D)``, from that of the last known state."""
+        """The distance to the trajectory ahead, ``(L, B, D)`` or ``(B, D)``, from the one of the last known state."""
         assert self.problem is not None
         term: Term = self.problem.term
         if isinstance(term, Denoiser):

@@ -1,4 +1,4 @@
-"""A function of the user's as a guess."""
+"""A user's function as a guess."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from picardsolve.problem.state import Layout
 
 @dataclass(frozen=True)
 class UserGuess(Guess):
-    """``function(ts, y)`` says what the states at times ``ts`` start from; `solve` makes it of any function.
+    """States from ``function(ts, y)``; `solve` makes this guess from any function.
 
     Args:
-        function: called with the times ``(L,)`` of the states that are asked for, as the drift gets them, and with
-            the last known state ``y``, of the structure, shape and dtype of y0. Returns one state for each time,
-            ``(L, *y0.shape)``. Where samples stand at different times it is called once for each of these, and what
-            it returns for samples that do not stand there is not used.
-        layout: of y0.
-        ts: ``(N + 1,)`` the grid.
+        function: called with the times ``(L,)`` of the states to guess, in the dtype that the drift gets, and with the
+            last known state ``y``, in the structure, shape and dtype of y0. Returns one state for each time,
+            ``(L, *y0.shape)``. Where the windows of samples begin at different times, it is called once for each of
+            these times, and only the states of the samples that are there are used.
+        layout: layout of y0.
+        ts: ``(N + 1,)``, times of the grid.
     """
 
     function: Callable[[Tensor, Any], Any]
@@ -31,11 +31,11 @@ class UserGuess(Guess):
     ts: Tensor
 
     def first(self, entering: Entering) -> Tensor:
-        """The same as later."""
+        """The same as after an evaluation."""
         return self.ahead(entering)
 
     def ahead(self, entering: Entering) -> Tensor:
-        """What the function says, copies of the last state where that is not finite.
+        """The function's states; those that are not finite become copies of the last state.
 
         Raises:
             TypeError: the function does not return floating-point tensors in the structure of y0.

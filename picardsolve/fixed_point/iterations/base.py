@@ -1,7 +1,7 @@
 """The interfaces of what a solve takes as ``iteration``."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -70,17 +70,6 @@ class Iteration(Sweep, Method):
     that names the rule, and what it does not report is computed.
     """
 
-    def machine(
-        self,
-        chain: DriftChain,
-        y: Tensor,
-        path: Tensor | None,
-        *,
-        width: int,
-        guess: Guess,
-        stopping: Stopping,
-        meter: ErrorEstimate | None = None,
-        lockstep: bool = False,
-    ) -> Window:
+    def machine(self, chain: DriftChain, y: Tensor, path: Tensor | None, **how: Any) -> Window:
         """A `Window` that sweeps by this iteration."""
-        return Window(chain, y, Settings(width, self, guess, stopping, lockstep, meter), path)
+        return Window(chain, y, Settings(iteration=self, **how), path)

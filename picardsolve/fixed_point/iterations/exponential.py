@@ -11,10 +11,11 @@ from picardsolve.integrators.base import Steps
 
 @dataclass(frozen=True)
 class Exponential(Iteration):
-    """``delta = frozen(y) - frozen(x)``: the step with the outputs of this round held fixed.
+    """``delta = frozen(y) - frozen(x)``, where ``frozen`` is the step with the outputs of this round held fixed.
 
-    The linear part that the integrator knows is exact and only the drift's change is iterated (Tang et al. 2024, eq. 9;
-    Chen et al. 2024). On Runge-Kutta methods it is Picard.
+    The linear part that the integrator knows is thereby exact, and only the change of the drift is iterated (Tang et
+    al. 2024, ParaTAA, eq. 9; Chen et al. 2024). For Runge-Kutta methods it is `Picard`. The default for `ETD1`,
+    `ETDRK2` and `ETDRK4`.
     """
 
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:

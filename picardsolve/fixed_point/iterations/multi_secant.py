@@ -17,15 +17,19 @@ from picardsolve.problem.recurrence import rms
 class MultiSecant(Iteration):
     """``delta = c (y - x) + R' (S S' + ridge)^-1 S (y - x)``: `Secant`, corrected along directions that have been seen.
 
-    The rows of S are the last changes of a step's state and of its neighbours', scaled to length one; those of R are
-    what their images did beyond the scalar slope c. Steps close in time have almost the same Jacobian, so that a
-    neighbour's change says nearly as much as one's own: a limited-memory Broyden update shared over the grid. It costs
-    no evaluation, but a sweep takes ``2 memory (2 neighbours + 1)`` passes over each state, one step after the other.
+    The rows of S are the last changes of the state of a step and of its neighbours, scaled to length one. The rows of R
+    are the changes of the step map's values beyond the scalar slope c. Steps close in time have almost the same
+    Jacobian, so a change of a neighbour is nearly as informative as one of the step itself: this is a limited-memory
+    Broyden update that steps share. It costs no evaluation, but a sweep takes ``2 memory (2 neighbours + 1)`` passes
+    over each state, one step after the other. The default for a `Denoiser`.
 
     Args:
-        memory: how many changes of each step are remembered.
-        neighbours: how many steps on either side share them.
-        ridge: weight of staying with the scalar slope.
+        memory: number of changes of each step that are kept, 2 by default.
+        neighbours: number of steps on either side that share their changes, 2 by default.
+        ridge: regularization, > 0; the larger it is, the nearer is the sweep to `Secant`. 0.1 by default.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type or value.
     """
 
     memory: int = 2
@@ -53,8 +57,8 @@ class MultiSecant(Iteration):
             around, before = slice(n * self.memory, n * self.memory + span), change[n - 1]
             along = weight[n] @ (near[:, around] @ before[..., None])
             moved = (along.mT @ beyond[:, around])[:, 0]
-            foreseen = (along.mT @ near[:, around])[:, 0]  # the part of the change that was seen before
-            moved.addcmul_(slope[n], before).addcmul_(more[n], foreseen, value=-1)
+            predicted = (along.mT @ near[:, around])[:, 0]  # the part of the change that was seen before
+            moved.addcmul_(slope[n], before).addcmul_(more[n], predicted, value=-1)
             change[n] += moved
             images[n] += moved
         return Swept(images, change, residual, slope[..., 0], kept)

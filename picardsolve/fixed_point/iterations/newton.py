@@ -20,18 +20,18 @@ _CLIP = 2.0
 class Newton(Iteration):
     """``delta = (1 - damping) J_n (y - x)`` with the Jacobian ``J_n`` of the step, by forward-mode differentiation.
 
-    The drift is called once a round, and carries P tangents along: a round of R rows is R (1 + P) evaluations. It must
-    be differentiable by `torch.func.jvp` and liftable by `torch.func.vmap`. Of a multistep method only the derivative
-    by the state that a step leaves from is taken.
+    The drift is called once a round, with P tangents: a round of R rows is R (1 + P) evaluations. The drift must be
+    differentiable by `torch.func.jvp` and accepted by `torch.func.vmap`. For a multistep method, only the derivative
+    with respect to the state that a step leaves from is used.
 
     Args:
-        jacobian: "dense": whole, by P = D unit tangents, for states of at most 64 numbers; converges quadratically
-            (Lim et al. 2024, DEER). "diagonal": its diagonal only, by the same tangents (Gonzalez et al. 2024,
-            quasi-DEER); exact where the elements of a state do not act on each other. "hutchinson": an estimate of the
-            diagonal by one tangent of random signs, new in every round (Zoltowski et al. 2025), for large states.
-            Diagonals are clipped to [-2, 2]: a product of larger ones would blow up over a long window.
-        damping: 0 for the full step, up to 1, which is `Jacobi` (the scaling of Gonzalez et al. 2024, appendix).
-        seed: of the signs.
+        jacobian: "dense", the default: the whole Jacobian from P = D unit tangents, for states of at most 64 numbers;
+            it converges quadratically (Lim et al. 2024, DEER). "diagonal": only its diagonal, from the same tangents
+            (Gonzalez et al. 2024, quasi-DEER). "hutchinson", for large states: an estimate of the diagonal from one
+            tangent of random signs, new in every round (Zoltowski et al. 2025). Diagonals are clipped to [-2, 2], for a
+            product of larger numbers would blow up over a long window.
+        damping: from 0, the default, to 1, which is `Jacobi` (Gonzalez et al. 2024, appendix).
+        seed: seed of the signs.
 
     Raises:
         TypeError: an argument has the wrong type.

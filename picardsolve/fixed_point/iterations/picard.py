@@ -14,11 +14,11 @@ from picardsolve.problem.recurrence import arriving, propagated, rms
 
 @dataclass(frozen=True)
 class Picard(Iteration):
-    """``delta = y - x``: the sum of the steps' increments (Shih et al. 2023, eq. 8). Cheap and robust.
+    """``delta = y - x``: the sum of the steps' increments (Shih et al. 2023, ParaDiGMS, eq. 8); the default for ODEs.
 
-    In difference form: the changes are the running sum of the residuals, ``d[n+1] = d[n] + r[n]``. So the image of a
-    state that changed by d last time has changed by ``d + r``, and ``1 + <d, r> / <d, d>`` is the slope of the step.
-    The sweep does not use it, but it says what becomes of errors; of a large state a sample of numbers is enough.
+    The changes are the running sum of the residuals, ``d[n+1] = d[n] + r[n]``. If a state changed by d in the last
+    round, the step map's value has changed by ``d + r``, and the slope of the step is ``1 + <d, r> / <d, d>``. The sweep
+    does not use the slope, but reports it for error estimates; of a large state, a sample of its numbers is used.
     """
 
     on_segments = "picard"

@@ -19,14 +19,15 @@ _MOVED = 1e-6  # of the largest change in a state, below which an element's own 
 class Secant(Iteration):
     """``delta = c (y - x)``, one number c for each step: the slope of the step between the last two rounds.
 
-    ``c_n = <dX_n, dF_n> / <dX_n, dX_n>``, the least-squares multiple of the identity for ``Phi_n``'s Jacobian, costs no
-    evaluation. A step that has been seen only once takes the slope that its integrator expects: 1 for an ODE or SDE
-    (as Picard does), for a denoiser that of normally distributed data. Slopes are clipped to [-0.5, 1.3].
+    ``c_n = <dX_n, dF_n> / <dX_n, dX_n>`` is the multiple of the identity that is nearest to the Jacobian of ``Phi_n``
+    along the last change. It costs no evaluation. A step in its first round takes the slope that its integrator
+    expects: 1 for an ODE or SDE, as in `Picard`, and for a `Denoiser` that of normally distributed data. Slopes are
+    clipped to [-0.5, 1.3].
 
-    Of an `SDE` with diagonal or scalar noise, whose increments are known, ``g(X_n) dW_n`` is taken apart: its secants
-    are taken element by element, ``k_n = d(g dW_n) / dX_n``, and those of the rest as above. Then
-    ``delta = (c_n + k_n)(y - x)``, clipped to [-2, 2]: Newton's method on geometric Brownian motion, from the second
-    round on. ``docs/sde_iterations.md`` has what it saves.
+    For an `SDE` with diagonal or scalar noise, the known noise ``g(X_n) dW_n`` has a slope for each element,
+    ``k_n = d(g dW_n) / dX_n``, and the rest of the step a scalar slope as above. Then ``delta = (c_n + k_n)(y - x)``,
+    clipped to [-2, 2], which is Newton's method on geometric Brownian motion. The default for SDEs; measured in
+    ``docs/sde_iterations.md``.
     """
 
     on_segments = "secant"
