@@ -41,9 +41,9 @@ def parasolver(tol: float = 0.1) -> dict[str, Any]:
 def parataa(order: int | None = 20) -> dict[str, Any]:
     """ParaTAA: triangular Anderson acceleration of exponential Picard (Tang et al., ICML 2024, arXiv 2402.09970).
 
-    The base is its eq. 9. The settings are those of the released code for Stable Diffusion: equations of order 20, one difference, and an
-    absolute ridge of 1e-3. Pass ``window=`` the number of steps, as published. What differs: the rule for stopping and
-    its default tolerance are those of ParaDiGMS.
+    The base is eq. 9 of the paper. The settings are those of the released code for Stable Diffusion: equations of order
+    20, one difference, and an absolute ridge of 1e-3. Pass ``window=`` the number of steps, as published. What differs:
+    the rule for stopping and its default tolerance are those of ParaDiGMS.
 
     Args:
         order: order of the equations; None: the width of the window.
@@ -103,8 +103,8 @@ def chords(steps: int | None = None, cores: int = 8, iterations: int | None = No
 
     Core c is corrected by ``F - G_old + G_new`` when the core before it reaches the step of its last correction. The
     starts are those of the released code, for 50 steps: the fastest of 8 cores ends after 17 rounds, the next one after
-    24; the fastest of 4 ends after 21. What differs: G is one step of the integrator instead of Euler's, and on other grids the
-    starts are scaled; those closer than two steps to the one before are left out.
+    24; the fastest of 4 ends after 21. What differs: G is one step of the integrator instead of Euler's, and on other
+    grids the starts are scaled; those closer than two steps to the one before are left out.
 
     Args:
         steps: number of steps of the grid, to see where cores start; None: of the grid that is solved on.
