@@ -77,7 +77,7 @@ def sample(
         watched = any(kwargs.get(name) is not None for name in ("callback", "callback_on_step_end"))
         if watched or not run.failed:
             raise
-        if not all([run.put_back(), before.put_back()]):
+        if not all([run.restore(), before.restore()]):
             raise MemoryLost(
                 f"{type(pipe).__name__}: its loop failed on a window of states ({type(error).__name__}: {error}), and "
                 "what it remembers of that cannot be put back; reload it, and call it itself."

@@ -133,9 +133,9 @@ class Sampler:
                 self._forwards.append(PatchedForward.on(part))
                 self._forwards[-1].start(loop)
 
-    def put_back(self) -> bool:
+    def restore(self) -> bool:
         """Put the denoisers' memory back to before this context's first call; whether that was possible."""
-        return all([watch.put_back() for watch in reversed(self._watches)])
+        return all([watch.restore() for watch in reversed(self._watches)])
 
     def _stop(self, loop: Loop) -> None:
         if loop in self._loops:

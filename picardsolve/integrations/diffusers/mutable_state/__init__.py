@@ -2,7 +2,8 @@
 
 from picardsolve.integrations.diffusers.mutable_state.copies import independent
 from picardsolve.integrations.diffusers.mutable_state.denoisers import MemoryLost, Watch, WatchedDenoiser
-from picardsolve.integrations.diffusers.mutable_state.snapshot import Snapshot, immutable, random_generators, trusted
+from picardsolve.integrations.diffusers.mutable_state.reachable import immutable, trusted
+from picardsolve.integrations.diffusers.mutable_state.snapshot import Snapshot, random_generators
 from picardsolve.integrations.diffusers.mutable_state.values import equal, version
 
 __all__ = [

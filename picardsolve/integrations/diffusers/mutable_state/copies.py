@@ -1,7 +1,6 @@
-"""Copies that share nothing which can change: whoever moves a copy's memory leaves the original's alone."""
+"""Copies that share nothing that can change: what changes a copy leaves the original alone."""
 
 import copy
-import random
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
@@ -14,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.mutable_state.containers import Slots
-from picardsolve.integrations.diffusers.mutable_state.snapshot import immutable, outside, trusted
-from picardsolve.integrations.diffusers.mutable_state.values import BUFFERS
+from picardsolve.integrations.diffusers.mutable_state.places import slots
+from picardsolve.integrations.diffusers.mutable_state.reachable import immutable, outside, trusted
+from picardsolve.integrations.diffusers.mutable_state.values import BUFFERS, GENERATORS
 
-_DRAWS = (random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
+_Memo = dict[int, Any]  # copies by the identity of the original; under 0 the originals, which keeps these identities
 
 
-def independent(value: Any, memo: dict[int, Any]) -> Any:
+def independent(value: Any, memo: _Memo) -> Any:
     """A copy down to the last part; modules, classes and what is immutable are shared.
 
     Args:
@@ -35,20 +34,18 @@ def independent(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) not in memo:
         memo[id(value)] = _copy(value, memo)
-        memo.setdefault(0, []).append(value)  # so that no other object takes its identity
+        memo.setdefault(0, []).append(value)
     return memo[id(value)]
 
 
-def _copy(value: Any, memo: dict[int, Any]) -> Any:
+def _copy(value: Any, memo: _Memo) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, np.ndarray):
         return value.copy() if value.dtype != object else copy.deepcopy(value)
     if isinstance(value, torch.Generator):
-        generator = torch.Generator(value.device)
-        generator.set_state(value.get_state())
-        return generator
-    if isinstance(value, _DRAWS + BUFFERS):
+        return torch.Generator(value.device).set_state(value.get_state())
+    if isinstance(value, GENERATORS + BUFFERS):
         return copy.deepcopy(value)
     if isinstance(value, dict | list | set | deque):
         return _container(value, memo)
@@ -60,40 +57,42 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, independent(value.__self__, memo))
     if isinstance(value, partial):
-        return partial(
-            independent(value.func, memo), *independent(value.args, memo), **independent(value.keywords, memo)
-        )
+        func, args, keywords = (independent(part, memo) for part in (value.func, value.args, value.keywords))
+        return partial(func, *args, **keywords)
     if isinstance(value, types.CellType):
         return _cell(value, memo)
     return _object(value, memo)
 
 
-def _container(value: Any, memo: dict[int, Any]) -> Any:
+def _container(value: Any, memo: _Memo) -> Any:
     if type(value).__name__ == "FrozenDict":
         return value
     cls: Any = type(value)
-    copied: Any
     if cls in (list, set, dict, OrderedDict, defaultdict):
         copied = copy.copy(value)
         copied.clear()
     else:
         copied = cls(maxlen=value.maxlen) if isinstance(value, deque) else cls.__new__(cls)
     memo[id(value)] = copied  # before its parts: one of them may hold it
-    if getattr(value, "__dict__", None):
-        vars(copied).update({name: independent(part, memo) for name, part in vars(value).items()})
+    _copy_attributes(value, copied, memo)
     if isinstance(value, dict):
         put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
         for key, part in dict.items(value):
             put(copied, independent(key, memo), independent(part, memo))
-    elif isinstance(value, set):
-        set.update(copied, [independent(part, memo) for part in value])
-    else:
+    else:  # by the base class: a subclass may do more when it is added to
+        base: Any = next(base for base in (set, deque, list) if isinstance(value, base))
+        add = set.add if base is set else base.append
         for part in value:
-            (deque if isinstance(value, deque) else list).append(copied, independent(part, memo))
+            add(copied, independent(part, memo))
     return copied
 
 
-def _function(value: types.FunctionType, memo: dict[int, Any]) -> Any:
+def _copy_attributes(value: Any, copied: Any, memo: _Memo) -> None:
+    if getattr(value, "__dict__", None):
+        vars(copied).update({name: independent(part, memo) for name, part in vars(value).items()})
+
+
+def _function(value: types.FunctionType, memo: _Memo) -> Any:
     if not value.__closure__ or trusted(value.__module__):
         return value
     cells = tuple(independent(cell, memo) for cell in value.__closure__)
@@ -104,25 +103,24 @@ def _function(value: types.FunctionType, memo: dict[int, Any]) -> Any:
     return copied
 
 
-def _cell(value: types.CellType, memo: dict[int, Any]) -> types.CellType:
+def _cell(value: types.CellType, memo: _Memo) -> types.CellType:
     copied = memo[id(value)] = types.CellType()
     with suppress(ValueError):  # not set yet
         copied.cell_contents = independent(value.cell_contents, memo)
     return copied
 
 
-def _object(value: Any, memo: dict[int, Any]) -> Any:
-    cls = type(value)
+def _object(value: Any, memo: _Memo) -> Any:
     if outside(value):
         return value
+    refusal = f"{type(value).__name__} objects cannot be copied"
     if isinstance(value, Iterator) and not hasattr(value, "__dict__"):
-        raise TypeError(f"{cls.__name__} objects cannot be copied")
+        raise TypeError(refusal)
     try:
-        copied = memo[id(value)] = object.__new__(cls)
+        copied = memo[id(value)] = object.__new__(type(value))
     except TypeError:
-        raise TypeError(f"{cls.__name__} objects cannot be copied") from None
-    if hasattr(value, "__dict__"):
-        vars(copied).update({name: independent(part, memo) for name, part in vars(value).items()})
-    for name, part in Slots.read(value).items():
+        raise TypeError(refusal) from None
+    _copy_attributes(value, copied, memo)
+    for name, part in slots(value).items():
         object.__setattr__(copied, name, independent(part, memo))
     return copied

@@ -1,117 +1,130 @@
-"""The denoisers of a run, watched for memory: what a call changes, and what others change between calls."""
+"""The denoisers of a run, watched for state: what a call changes, and what others change between two calls."""
 
 from torch import nn
 
-from picardsolve.integrations.diffusers.mutable_state.logs import logs
-from picardsolve.integrations.diffusers.mutable_state.snapshot import Holder, Snapshot, random_generators
+from picardsolve.integrations.diffusers.mutable_state.logs import logs_in
+from picardsolve.integrations.diffusers.mutable_state.reachable import Holder
+from picardsolve.integrations.diffusers.mutable_state.snapshot import Snapshot, random_generators
 
 
 class MemoryLost(Exception):
-    """A denoiser was called for several steps, and cannot be put back."""
+    """A denoiser was called for several steps at once, and what it remembers of that cannot be put back."""
 
 
 class WatchedDenoiser:
     """One denoiser.
 
+    The first call for one step may fill a table that every call would fill in the same way. What it changes is kept in
+    ``why`` until the second call: that is made with the first one's change, and again without it (`empty`, `refill`).
+
     Attributes:
-        module: itself.
-        first: what it remembered before its first call.
-        now: what it remembered when somebody last looked.
-        undecided: whether its first call changed something, and it is open whether that matters.
-        why: what that was.
+        module: the denoiser.
+        first: its state before its first call.
+        now: its state when it was last looked at.
+        why: what its first call changed, while it is open whether that matters; else None.
+        called: whether it has been called for one step.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.first = self.now = Snapshot({type(module).__name__: module})
         self.why: str | None = None
-        self._unread: frozenset[Holder] = frozenset()
-        self._draws = Snapshot(random_generators())
-        self._calls = 0
-        self._before: Snapshot | None = None
+        self.called = False
+        self._logs: frozenset[Holder] = frozenset()
+        self._random = Snapshot(random_generators())
+        self._current = False  # whether ``now`` is known to be its state
+        self._before: Snapshot | None = None  # its first call, and behind it
         self._after: Snapshot | None = None
 
+    @property
+    def hidden(self) -> str | None:
+        """What of its state cannot be read, if anything."""
+        hidden = self.now.reach.hidden
+        return None if hidden is None else f"{self.now.reach.path(hidden)} is an iterator, or too large"
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is open if what its first call changed matters."""
+        return self.why is not None
+
+    def asked(self) -> None:
+        """The pipeline calls it, and may have changed it."""
+        self._current = False
+
     def begin(self) -> None:
-        """It is about to be called."""
-        if not self.now.unchanged:
-            self.now = self.now.again(self._unread)
-        if not self._draws.unchanged:
-            self._draws = self._draws.again()
+        """The call goes to the denoiser itself."""
+        if not self._current and not self.now.unchanged:
+            self.now = self.now.retaken(self._logs)
+        if not self._random.unchanged:
+            self._random = self._random.retaken()
+        self._current = False
 
     def end(self, alone: bool = True) -> str | None:
-        """It was called: what that changed, if anything that may matter.
+        """The call is over.
 
-        What the first call for one step changes may be a table that any call would have made; `refill` tells.
+        Args:
+            alone: whether it was for one step.
+
+        Returns:
+            What it changed, if anything that may matter.
         """
-        self._calls += alone
-        if not self._draws.unchanged:
+        first = alone and not self.called
+        self.called |= alone
+        if not self._random.unchanged:
             return "it draws random numbers"
         if self.now.unchanged:
             return None
-        then, now = self.now, self.now.again(self._unread)
-        changes = then.changed(now)
-        if not changes:
-            self.now = now
+        then, now = self.now, self.now.retaken(self._logs)
+        changes = then.changes(now)
+        if self._are_logs(then, now, changes):
+            self.now = now.retaken(self._logs) if changes else now
             return None
-        unread = logs(then, now, changes)
-        if unread is not None:
-            self._unread |= unread
-            self.now = now.again(self._unread)
-            return None
-        why = f"a call changes {then.path(changes[0])}"
-        if self._calls > 1 or not alone:
+        why = f"a call changes {then.reach.path(changes[0])}"
+        if not first:
             return why
         self.why, self._before, self.now = why, then, now
         return None
 
-    @property
-    def undecided(self) -> bool:
-        """Whether its first call left something in it of which nothing more is known."""
-        return self.why is not None
-
-    @property
-    def called(self) -> bool:
-        """Whether it has been called for one step."""
-        return self._calls > 0
-
-    @property
-    def hidden(self) -> str | None:
-        """What of it cannot be seen, if anything."""
-        return None if self.now.hidden is None else f"{self.now.path(self.now.hidden)} is an iterator, or too large"
-
-    def unfill(self) -> bool:
-        """Make it forget its first call; whether that was possible."""
+    def empty(self) -> bool:
+        """Undo its first call; whether that was possible."""
         self._after = self.now
-        return self._before is not None and self._before.put_back()
+        return self._before is not None and self._before.restore()
 
     def refill(self, equal: bool) -> str | None:
-        """It was called again without its first call: whether what that left matters, or any call leaves the same.
+        """It was called again, without its first call: redo that.
 
         Args:
             equal: whether its output was the same.
+
+        Returns:
+            What its first call changed, if that matters; None if any call leaves the same.
         """
         assert self._after is not None
-        equal = equal and self._draws.unchanged and not self._after.changed(self._after.again(self._unread))
+        equal = equal and self._random.unchanged and not self._after.changes(self._after.retaken(self._logs))
         why, self._before, self.now = self.why, None, self._after
-        if not self.put_back():
+        if not self.restore():
             equal = False
         self.why = None if equal else why
         return self.why
 
-    def put_back(self) -> bool:
+    def restore(self) -> bool:
         """Undo what a call changed; whether that was possible."""
-        return all([self._draws.put_back(), self.now.put_back()])
+        return all([self._random.restore(), self.now.restore()])
 
-    def same_as(self, memory: Snapshot) -> bool:
-        """Whether it remembers what it did then."""
-        if memory.unchanged:
+    def same_as(self, then: Snapshot) -> bool:
+        """Whether its state is what it was then."""
+        if then.unchanged:
+            self._current = then is self.now
             return True
-        now = memory.again(self._unread)
-        changes = memory.changed(now)
-        unread = logs(memory, now, changes) if changes else frozenset()
-        if unread is None:
+        now = then.retaken(self._logs)
+        return self._are_logs(then, now, then.changes(now))
+
+    def _are_logs(self, then: Snapshot, now: Snapshot, changes: list[Holder]) -> bool:
+        """Whether changes are only to logs; those are ignored from now on."""
+        logs = logs_in(then.reach, now.reach, changes)
+        if logs is None:
             return False
-        self._unread |= unread
+        self._logs |= logs
         return True
 
 
@@ -122,11 +135,12 @@ class Watch:
         self._watched: dict[nn.Module, WatchedDenoiser] = {}
 
     def of(self, module: nn.Module) -> WatchedDenoiser:
-        """The one, from its first call on."""
+        """The denoiser that the pipeline calls, watched from its first call on."""
         if module not in self._watched:
             self._watched[module] = WatchedDenoiser(module)
+        self._watched[module].asked()
         return self._watched[module]
 
-    def put_back(self) -> bool:
+    def restore(self) -> bool:
         """Put all back to before their first call; whether that was possible."""
-        return all([watched.first.put_back() for watched in self._watched.values()])
+        return all([watched.first.restore() for watched in self._watched.values()])

@@ -1,135 +1,239 @@
-"""The kinds of places that hold values: tensors, arrays, random generators."""
+"""Places that hold values: tensors, arrays, bytes, random generators; and when two values are the same."""
 
 import ctypes
-import pickle
 import random
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.mutable_state.containers import Kind
+from picardsolve.integrations.diffusers.mutable_state.places import Place
 
-WHOLE = 1 << 11  # elements up to which a tensor's values are compared whole
-_KEPT = 1 << 24  # elements up to which a tensor can be put back
-_SAMPLED = 128  # elements that are looked at of a larger one
-NEAR = 1e-12  # numbers that are divided and multiplied by the same are not changed
+_WHOLE = 1 << 11  # elements up to which all of a tensor's values are compared
+_SAMPLED = 128  # elements that are compared of a larger tensor
+_KEPT = 1 << 24  # elements up to which a larger tensor is copied, to be restored
+_NEAR = 1e-12  # relative; a number that is multiplied and divided by the same has not changed
 
 BUFFERS = bytearray, array, *ctypes.c_int.__mro__[1:-1], ctypes.Structure, ctypes.Array
+GENERATORS = torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState
 
 
-@dataclass
-class Values:
-    """A tensor as it was.
-
-    Attributes:
-        tensor: itself.
-        version: how often it had been written to.
-        pointer: where its values were.
-        form: type, device, shape, layout.
-        view: its elements, or some of a large one's; None where there are none to see.
-        strided: whether the view is a copy, since its elements do not lie in a row.
-        seen: a copy of them.
-        whole: a copy of all; None of a large parameter, or of what is huge.
-    """
-
-    tensor: Tensor
-    version: int | None
-    pointer: int
-    form: tuple
-    view: Tensor | None = field(default=None, repr=False)
-    strided: bool = False
-    seen: Tensor | None = field(default=None, repr=False)
-    whole: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def untouched(self) -> bool:
-        """Whether it is where it was, and nobody was seen to write to it."""
-        return self.version == _version(self.tensor) and self.pointer == _pointer(self.tensor)
-
-
-Seen = tuple[list[Values], Tensor]
-
-
-class Tensors(Kind):
-    """A tensor: its values."""
+class Leaf(Place):
+    """A place that holds one value."""
 
     leaf = True
 
-    @staticmethod
-    def read(obj: Tensor) -> Values:
-        """All but the copies."""
-        values = Values(obj, _version(obj), _pointer(obj), (obj.dtype, obj.device, obj.shape, obj.layout))
-        if values.pointer and not obj.is_meta and obj.layout == torch.strided:
-            flat = obj.detach().reshape(-1)
-            values.view = flat if len(flat) <= WHOLE else flat[:: len(flat) // _SAMPLED]
-            values.strided = not obj.is_contiguous()
-            if len(flat) > WHOLE and not isinstance(obj, torch.nn.Parameter) and len(flat) <= _KEPT:
-                values.whole = flat.clone()
-        return values
+    def __iter__(self) -> Iterator[Any]:
+        yield self.read()
 
-    @staticmethod
-    def copy(values: list[Values]) -> list[Seen]:
-        """Copy what is seen of all of them, in few operations: the values, and their copies in one tensor."""
-        copies = []
-        for group in _groups(values):
-            joined = torch.cat(_views(group))
-            sizes = [len(value.view) for value in group if value.view is not None]
-            for value, seen in zip(group, joined.split(sizes), strict=True):
-                value.seen = seen
-                if len(seen) == value.tensor.numel():
-                    value.whole = seen
-            copies.append((group, joined))
-        return copies
+    def same_as(self, now: Any) -> bool:
+        """Whether another place of this class holds the same value."""
+        return same_value(self.held, now.held)
 
-    @staticmethod
-    def unchanged(values: list[Values], copies: list[Seen]) -> bool:
-        """Whether all are where they were, with the values that they had."""
-        try:
-            versions = [value.tensor._version for value in values]
-            pointers = [value.tensor.data_ptr() for value in values]
-            untouched = versions == [value.version for value in values] and pointers == [
-                value.pointer for value in values
-            ]
-        except (RuntimeError, NotImplementedError, TypeError):  # of inference mode, or without a place of their own
-            untouched = all([value.untouched for value in values])
-        if not untouched:
+
+class TensorPlace(Leaf):
+    """A tensor. Its values are copied, and looked at, together with those of others: see `Tensors`.
+
+    Attributes:
+        version: how often it had been written to; None where torch does not count that.
+        pointer: where its values were; 0 where that is unknown.
+        form: type, device, shape and layout.
+        view: its values, of a large tensor some of them; None where they cannot be read.
+        held: a copy of ``view``.
+        whole: a copy of all its values; None of a large parameter, and of what is too large to be kept.
+    """
+
+    def __init__(self, obj: Tensor):
+        self.obj, self.held, self.whole = obj, None, None
+        self.version, self.pointer = version(obj), _pointer(obj)
+        self.form = obj.dtype, obj.device, obj.shape, obj.layout
+        self.view: Tensor | None = None
+        if self.pointer and not obj.is_meta and obj.layout == torch.strided:
+            self.view = self.values()
+            if _WHOLE < obj.numel() <= _KEPT and not isinstance(obj, torch.nn.Parameter):
+                self.whole = obj.detach().reshape(-1).clone()
+
+    def live(self) -> tuple[()]:
+        """Nothing: its values are read by `Tensors`."""
+        return ()
+
+    def values(self) -> Tensor:
+        """The present values, of a large tensor some of them."""
+        flat = self.obj.detach().reshape(-1)
+        return flat if len(flat) <= _WHOLE else flat[:: len(flat) // _SAMPLED]
+
+    def same_as(self, now: "TensorPlace") -> bool:
+        """Whether the tensor, or the one in its place, has the same values.
+
+        A large tensor that nobody was seen to write to is judged by a sample; so is a large one that was replaced.
+        """
+        if self.form != now.form or (self.held is None) != (now.held is None):
             return False
-        return all(equal(torch.cat(_views(group)), joined) for group, joined in copies)
-
-    @staticmethod
-    def put(obj: Tensor, held: Values) -> bool:
-        """Put that back; whether it could be."""
-        now = Tensors.read(obj)
-        Tensors.copy([now])
-        if alike(held, now):
+        if self.held is None:
+            return self.version == now.version or self.obj is not now.obj
+        if not equal(self.held, now.held):
+            return False
+        if len(self.held) == self.obj.numel() or self.obj is not now.obj or self.version == now.version:
             return True
-        if held.whole is None or now.form != held.form:
+        return self.whole is not None and now.whole is not None and equal(self.whole, now.whole)
+
+    def restore(self) -> bool:
+        """Put back the values, if a copy was kept."""
+        now = TensorPlace(self.obj)
+        Tensors([now])
+        if self.same_as(now):
+            return True
+        if self.whole is None or now.form != self.form:
             return False
         with torch.no_grad():
-            obj.data.copy_(held.whole.reshape(obj.shape))
+            self.obj.data.copy_(self.whole.reshape(self.obj.shape))
         return True
 
 
-def _groups(values: list[Values]) -> list[list[Values]]:
-    groups: dict[Any, list[Values]] = {}
-    for value in values:
-        if value.view is not None:
-            groups.setdefault((value.view.dtype, value.view.device), []).append(value)
-    return list(groups.values())
+class Tensors:
+    """All tensors among some places: their values are read in few operations."""
+
+    def __init__(self, found: Iterable[Place]):
+        places = [place for place in found if isinstance(place, TensorPlace)]
+        self._counted = [place.obj for place in places if place.version is not None]
+        self._versions = [place.version for place in places if place.version is not None]
+        self._stored = [place.obj for place in places if place.pointer]
+        self._pointers = [place.pointer for place in places if place.pointer]
+        groups: dict[Any, list[TensorPlace]] = {}
+        for place in places:
+            if place.view is not None:  # torch.cat is fast for tensors of one type that all lie in a row
+                form = place.view.dtype, place.view.device, place.view.is_contiguous()
+                groups.setdefault(form, []).append(place)
+        self._groups = [_Group(group) for group in groups.values()]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether no tensor was seen to be written to or moved, and the values that are looked at are the same."""
+        return (
+            [tensor._version for tensor in self._counted] == self._versions
+            and [tensor.data_ptr() for tensor in self._stored] == self._pointers
+            and all(group.unchanged for group in self._groups)
+        )
 
 
-def _views(group: list[Values]) -> list[Tensor]:
-    """What is seen now."""
-    return [_strided(value) if value.strided else value.view for value in group if value.view is not None]
+class _Group:
+    """Tensors whose values are read in one operation."""
+
+    def __init__(self, places: list[TensorPlace]):
+        self._views = [place.view for place in places if place.view is not None]
+        # values that do not lie in a row are copied to be read: the view shows no later change
+        self._scattered = [(k, place) for k, place in enumerate(places) if not place.obj.is_contiguous()]
+        with torch.no_grad():
+            self._then = torch.cat(self._views)
+        for place, part in zip(places, self._then.split([len(view) for view in self._views]), strict=True):
+            place.held = part
+            if len(part) == place.obj.numel():
+                place.whole = part
+
+    @property
+    def unchanged(self) -> bool:
+        for k, place in self._scattered:
+            self._views[k] = place.values()
+        return equal(torch.cat(self._views), self._then)
 
 
-def _strided(value: Values) -> Tensor:
-    flat = value.tensor.detach().reshape(-1)
-    return flat if len(flat) <= WHOLE else flat[:: len(flat) // _SAMPLED]
+class ArrayPlace(Leaf):
+    """An array of numpy."""
+
+    def read(self) -> np.ndarray:
+        """A copy."""
+        return self.obj.copy()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.obj.tobytes()
+
+    def restore(self) -> bool:
+        """Put back the values."""
+        if self.obj.shape != self.held.shape or not self.obj.flags.writeable:
+            return same_value(self.obj, self.held)
+        self.obj[...] = self.held
+        return True
+
+
+class BufferPlace(Leaf):
+    """Bytes in a row: ``bytearray``, ``array.array``, and the data of ``ctypes``."""
+
+    def read(self) -> bytes:
+        """A copy."""
+        return bytes(self.obj)
+
+    def restore(self) -> bool:
+        """Put back the bytes."""
+        if isinstance(self.obj, bytearray):
+            self.obj[:] = self.held
+        elif isinstance(self.obj, array):
+            del self.obj[:]
+            self.obj.frombytes(self.held)
+        else:
+            ctypes.memmove(ctypes.addressof(self.obj), self.held, len(self.held))
+        return True
+
+
+class GeneratorPlace(Leaf):
+    """A generator of random numbers."""
+
+    def read(self) -> Any:
+        """Its state."""
+        if isinstance(self.obj, torch.Generator):
+            return self.obj.get_state()
+        if isinstance(self.obj, random.Random):
+            return self.obj.getstate()
+        if isinstance(self.obj, np.random.RandomState):
+            return self.obj.get_state(legacy=False)
+        return self._bits.state
+
+    def __iter__(self) -> Iterator[Any]:
+        yield _comparable(self.read())
+
+    def same_as(self, now: Any) -> bool:
+        """Whether another generator has the same state."""
+        return _comparable(self.held) == _comparable(now.held)
+
+    def restore(self) -> bool:
+        """Put back the state."""
+        if isinstance(self.obj, torch.Generator | np.random.RandomState):
+            self.obj.set_state(self.held)
+        elif isinstance(self.obj, random.Random):
+            self.obj.setstate(self.held)
+        else:
+            self._bits.state = self.held
+        return True
+
+    @property
+    def _bits(self) -> Any:
+        return self.obj.bit_generator if isinstance(self.obj, np.random.Generator) else self.obj
+
+
+def _comparable(state: Any) -> Any:
+    """A generator's state with bytes in the place of tensors and arrays."""
+    if isinstance(state, dict):
+        return [_comparable(part) for part in state.values()]
+    if isinstance(state, Tensor):
+        return state.numpy().tobytes()
+    return state.tobytes() if isinstance(state, np.ndarray) else state
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape and the same elements; NaN is equal to NaN."""
+    if torch.equal(a, b):
+        return True
+    return a.shape == b.shape and a.is_floating_point() and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def version(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None where torch does not count that, as in inference mode."""
+    try:
+        return None if tensor.is_inference() else tensor._version
+    except RuntimeError:
+        return None
 
 
 def _pointer(tensor: Tensor) -> int:
@@ -139,137 +243,27 @@ def _pointer(tensor: Tensor) -> int:
         return 0
 
 
-class Arrays(Kind):
-    """An array of numpy."""
-
-    leaf = True
-
-    @staticmethod
-    def read(obj: np.ndarray) -> np.ndarray:
-        """What it holds."""
-        return obj.copy()
-
-    @staticmethod
-    def put(obj: np.ndarray, held: np.ndarray) -> bool:
-        """Put that back; whether it could be."""
-        if obj.shape != held.shape or not obj.flags.writeable:
-            return alike(obj, held)
-        obj[...] = held
-        return True
-
-
-class Buffers(Kind):
-    """Bytes in a row: ``bytearray``, ``array.array``, and the data of ``ctypes``."""
-
-    leaf = True
-
-    @staticmethod
-    def read(obj: Any) -> bytes:
-        """What it holds."""
-        return bytes(obj)
-
-    @staticmethod
-    def put(obj: Any, held: bytes) -> bool:
-        """Put that back; whether it could be."""
-        if isinstance(obj, bytearray):
-            obj[:] = held
-        elif isinstance(obj, array):
-            del obj[:]
-            obj.frombytes(held)
-        else:
-            ctypes.memmove(ctypes.addressof(obj), held, len(held))
-        return True
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of a random generator, and what tells it from others."""
-
-    mark: Any
-    state: Any = field(compare=False, repr=False)
-
-
-class Draws(Kind):
-    """A generator of random numbers: its state."""
-
-    leaf = True
-
-    @staticmethod
-    def read(obj: Any) -> State:
-        """What it holds."""
-        if isinstance(obj, torch.Generator):
-            state = obj.get_state()
-            return State(state.numpy().tobytes(), state)
-        if isinstance(obj, random.Random):
-            return State(obj.getstate(), obj.getstate())
-        legacy = isinstance(obj, np.random.RandomState)
-        state = obj.get_state(legacy=False) if legacy else Draws._bits(obj).state
-        return State(pickle.dumps(state), state)
-
-    @staticmethod
-    def put(obj: Any, held: State) -> bool:
-        """Put that back; whether it could be."""
-        if isinstance(obj, torch.Generator):
-            obj.set_state(held.state)
-        elif isinstance(obj, random.Random):
-            obj.setstate(held.state)
-        elif isinstance(obj, np.random.RandomState):
-            obj.set_state(held.state)
-        else:
-            Draws._bits(obj).state = held.state
-        return True
-
-    @staticmethod
-    def _bits(obj: Any) -> Any:
-        return obj.bit_generator if isinstance(obj, np.random.Generator) else obj
-
-
-def equal(a: Tensor, b: Tensor) -> bool:
-    """Equal in shape and in every element; NaN is equal to NaN."""
-    if torch.equal(a, b):
-        return True
-    return a.shape == b.shape and a.is_floating_point() and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; None in inference mode, where torch does not count."""
-    return None if tensor.is_inference() else tensor._version
-
-
-def _version(tensor: Tensor) -> int | None:
-    try:
-        return version(tensor)
-    except RuntimeError:
-        return None
-
-
-def alike(then: Any, now: Any) -> bool:
-    """Whether two values that hold no places are the same; numbers up to rounding."""
+def same_value(then: Any, now: Any) -> bool:
+    """Whether two values that hold no other objects are the same; numbers up to rounding."""
     if then is now:
         return True
-    if isinstance(then, Values) and isinstance(now, Values):
-        return _alike_tensors(then, now)
     if type(then) is not type(now):
         return False
-    if isinstance(then, Tensor):
-        return equal(then, now)
+    if isinstance(then, tuple):
+        return len(then) == len(now) and all(map(same_value, then, now))
     if isinstance(then, np.ndarray):
         return then.dtype == now.dtype and np.array_equal(then, now, equal_nan=then.dtype.kind in "fc")
     if isinstance(then, float):
-        return then == now or (then != then and now != now) or abs(then - now) <= NEAR * abs(then)
+        return then == now or (then != then and now != now) or abs(then - now) <= _NEAR * abs(then)
     try:
         return bool(then == now)
     except (RuntimeError, ValueError, TypeError):
         return False
 
 
-def _alike_tensors(then: Values, now: Values) -> bool:
-    if then.form != now.form or (then.seen is None) != (now.seen is None):
-        return False
-    if then.seen is None or now.seen is None:
-        return then.version == now.version or then.tensor is not now.tensor
-    if not equal(then.seen, now.seen):
-        return False
-    if len(then.seen) == now.tensor.numel() or then.tensor is not now.tensor or then.version == now.version:
-        return True  # a large one that was moved, or that nobody was seen to write to, is known by its sample
-    return then.whole is not None and now.whole is not None and equal(then.whole, now.whole)
+VALUES: dict[Any, type[Leaf]] = {
+    Tensor: TensorPlace,
+    np.ndarray: ArrayPlace,
+    **dict.fromkeys(GENERATORS, GeneratorPlace),
+    **dict.fromkeys(BUFFERS, BufferPlace),
+}

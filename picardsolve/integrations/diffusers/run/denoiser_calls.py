@@ -171,16 +171,16 @@ class Answers:
             self._one_at_a_time(_GRADIENT)
         why = watched.end()
         if why is None and undecided:
-            why = self._differs_unfilled(watched, original, args, kwargs, output)
+            why = self._differs_emptied(watched, original, args, kwargs, output)
         if why is not None:
             self._one_at_a_time(f"the denoiser has a memory of its own: {why}")
         return output
 
-    def _differs_unfilled(
+    def _differs_emptied(
         self, watched: WatchedDenoiser, original: Callable, args: tuple, kwargs: dict, output: Any
     ) -> str | None:
         """What its first call left in the denoiser that matters; None if it is the same whatever is asked first."""
-        if not watched.unfill():
+        if not watched.empty():
             return watched.why
         again = self._call(watched, original, args, kwargs)
         return watched.refill(_distance(again, output) <= _SAME)
@@ -195,13 +195,13 @@ class Answers:
             try:
                 outputs, distance = self._compared(watched, original, first, lanes, args, kwargs)
             except _UNFIT as error:
-                self._put_back(watched)
+                self._restore(watched)
                 why = why or f"the denoiser failed on {lanes.count} steps at once ({error})"
                 continue
             change = watched.end(alone=False)
             if change is None and distance <= _COMPANY:
                 return outputs
-            self._put_back(watched)
+            self._restore(watched)
             if change is not None:
                 if not watched.called:
                     return None
@@ -228,10 +228,10 @@ class Answers:
                     f"{type(watched.module).__name__}: its output for the same input differs from call to call, by "
                     "something that can neither be seen nor put back; call the pipeline itself, or pass window=1."
                 )
-            self._put_back(watched)
+            self._restore(watched)
 
-    def _put_back(self, watched: WatchedDenoiser) -> None:
-        if not watched.put_back():
+    def _restore(self, watched: WatchedDenoiser) -> None:
+        if not watched.restore():
             raise MemoryLost(
                 f"{type(watched.module).__name__}: it was called for several steps at once, and remembers that where "
                 "it cannot be put back; reload it, and call the pipeline itself."

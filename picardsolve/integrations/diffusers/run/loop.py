@@ -288,10 +288,10 @@ class Loop:
         else:
             why = None
         if not settled.unchanged:
-            changes = settled.changed(settled.again())
+            changes = settled.changes(settled.retaken())
             if changes and why is None:
-                why = f"a step that a copy of the scheduler takes ahead changes {settled.path(changes[0])}"
-            if changes and not settled.put_back():
+                why = f"a step that a copy of the scheduler takes ahead changes {settled.reach.path(changes[0])}"
+            if changes and not settled.restore():
                 raise MemoryLost(f"{why}, which cannot be put back; call the pipeline itself.")
         if why is None:
             return made
