@@ -53,10 +53,9 @@ class WatchedDenoiser:
 
     def begin(self) -> None:
         """The call goes to the denoiser itself."""
-        if not self._current and not self.now.unchanged:
-            self.now = self.now.retaken(self._logs)
-        if not self._random.unchanged:
-            self._random = self._random.retaken()
+        if not self._current:
+            self.now = self.now.current(self._logs)
+        self._random = self._random.current()
         self._current = False
 
     def end(self, alone: bool = True) -> str | None:

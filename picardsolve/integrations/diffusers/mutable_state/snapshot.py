@@ -48,6 +48,10 @@ class Snapshot:
         """The same roots as they are now."""
         return Snapshot(self._roots, ignored)
 
+    def current(self, ignored: frozenset[Holder] = frozenset()) -> "Snapshot":
+        """The same roots as they are now: this snapshot if nothing has changed."""
+        return self if self.unchanged else self.retaken(ignored)
+
     @property
     def unchanged(self) -> bool:
         """Whether all is as it was. A quick look: it may be False of what is equal, but another object."""

@@ -17,6 +17,7 @@ _SAMPLED = 128  # elements that are compared of a larger tensor
 _KEPT = 1 << 24  # elements up to which a larger tensor is copied, to be restored
 _NEAR = 1e-12  # relative; a number that is multiplied and divided by the same has not changed
 
+_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 BUFFERS = bytearray, array, *ctypes.c_int.__mro__[1:-1], ctypes.Structure, ctypes.Array
 GENERATORS = torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState
 
@@ -41,8 +42,9 @@ class TensorPlace(Leaf):
         version: how often it had been written to; None where torch does not count that.
         pointer: where its values were; 0 where that is unknown.
         form: type, device, shape and layout.
-        view: its values, of a large tensor some of them; None where they cannot be read.
-        held: a copy of ``view``.
+        readable: whether it has values that can be read.
+        in_a_row: whether they lie in a row, so that a view of them shows later changes.
+        held: a copy of its values, of a large tensor of some of them.
         whole: a copy of all its values; None of a large parameter, and of what is too large to be kept.
     """
 
@@ -50,9 +52,11 @@ class TensorPlace(Leaf):
         self.obj, self.held, self.whole = obj, None, None
         self.version, self.pointer = version(obj), _pointer(obj)
         self.form = obj.dtype, obj.device, obj.shape, obj.layout
-        self.view: Tensor | None = None
-        if self.pointer and not obj.is_meta and obj.layout == torch.strided:
-            self.view = self.values()
+        self.in_a_row = self.readable = False
+        if self.pointer and not obj.is_meta and not obj.is_quantized and obj.layout == torch.strided:
+            self.readable = True
+            as_stored = not (obj.is_conj() or obj.is_neg()) and obj.element_size() in _WHOLE_NUMBERS
+            self.in_a_row = obj.is_contiguous() and as_stored
             if _WHOLE < obj.numel() <= _KEPT and not isinstance(obj, torch.nn.Parameter):
                 self.whole = obj.detach().reshape(-1).clone()
 
@@ -60,10 +64,13 @@ class TensorPlace(Leaf):
         """Nothing: its values are read by `Tensors`."""
         return ()
 
-    def values(self) -> Tensor:
-        """The present values, of a large tensor some of them."""
-        flat = self.obj.detach().reshape(-1)
-        return flat if len(flat) <= _WHOLE else flat[:: len(flat) // _SAMPLED]
+    def bits(self) -> Tensor:
+        """The present values, of a large tensor some of them, as whole numbers."""
+        flat = self.obj.detach().resolve_conj().resolve_neg().reshape(-1)
+        flat = flat if flat.numel() <= _WHOLE else flat[:: flat.numel() // _SAMPLED]
+        if flat.element_size() not in _WHOLE_NUMBERS:  # complex numbers of double precision
+            flat = torch.view_as_real(flat.contiguous()).flatten()
+        return flat.view(_WHOLE_NUMBERS[flat.element_size()])
 
     def same_as(self, now: "TensorPlace") -> bool:
         """Whether the tensor, or the one in its place, has the same values.
@@ -76,7 +83,7 @@ class TensorPlace(Leaf):
             return self.version == now.version or self.obj is not now.obj
         if not equal(self.held, now.held):
             return False
-        if len(self.held) == self.obj.numel() or self.obj is not now.obj or self.version == now.version:
+        if self.held.numel() == self.obj.numel() or self.obj is not now.obj or self.version == now.version:
             return True
         return self.whole is not None and now.whole is not None and equal(self.whole, now.whole)
 
@@ -104,8 +111,8 @@ class Tensors:
         self._pointers = [place.pointer for place in places if place.pointer]
         groups: dict[Any, list[TensorPlace]] = {}
         for place in places:
-            if place.view is not None:  # torch.cat is fast for tensors of one type that all lie in a row
-                form = place.view.dtype, place.view.device, place.view.is_contiguous()
+            if place.readable:  # torch.cat is fast for tensors of one type that all lie in a row
+                form = place.obj.element_size(), place.obj.device, place.obj.numel() <= _WHOLE
                 groups.setdefault(form, []).append(place)
         self._groups = [_Group(group) for group in groups.values()]
 
@@ -120,24 +127,30 @@ class Tensors:
 
 
 class _Group:
-    """Tensors whose values are read in one operation."""
+    """Tensors whose values are read in one operation, as whole numbers with the same bits."""
 
     def __init__(self, places: list[TensorPlace]):
-        self._views = [place.view for place in places if place.view is not None]
+        self._views = [place.bits() for place in places]
         # values that do not lie in a row are copied to be read: the view shows no later change
-        self._scattered = [(k, place) for k, place in enumerate(places) if not place.obj.is_contiguous()]
-        with torch.no_grad():
-            self._then = torch.cat(self._views)
-        for place, part in zip(places, self._then.split([len(view) for view in self._views]), strict=True):
-            place.held = part
-            if len(part) == place.obj.numel():
-                place.whole = part
+        self._copied = [(k, place) for k, place in enumerate(places) if not place.in_a_row]
+        joined = torch.cat(self._views)
+        for place, part in zip(places, joined.split([view.numel() for view in self._views]), strict=True):
+            place.held = held = part.view(place.form[0])
+            if held.numel() == place.obj.numel():
+                place.whole = held
+        self._on_host = joined.device.type == "cpu"  # where numpy reads many small pieces faster than torch
+        self._then: Any = joined.numpy() if self._on_host else joined
+        self._arrays = [view.numpy() for view in self._views] if self._on_host else []
 
     @property
     def unchanged(self) -> bool:
-        for k, place in self._scattered:
-            self._views[k] = place.values()
-        return equal(torch.cat(self._views), self._then)
+        for k, place in self._copied:
+            self._views[k] = place.bits()
+            if self._on_host:
+                self._arrays[k] = self._views[k].numpy()
+        if self._on_host:
+            return bool((np.concatenate(self._arrays) == self._then).all())
+        return torch.equal(torch.cat(self._views), self._then)
 
 
 class ArrayPlace(Leaf):

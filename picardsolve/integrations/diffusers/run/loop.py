@@ -89,6 +89,7 @@ class Loop:
         self._window: Window | None = None
         self._lanes: Lanes | None = None  # those that travel now, or will in the next iteration
         self._handed: _Handed | None = None
+        self._settled: Snapshot | None = None  # the scheduler's state before the latest steps ahead of it
         self._i = self._stepped = 0
 
     # ---- one iteration after the other
@@ -280,7 +281,9 @@ class Loop:
         If those fail, or move what the scheduler itself remembers, all is put back and the run goes on one step at a
         time: then ``otherwise``.
         """
-        settled = Snapshot({type(self._scheduler).__name__: self._scheduler, **random_generators()})
+        if self._settled is None:
+            self._settled = Snapshot({type(self._scheduler).__name__: self._scheduler, **random_generators()})
+        self._settled = settled = self._settled.current()
         try:
             made, changes = work(), []
         except _UNFIT as error:
