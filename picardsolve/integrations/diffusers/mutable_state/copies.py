@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.mutable_state.places import slots
+from picardsolve.integrations.diffusers.mutable_state.kinds import slots
 from picardsolve.integrations.diffusers.mutable_state.reachable import immutable, outside, trusted
 from picardsolve.integrations.diffusers.mutable_state.values import BUFFERS, GENERATORS
 

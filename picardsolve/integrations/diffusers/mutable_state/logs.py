@@ -43,9 +43,9 @@ def _variables(reach: Reachable, holder: Holder) -> list[tuple[Any, Any, str]] |
         place, above = reach.places.get(ident), reach.holders.get(ident, [])
         if ident is None or (place is None and not above):
             return None
-        if place is not None and place.named_by == "holder":
+        if place is not None and place.kind.named_by == "holder":
             found += [(ident, key, name) for name in {str(name) for _, name in above}]
-        elif place is not None and place.named_by == "key" and isinstance(key, str) and key:
+        elif place is not None and place.kind.named_by == "key" and isinstance(key, str) and key:
             found.append((ident, key, key))
         else:
             todo += above

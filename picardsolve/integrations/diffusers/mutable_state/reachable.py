@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from picardsolve.integrations.diffusers.mutable_state.places import (
+from picardsolve.integrations.diffusers.mutable_state.kinds import (
+    ATTRIBUTES,
+    CLASS,
     CONTAINERS,
+    GLOBAL,
+    SLOTS,
     VARIABLES,
-    AttributesPlace,
-    ClassPlace,
-    GlobalPlace,
     GlobalVariable,
+    Kind,
     Place,
-    SlotsPlace,
 )
+from picardsolve.integrations.diffusers.mutable_state.tensors import TENSOR
 from picardsolve.integrations.diffusers.mutable_state.values import VALUES
 from picardsolve.integrations.diffusers.patches import PatchedForward, PatchedMethod
 
@@ -152,18 +154,18 @@ class Reachable:
         if cls not in _visits:
             _visits[cls] = next((visit for known, visit in _VISITS if issubclass(cls, known)), Reachable._object)
         visit = _visits[cls]
-        if isinstance(visit, type):
+        if isinstance(visit, Kind):
             self._add(visit, obj, holder, key)
         else:
             visit(self, obj, holder, key)
 
-    def _add(self, kind: type[Place], obj: Any, holder: Any, key: Any) -> Any:
+    def _add(self, kind: Kind, obj: Any, holder: Any, key: Any) -> Any:
         """Add a place, once, and plan to visit what it holds; returns its identity."""
         ident = identity(obj)
         self.holders.setdefault(ident, []).append((holder, key))
         if ident not in self.places:
-            place = self.places[ident] = kind(obj)
-            if not kind.leaf:
+            place = self.places[ident] = Place(kind, obj)
+            if kind.same is None:
                 for name, child in place.held.items():
                     cls = type(child)
                     if cls in _SCALARS or (ident, name) in self._ignored:
@@ -178,12 +180,12 @@ class Reachable:
         kind = next(kind for cls, kind in CONTAINERS.items() if isinstance(obj, cls))
         ident = self._add(kind, obj, holder, key)
         if type(obj) not in _BUILT_IN and getattr(obj, "__dict__", None):
-            self._add(AttributesPlace, vars(obj), ident, "")
+            self._add(ATTRIBUTES, vars(obj), ident, "")
 
     def _class(self, obj: type, holder: Any, key: Any) -> None:
         if not trusted(obj.__module__):
             self.classes.append(obj)
-            self._add(ClassPlace, obj, holder, key)
+            self._add(CLASS, obj, holder, key)
             self._todo += [(base, holder, key) for base in obj.__bases__]
 
     def _function(self, obj: types.FunctionType, holder: Any, key: Any) -> None:
@@ -195,7 +197,7 @@ class Reachable:
         self._todo += [(part, holder, key) for part in (obj.__defaults__, obj.__kwdefaults__, obj.__dict__) if part]
         if not trusted(obj.__module__):
             for variable in _globals(obj):
-                self._add(GlobalPlace, variable, holder, variable.name)
+                self._add(GLOBAL, variable, holder, variable.name)
 
     def _wrapper(self, obj: Any, holder: Any, key: Any) -> None:
         """What only leads to other objects."""
@@ -207,12 +209,12 @@ class Reachable:
             return
         slotted = any("__slots__" in vars(base) for base in cls.__mro__)
         if type(getattr(obj, "__dict__", None)) is dict:
-            ident = self._add(AttributesPlace, vars(obj), holder, key)
+            ident = self._add(ATTRIBUTES, vars(obj), holder, key)
             self.owners[ident] = cls
             if slotted:
-                self._add(SlotsPlace, obj, ident, "")
+                self._add(SLOTS, obj, ident, "")
         elif slotted:
-            self._add(SlotsPlace, obj, holder, key)
+            self._add(SLOTS, obj, holder, key)
         elif isinstance(obj, Iterator):
             self.hidden = holder, key
         if not trusted(cls.__module__):
@@ -248,7 +250,8 @@ def _globals(function: types.FunctionType) -> list[GlobalVariable]:
 
 
 _WRAPPERS = (types.MethodType, staticmethod, classmethod, property, partial, PatchedForward, PatchedMethod)
-_VISITS: list[tuple[Any, Any]] = [  # how an object is visited: the place it is, or a method
+_VISITS: list[tuple[Any, Any]] = [  # how objects of a class are visited: the kind of place that they are, or a method
+    (torch.Tensor, TENSOR),
     *VALUES.items(),
     *VARIABLES.items(),
     (tuple(CONTAINERS), Reachable._container),

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from picardsolve.integrations.diffusers.mutable_state.places import Place
+from picardsolve.integrations.diffusers.mutable_state.kinds import Place
 from picardsolve.integrations.diffusers.mutable_state.reachable import Holder, Reachable, identity, immutable
-from picardsolve.integrations.diffusers.mutable_state.values import Tensors, same_value
+from picardsolve.integrations.diffusers.mutable_state.tensors import TENSOR, Tensors
+from picardsolve.integrations.diffusers.mutable_state.values import same_value
 
 
 class Snapshot:
@@ -32,7 +33,7 @@ class Snapshot:
     def __init__(self, roots: Mapping[str, Any], ignored: frozenset[Holder] = frozenset()):
         self._roots, self._ignored = roots, ignored
         self.reach = Reachable(roots, ignored)
-        self._tensors = Tensors(self.reach.places.values())
+        self._tensors = Tensors([place.held for place in self.reach.places.values() if place.kind is TENSOR])
         skipped: dict[Any, set[Any]] = {}
         for ident, key in ignored:
             skipped.setdefault(ident, set()).add(key)
@@ -83,7 +84,7 @@ class _Without:
         self._place, self._keys = place, keys
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([held for held in self._place.read().items() if held[0] not in self._keys])
+        return iter([held for held in self._place.kind.read(self._place.obj).items() if held[0] not in self._keys])
 
 
 class _Comparison:
@@ -114,9 +115,9 @@ class _Comparison:
             return
         self._compared.add((a, b))
         then, now = self._then[a], self._now[b]
-        if type(then) is not type(now) or (then.leaf and not then.same_as(now)):
+        if then.kind is not now.kind or not then.same_as(now):
             yield at
-        elif not then.leaf:
+        elif then.kind.same is None:
             for key in {**then.held, **now.held}:
                 if (a, key) in self._ignored:
                     continue
