@@ -1,4 +1,4 @@
-"""Arguments that somebody else is to use: each is one that it reads, or refused with the one that is meant."""
+"""Arguments for a pipeline or a model: one that is not read is refused, with the argument that is probably meant."""
 
 import dis
 import inspect
@@ -14,15 +14,15 @@ from torch import nn
 from picardsolve import solve
 
 _MEANT = {name: "tolerance" for name in ("tol", "rtol", "atol", "error")} | {"width": "window", "batch": "max_batch"}
-_MISSPELT = 0.85  # similarity from which on a name is taken for another one, written wrongly
-_CONDITIONING = {"args", "cond"}  # of solve's arguments, what models call theirs, too
+_MISSPELT = 0.85  # names that are at least this similar are taken for one another
+_CONDITIONING = {"args", "cond"}  # arguments of solve that models have, too
 
 
 def merged(name: str, given: Mapping[str, Any] | None, others: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments given by name, and in a mapping.
+    """The arguments given in a mapping and those given by keyword, together.
 
     Raises:
-        TypeError: it is no mapping from names, or has a name that was given beside it.
+        TypeError: ``given`` is no mapping from names, or an argument is given twice.
     """
     given = {} if given is None else given
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
@@ -34,13 +34,13 @@ def merged(name: str, given: Mapping[str, Any] | None, others: Mapping[str, Any]
 
 
 def refuse_unread_by_pipeline(pipe: Any, names: Iterable[str], ours: Collection[str]) -> None:
-    """Refuse arguments that a pipeline's call would swallow.
+    """Refuse arguments that a pipeline's call would accept and ignore.
 
-    It reads those of its signature, those whose names stand in its code as words (``kwargs.pop("callback")``), and
-    those of its documentation; where it hands on to the class that it is made from, those of the latter, too.
+    A call reads the arguments in its signature, those that its code names as strings (``kwargs.pop("callback")``), and
+    those in its docstring. If it passes its arguments on to a base class, it reads those of the base class, too.
 
     Raises:
-        TypeError: a name is none of these.
+        TypeError: the call reads no argument of such a name.
     """
     known: set[str] = set()
     for call in _calls_of(type(pipe)):
@@ -55,24 +55,24 @@ def refuse_unread_by_pipeline(pipe: Any, names: Iterable[str], ours: Collection[
 
 
 def named_like_ours(pipe: Any, ours: Collection[str]) -> list[str]:
-    """Arguments of a pipeline's call that are called like ours."""
+    """The arguments of a pipeline's call that have the name of one of ours."""
     named = set().union(*map(_named, _calls_of(type(pipe))))
     return [name for name in ours if name in named]
 
 
 def refuse_unread_by_model(model: Any, names: Iterable[str], ours: Collection[str]) -> None:
-    """Refuse arguments that a model would swallow, and those that are meant for somebody else.
+    """Refuse arguments that a model would accept and ignore.
 
-    A model that hands all of its arguments on may be given any, but for what `picardsolve.solve` is given, and what is
-    one of our own written wrongly.
+    A model that passes all its arguments on accepts any name, except those of `picardsolve.solve` and those that look
+    like a misspelt argument of ours.
 
     Raises:
-        TypeError: it is one of these.
+        TypeError: the model reads no argument of such a name.
     """
     call = _forward_of(model)
     known = _named(call)
     if not known and not _swallows(call):
-        return  # it cannot be told
+        return  # its signature is unknown
     read = _reads_all(call)
     foreign = set(inspect.signature(solve).parameters) - _CONDITIONING | _MEANT.keys()
     for name in names:
@@ -90,7 +90,7 @@ def _instead(name: str, ours: Collection[str], known: Collection[str]) -> str:
 
 
 def _calls_of(kind: type) -> Iterator[Callable[..., Any]]:
-    """The call of a class, and those that it hands its arguments on to."""
+    """The call of a class, and the base classes' calls that it passes its arguments on to."""
     for owner in kind.__mro__:
         call = vars(owner).get("__call__")
         if call is None:
@@ -102,7 +102,7 @@ def _calls_of(kind: type) -> Iterator[Callable[..., Any]]:
 
 
 def _forward_of(model: Any) -> Callable[..., Any]:
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    model = getattr(model, "_orig_mod", model)  # compiled by torch.compile
     return model.forward if isinstance(model, nn.Module) else model
 
 
@@ -119,19 +119,19 @@ def _named(call: Callable[..., Any]) -> set[str]:
 
 
 def _swallows(call: Callable[..., Any]) -> str | None:
-    """The name under which a call collects the arguments that it does not name; None if it does not."""
+    """The name under which a call collects further keyword arguments (``kwargs``); None if it takes none."""
     return next((p.name for p in _parameters(call) if p.kind is inspect.Parameter.VAR_KEYWORD), None)
 
 
 def _code_of(call: Any) -> CodeType | None:
     call = inspect.unwrap(call.func if isinstance(call, partial) else call)
-    if not inspect.isroutine(call):  # an object that can be called
+    if not inspect.isroutine(call):  # a callable object
         call = type(call).__call__ if callable(call) else None
     return getattr(getattr(call, "__func__", call), "__code__", None)
 
 
 def _words(code: CodeType | None) -> set[str]:
-    """The strings in a function's code, and in the functions inside."""
+    """The strings in a function's code, and in that of its inner functions."""
     found: set[str] = set()
     for value in () if code is None else code.co_consts:
         if isinstance(value, CodeType):
@@ -144,13 +144,13 @@ def _words(code: CodeType | None) -> set[str]:
 
 
 def _documented(call: Callable[..., Any]) -> set[str]:
-    """Names that lines of a docstring begin with: ``name (`type`): ...`` or ``name : type``."""
+    """The names at the beginning of a docstring's lines: ``name (`type`): ...`` or ``name : type``."""
     text = inspect.getdoc(call) or ""
     return set(re.findall(r"^\s*`*(\w+)`*\s*(?:\(.*\)\s*)?:", text, re.MULTILINE))
 
 
 def _reads_all(call: Callable[..., Any]) -> bool:
-    """Whether the arguments that a call does not name are looked at at all; True where that cannot be told."""
+    """Whether a call uses the further keyword arguments that it collects; True where that is unknown."""
     collected, code = _swallows(call), _code_of(call)
     if collected is None:
         return False

@@ -1,4 +1,4 @@
-"""Instance attributes in the place of methods: put there for a while, and taken away without a trace."""
+"""Methods replaced for a while by attributes of the instance, and restored."""
 
 from collections.abc import Callable
 from functools import update_wrapper
@@ -11,14 +11,14 @@ _LOCK = Lock()
 
 
 class Denoising(Protocol):
-    """Who wants to answer a module's calls: one run of a pipeline's loop."""
+    """What answers a module's calls: one run of a pipeline's loop."""
 
     def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer one call."""
 
 
 class PatchedMethod:
-    """A function in the place of a scheduler's or a pipeline's method, with its name and signature."""
+    """A function that replaces a method of a scheduler or a pipeline, with the method's name and signature."""
 
     def __init__(self, owner: Any, name: str, call: Callable[..., Any]):
         self._owner, self._name, self._call = owner, name, call
@@ -36,12 +36,12 @@ class PatchedMethod:
         )
 
     def put(self) -> None:
-        """Shadow the method."""
+        """Replace the method."""
         self._before = vars(self._owner).get(self._name)
         self._owner.__dict__[self._name] = self
 
     def remove(self) -> None:
-        """Give the method back, unless somebody has replaced it meanwhile."""
+        """Restore the method, unless other code has replaced it in the meantime."""
         if vars(self._owner).get(self._name) is self:
             del self._owner.__dict__[self._name]
             if self._before is not None:
@@ -49,14 +49,14 @@ class PatchedMethod:
 
 
 class PatchedForward:
-    """A denoiser's forward, whose calls go to whoever runs a loop in the calling thread.
+    """Replaces a denoiser's forward: calls go to the loop that runs in the calling thread, if there is one.
 
-    Several pipelines may share a module: it is patched once, and the patch goes with the last of them.
+    Several pipelines may share a module. It is patched once, and restored when the last of them leaves.
     """
 
     def __init__(self, module: nn.Module, name: str):
         self.module, self.name = module, name
-        self.running: dict[int, list[Denoising]] = {}  # by thread, the innermost last
+        self.running: dict[int, list[Denoising]] = {}  # by thread; the innermost is last
         self.users = 0
         self._before = vars(module).get(name)
         self.original = getattr(module, name)
@@ -71,12 +71,12 @@ class PatchedForward:
 
     @property
     def in_place(self) -> bool:
-        """Whether nobody has replaced the patch."""
+        """Whether the module still has the patch."""
         return vars(self.module).get(self.name) is self
 
     @staticmethod
     def on(module: nn.Module) -> "PatchedForward":
-        """Patch a module, or share the patch that it has."""
+        """Patch a module, or use the patch that it has."""
         # torch.compile in place makes nn.Module call this instead of forward
         name = "_compiled_call_impl" if getattr(module, "_compiled_call_impl", None) is not None else "forward"
         with _LOCK:
@@ -88,7 +88,7 @@ class PatchedForward:
             return patch
 
     def off(self) -> None:
-        """Leave; the last user restores the module, and whatever keeps the patch as what it took for the original."""
+        """Leave. The last user restores the module, also where another wrapper keeps the patch as its original."""
         with _LOCK:
             self.users -= 1
             if self.users:
@@ -105,7 +105,7 @@ class PatchedForward:
             self.running.setdefault(get_ident(), []).append(run)
 
     def stop(self, run: Denoising) -> None:
-        """No longer, whichever thread says so."""
+        """Stop answering with ``run``, in all threads."""
         with _LOCK:
             for thread, runs in list(self.running.items()):
                 self.running[thread] = [other for other in runs if other is not run]

@@ -1,78 +1,78 @@
-"""How much faster than one step at a time a run will turn out, told from its first quarter."""
+"""How much faster than one step at a time a run will be, predicted after its first quarter."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-_SETTLED = 2  # rounds until windows are filled: the first step alone, and the first window
+_FILLING = 2  # rounds before windows are full: the first step alone, and the first window
+_called: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
 
 
 @dataclass
 class GainPrediction:
     """Takes the rounds of a run as they end.
 
-    The run so far took what it took; its remaining steps take as long as those since windows are filled, the pipeline's
-    own work and the replays included, but for what calls of a kind that had never been made took longer.
+    The remaining steps are assumed to take as long as the steps since windows were full, with the pipeline's own work
+    and the replays. What the first call of a kind took longer than later ones is subtracted.
 
     Attributes:
         steps: of the run.
-        gain: what is foreseen; None until it is, or where the time of a single step is not known then.
+        gain: the predicted ratio of times; None before the prediction, or where the time of a single step is unknown.
     """
 
     steps: int
     gain: float | None = field(init=False, default=None)
     _rounds: int = field(init=False, default=0)
     _begun: float = field(init=False, default=0.0)  # when the first call was made
-    _settled: tuple[int, float] = field(init=False, default=(0, 0.0))  # where, and when, windows were filled
-    _first: list[tuple[int, float]] = field(init=False, default_factory=list)  # later rounds of a kind not seen before
-    _usual: dict[int, float] = field(init=False, default_factory=dict)  # the least that others of a width took
-    _told: bool = field(init=False, default=False)
+    _full: tuple[int, float] = field(init=False, default=(0, 0.0))  # the step, and the time, when windows were full
+    _first: list[tuple[int, float]] = field(init=False, default_factory=list)  # later first calls: width and seconds
+    _usual: dict[int, float] = field(init=False, default_factory=dict)  # the shortest of the other rounds of a width
+    _predicted: bool = field(init=False, default=False)
 
     def note(self, step: int, start: float, seconds: float, width: int, warm: bool, single: float) -> None:
         """Take a round.
 
         Args:
-            step: where it stood.
+            step: the number of the round's first step.
             start: when its first call was made.
             seconds: from there to the end of its step.
             width: steps in it.
-            warm: whether its calls were of a kind that had been made before.
-            single: what a step that is taken alone takes; NaN where that is not known.
+            warm: whether calls like its own had been made before.
+            single: seconds for a step that is taken alone; NaN where unknown.
         """
         if self._rounds == 0:
             self._begun = start
-        if self._rounds == _SETTLED:
-            self._settled = step, start
-        if self._rounds > _SETTLED and not self._told and 4 * step >= self.steps:
-            self._tell(step, start, single)
+        if self._rounds == _FILLING:
+            self._full = step, start
+        if self._rounds > _FILLING and not self._predicted and 4 * step >= self.steps:
+            self._predict(step, start, single)
         self._rounds += 1
         if warm:
             self._usual[width] = min(seconds, self._usual.get(width, seconds))
-        elif self._rounds > _SETTLED:
+        elif self._rounds > _FILLING:
             self._first.append((width, seconds))
 
-    def _tell(self, step: int, now: float, single: float) -> None:
-        self._told = True
-        at, then = self._settled
-        late = sum(max(0.0, took - self._usual.get(width, took)) for width, took in self._first)
-        a_step = (now - then - late) / (step - at)
-        gain = single * self.steps / (now - self._begun + a_step * (self.steps - step))
-        self.gain = gain if gain > 0 else None  # NaN where a single step's time is not known
-
-
-_CALLED: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+    def _predict(self, step: int, now: float, single: float) -> None:
+        self._predicted = True
+        first_step, then = self._full
+        extra = sum(max(0.0, seconds - self._usual.get(width, seconds)) for width, seconds in self._first)
+        per_step = (now - then - extra) / (step - first_step)
+        gain = single * self.steps / (now - self._begun + per_step * (self.steps - step))
+        self.gain = gain if gain > 0 else None  # NaN where the time of a single step is unknown
 
 
 def called_before(called: Any, form: Hashable) -> bool:
     """Whether something was called in this form before in this process; from now on it was.
 
+    The first call of a form takes longer than all others: libraries choose algorithms, compile and reserve memory.
+
     Args:
-        called: a module or function; False of what cannot be remembered.
+        called: a module or a function; the answer is False for what cannot be remembered.
         form: what tells its calls apart: shapes, types, devices.
     """
     try:
-        forms = _CALLED.setdefault(called, set())
+        forms = _called.setdefault(called, set())
     except TypeError:
         return False
     before = form in forms

@@ -1,14 +1,14 @@
-"""How wide the next window may be, after what went wrong in earlier ones: so that a hopeless case costs little."""
+"""The widest that the next window may be after earlier ones failed, so that a hopeless run costs little."""
 
 from dataclasses import dataclass
 
-_STALLS = 5  # rounds of one step each until a window is narrowed
-_REST = 16  # plain steps before a window of two, which did not pay, is tried again
+_STALLS = 5  # rounds in a row that accept one step, until a window is narrowed
+_REST = 16  # plain steps after a window of two that stalled
 
 
 @dataclass
 class WindowLimit:
-    """Narrows windows that do not get anywhere, and pauses after setbacks.
+    """Narrows windows that accept one step a round, and pauses after setbacks.
 
     Attributes:
         most: steps of the widest window.
@@ -19,7 +19,7 @@ class WindowLimit:
     cap: int
     _stalled: int = 0
     _pause: int = 0
-    _patience: int = 0
+    _next_pause: int = 0
 
     @property
     def pausing(self) -> bool:
@@ -31,17 +31,17 @@ class WindowLimit:
         self._pause -= 1
 
     def success(self) -> None:
-        """A remembered output was used."""
-        self._patience = 0
+        """A remembered output was used: the next setback costs no pause."""
+        self._next_pause = 0
 
     def set_back(self) -> None:
-        """Something did not fit: pause, the longer the more often that happened without a success in between."""
-        self._pause = self._patience
-        self._patience = max(1, 2 * self._patience)
+        """Something did not fit: windows a quarter as wide, and a pause that doubles from one setback to the next."""
+        self._pause = self._next_pause
+        self._next_pause = max(1, 2 * self._next_pause)
         self.cap = max(2, self.cap // 4)
 
     def round(self, width: int, stride: int) -> None:
-        """A round of ``width`` steps accepted ``stride``: narrow windows that stall, and widen them again."""
+        """A round of ``width`` steps accepted ``stride``: narrow windows that stall, widen those that do not."""
         if width == 1:
             return
         self._stalled = self._stalled + 1 if stride == 1 else 0
