@@ -14,8 +14,9 @@ class MemoryLost(Exception):
 class WatchedDenoiser:
     """One denoiser.
 
-    The first call for one step may fill a table that every call would fill in the same way. What it changes is kept in
-    ``why`` until the second call: that is made with the first one's change, and again without it (`empty`, `refill`).
+    The first call for one step may fill a table that every call would fill in the same way. So the second call is made
+    twice: with what the first one left, and without it (`empty`, `refill`). If the outputs and what is left are the
+    same both times, the table does not matter.
 
     Attributes:
         module: the denoiser.
@@ -48,11 +49,11 @@ class WatchedDenoiser:
         return self.why is not None
 
     def asked(self) -> None:
-        """The pipeline calls it, and may have changed it."""
+        """The pipeline calls the denoiser, and may have changed it since the latest call."""
         self._current = False
 
     def begin(self) -> None:
-        """The call goes to the denoiser itself."""
+        """The denoiser itself is about to be called."""
         if not self._current:
             self.now = self.now.current(self._logs)
         self._random = self._random.current()
@@ -85,12 +86,12 @@ class WatchedDenoiser:
         return None
 
     def empty(self) -> bool:
-        """Undo its first call; whether that was possible."""
+        """Take away what its first call left; whether that was possible."""
         self._after = self.now
         return self._before is not None and self._before.restore()
 
     def refill(self, equal: bool) -> str | None:
-        """It was called again, without its first call: redo that.
+        """The call was made without what the first one left: put that back.
 
         Args:
             equal: whether its output was the same.
