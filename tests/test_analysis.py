@@ -250,6 +250,14 @@ def test_a_sample_that_is_not_finite_is_told_and_disturbs_no_other():
     assert company.contraction == pytest.approx(alone.contraction, rel=1e-6)
 
 
+@pytest.mark.parametrize("drift", [lambda t, y: torch.ones_like(y), lambda t, y: torch.full_like(y, torch.nan)])
+def test_a_drift_that_tells_nothing(drift):
+    """Constant, or not finite from the first step on."""
+    analysis = ps.analyze(ps.ODE(drift), START, UNIFORM(0, 1, 100), **EULER)
+    assert len(str(analysis).splitlines()) <= 20
+    assert all(row.width in (4, 8, 16, 32, 64, 100) for row in analysis.table)
+
+
 @given(ode_cases(min_steps=8))
 @settings(max_examples=10)
 def test_the_lipschitz_constant_is_a_lower_bound(case):

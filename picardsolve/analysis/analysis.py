@@ -167,8 +167,9 @@ def analyze(
     between those that were tried are interpolated. What differs far from the start is not seen: see ``seen``.
 
     The trials make at most a fifth of the sequential solver's drift calls, or 13 times the calls of a step on short
-    grids; a third width is tried only if all of them together also take at most a fifth of its time in the drift. So
-    which widths are ``reliable`` may depend on the machine.
+    grids; a third width is tried only if all of them together also take at most a fifth of its time. So which widths
+    are ``reliable`` may depend on the machine. On nineteen problems, calls were 2 to 19 % of the sequential solver's,
+    and expected rounds 0.55 to 1.74 times the true ones where ``reliable`` (docs/how-it-works.md).
 
     Args:
         term: as in `solve`, and so are all others.
@@ -202,7 +203,7 @@ def analyze(
     step = min(_seconds_of_a_step(chain, y) for _ in range(3))  # the first of many calls is slow
     trials = _trials(problem, chain, y, cast(Iteration, method), tolerance, step)
     seen, room = Constants.of(problem, [trial.window for trial in trials.each[:2]]), _room(trials, tolerance)
-    table = _table(trials, cast(Iteration, method), step, room * chain.length / seen.contraction)
+    table = _table(trials, cast(Iteration, method), step, room * chain.length / max(seen.contraction, 1e-300))
     best = _best(table)
     pays = best is not None and best.gain >= _WORTH
     (call, row), (calls, evaluations) = trials.seconds("call"), chain.counts()

@@ -106,7 +106,7 @@ class Trials:
 
     def seconds(self, of: Literal["call", "round"]) -> tuple[float, float]:
         """``a`` and ``b`` of the seconds ``a + b w`` that a drift call or a round of w steps takes."""
-        measured = {held: t for trial in self.each for held, t in trial.seconds[of].items()}
+        measured = {held: t for trial in self.each for held, t in trial.seconds[of].items()} or {1: self.each[0].spent}
         fixed, more = fitted_line(measured)
         return max(fixed, _OVERHEAD * min(measured.values())), more
 
@@ -126,7 +126,8 @@ class Trials:
     def rounds(self, width: int) -> np.ndarray:
         """Expected rounds of the whole grid for each sample that did not fail, or N if all have failed.
 
-        Between two trials, and below the first, a power law of the width; above the last trial, its rounds.
+        A power law of the width between two trials, and below the first at most in inverse proportion to the width;
+        above the last trial, its rounds.
         """
         length = self.each[0].window.chain.length
         going = ~np.logical_or.reduce([trial.window.failed for trial in self.each])
@@ -138,4 +139,5 @@ class Trials:
         upper = next(i for i in range(1, len(tried)) if width < tried[i])
         power = math.log(width / tried[upper - 1]) / math.log(tried[upper] / tried[upper - 1])
         law = rounds[upper - 1] * (rounds[upper] / rounds[upper - 1]) ** power
+        law = np.minimum(law, rounds[0] * tried[0] / width) if width < tried[0] else law
         return np.clip(np.ceil(law), -(-length // width), length)
