@@ -67,14 +67,14 @@ def batch_of(observation: Any) -> tuple[int, torch.device]:
 
 
 def numbers_of(robots: Any, batch: int | None) -> list[int]:
-    """The numbers of robots, in order.
+    """The numbers of some robots, in order.
 
     Args:
-        robots: a number, several of them, or a mask, as a list, a tensor or an array.
-        batch: how many there are; None where no plan has been made yet.
+        robots: a number, several numbers, or a mask, as a list, a tensor or an array.
+        batch: the number of robots; None before the first plan.
 
     Raises:
-        TypeError: they are given as something else.
+        TypeError: ``robots`` is something else.
         ValueError: there is no such robot, or a mask has another length.
     """
     try:

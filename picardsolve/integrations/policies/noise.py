@@ -1,4 +1,4 @@
-"""The noise of robots' plans: which robot draws from which random generator."""
+"""The noise of plans: which robot draws from which random generator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Drawn = tuple[Tensor, Tensor | None]  # the first states (B, D), and the noise of all steps (N, B, D) where any is drawn
+Drawn = tuple[Tensor, Tensor | None]  # the first states (B, D), and the noise of all steps (N, B, D) if any is drawn
 
 
 @dataclass
 class _Stream:
-    """A generator, and the robots that draw from it together; None: all there are."""
+    """A generator, and the robots that draw from it together; None: all robots."""
 
     robots: list[int] | None
     generator: torch.Generator | None
@@ -25,17 +25,17 @@ class _Stream:
 
 
 class Noise:
-    """What robots draw, plan after plan, and episode after episode.
+    """The random numbers of all plans, one after the other.
 
-    All robots of a batch draw from one generator, together, as the scheduler's own loop does. Some may begin anew with
-    a seed of their own: they draw together from then on, what a batch of them alone would draw, and the others draw
-    what they would have drawn anyway.
+    All robots of a batch draw together from one generator, as in the scheduler's own loop. Some robots may begin again
+    with a seed of their own. From then on these draw together, the numbers that a batch of these robots alone would
+    draw; the numbers of the other robots do not change.
 
     Args:
-        shape: of a plan.
-        dtype: of the first states.
+        shape: shape of a plan.
+        dtype: dtype of the first states.
         noisy: ``(N,)`` whether a step draws noise.
-        noise_dtype: what it is drawn in.
+        noise_dtype: dtype that the noise of steps is drawn in; None for ``dtype``.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, noisy: np.ndarray, noise_dtype: torch.dtype | None):
@@ -43,18 +43,18 @@ class Noise:
         self._streams: list[_Stream] = []
 
     def begin(self, given: int | torch.Generator, robots: list[int] | None = None) -> None:
-        """Let some robots, or all, draw from a seed or a generator from now on."""
+        """From now on, let some robots, or all, draw from a seed or a generator."""
         stream = _Stream(robots, None, given) if isinstance(given, int) else _Stream(robots, given)
         kept = [] if robots is None else self._streams
         own = set(robots or ())
-        # robots that drew together go on so, for the sake of the others; who has left draws in vain
+        # robots that drew together still do, so that the others draw the same; numbers of those that left are not used
         self._streams = [old for old in kept if old.robots is None or not own >= set(old.robots)] + [stream]
 
     def check(self, batch: int) -> None:
-        """Refuse a batch without the robots that have a seed of their own.
+        """Refuse a batch that lacks robots with a seed of their own.
 
         Raises:
-            ValueError: it is too small.
+            ValueError: the batch is too small.
         """
         last = max((robot for stream in self._streams for robot in stream.robots or ()), default=-1)
         if last >= batch:
@@ -76,11 +76,11 @@ class Noise:
         return x, noise
 
     def state(self) -> list[tuple[_Stream, Tensor | None]]:
-        """Where all generators stand."""
+        """The states of all generators."""
         return [(s, None if s.generator is None else s.generator.get_state()) for s in self._streams]
 
     def wind(self, state: list[tuple[_Stream, Tensor | None]]) -> None:
-        """Put them back."""
+        """Put the states of all generators back."""
         for stream, at in state:
             if at is None:
                 stream.generator = None

@@ -1,4 +1,4 @@
-"""The policy: plans one after the other, each from the one before."""
+"""The policy: makes plans one after the other, each starting from the one before."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,38 +31,39 @@ from picardsolve.integrations.policies.steps import PlanSteps
 
 
 class ParallelPolicy:
-    """Plans actions with a denoiser and a diffusers scheduler, again and again, all diffusion steps of a plan at once.
+    """Makes plans of actions with a denoiser and a diffusers scheduler, all diffusion steps of a plan at once.
 
-    A plan is what the scheduler's own loop would have made with the same random generator:
+    A plan is what the scheduler's own loop makes with the same random generator:
 
         x = torch.randn((B, *shape), generator=generator)
         for t in scheduler.timesteps:
             x = scheduler.step(model(x, t, observation), t, x, generator=generator).prev_sample
 
-    From the second plan of an episode on, all states start from the way to the plan before, without the actions that
-    were executed and with the noise of the new one: that saves rounds, and is estimated to change the plan by no more
-    than the tolerance. A batch of another size than the last starts without.
+    From the second plan of an episode on, states start on the way to the plan before, without the actions that were
+    executed, and with the noise of the new plan. That saves rounds, and changes the plan by no more than the tolerance,
+    as far as is estimated. If the size of the batch changes, states start without it.
 
-    Noise goes on from plan to plan and, over `reset`, from episode to episode: the same seed gives the same sequence of
-    episodes, no two of which have the same noise.
+    The noise goes on from plan to plan, and over `reset` from episode to episode. So a seed determines a sequence of
+    episodes, each with noise of its own.
 
     Args:
         model: called as ``model(x, t, observation)`` with ``x`` of shape ``(rows, *shape)``, ``t`` ``(rows,)`` of the
             scheduler's timesteps, and the observation of each row's plan; returns the shape of ``x``, or an object
-            with ``sample``. Encode images once, before: the observation is repeated for every row.
+            with ``sample``. Encode images before: the observation is repeated for every row.
         scheduler: `DDPMScheduler`, `DDIMScheduler` or `DPMSolverMultistepScheduler` (DPM-Solver++) of diffusers, with
-            its timesteps set. It is read now, and never stepped.
-        shape: of a plan: its horizon first, then of an action.
-        executed: actions that are executed of a plan before the next one, from 1 to the horizon: how far the next
-            starts from it. None: 8, or all of a shorter horizon. Where the first k actions of a plan lie in the past,
-            as with k + 1 observations, no more than the horizon less k can be executed.
-        tol: what the root mean square of the distance to the sequential sampler's plan is estimated to be at most, in
-            the model's units (actions of diffusion policies are scaled to [-1, 1]). 0: to the last bits.
-        max_rounds: the latency budget: return what there is after so many model calls. None: no limit.
-        seed: of the random generator that all noise is drawn from, below 2**64.
-        iteration: how a plan answers to a round.
-        spread: standard deviation that actions are expected to have, given the observation; changes rounds alone.
-        dtype: of the plans.
+            its timesteps set. It is read here, and never stepped.
+        shape: shape of a plan: the horizon, then the shape of an action.
+        executed: number of actions that are executed before the next plan, from 1 to the horizon; the next plan is
+            expected to start there. Default 8, or a shorter horizon. If the first k actions of a plan lie in the past,
+            as with k + 1 observations, at most the horizon less k can be executed.
+        tol: largest estimated distance to the sequential sampler's plan, in root mean square and in the model's units
+            (actions of diffusion policies are scaled to [-1, 1]). 0: to the last bits.
+        max_rounds: the latency budget: after so many model calls the plan is returned as it is. None: no limit.
+        seed: seed of the random generator that all noise is drawn from, below 2**64.
+        iteration: the iteration of the window, by default `Secant`; not `Newton`.
+        spread: standard deviation that actions are expected to have, given the observation. It changes the number of
+            rounds only.
+        dtype: dtype of the plans.
 
     Raises:
         TypeError: an argument has the wrong type, or the scheduler is not one of these.
@@ -102,17 +103,17 @@ class ParallelPolicy:
         self._noise = Noise(self._shape, dtype, self._steps.noisy, self._steps.noise_dtype)
         self._noise.begin(seed)
         self._previous: Tensor | None = None
-        self._warm = torch.zeros(0, dtype=torch.bool)  # whose previous plan the next one may start from
+        self._warm = torch.zeros(0, dtype=torch.bool)  # robots that have a plan to start the next one from
 
     def reset(self, seed: int | None = None, *, generator: torch.Generator | None = None, robots: Any = None) -> None:
-        """Begin an episode: forget the last plans, and go on with new noise, or begin the noise anew.
+        """Begin an episode: forget the last plans, and let the noise go on or begin again.
 
         Args:
-            seed: of the noise from now on, and so of the same noise each time; None: the noise goes on.
-            generator: that the noise is drawn from now on, in the place of a seed.
-            robots: those of the batch whose episode begins, as a number, several, or a mask of booleans; None: all. The
-                others' plans are what they would have been. With a seed or a generator they draw, from then on, what a
-                batch of these robots alone would draw.
+            seed: seed of the noise from now on; the same seed gives the same noise. None: the noise goes on.
+            generator: the generator of the noise from now on, instead of a seed.
+            robots: the robots whose episode begins: a number, several, or a mask of booleans. None: all. The plans of
+                the other robots do not change. With a seed or a generator, these robots draw from then on what a batch
+                of them alone would draw.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -135,18 +136,18 @@ class ParallelPolicy:
 
     @torch.no_grad()
     def plan(self, observation: Any, *, max_rounds: int | None = None, throw: bool = True) -> Plan:
-        """Plan for a batch of observations. No robot's plan depends on the company that it is made in.
+        """Make plans for a batch of observations. The plan of a robot does not depend on the other robots.
 
         Args:
-            observation: a tensor, or a tuple, list or dict of them, each with leading dimension B, on one device.
-            max_rounds: instead of the policy's own.
-            throw: whether to raise where a robot's steps are not finite, as of an observation with NaN; else its
-                actions are NaN, and `Plan.failed` says so. Either way the other robots' next plans start from these.
+            observation: a tensor, or a tuple, list or dict of tensors, each with leading dimension B, on one device.
+            max_rounds: the latency budget of this plan, instead of the policy's.
+            throw: whether to raise if the steps of a robot are not finite, as with NaN in its observation. Otherwise
+                its actions are NaN, and `Plan.failed` says so. Either way the other robots keep their plans.
 
         Raises:
             TypeError: the observation holds no tensors.
-            ValueError: they differ in B, or the model returns another shape.
-            SolveError: a robot's steps are not finite; ``error.solution.ys[-1]`` has the plans of the others.
+            ValueError: the tensors differ in B, or the model returns another shape.
+            SolveError: the steps of a robot are not finite; ``error.solution.ys[-1]`` has the plans of the others.
         """
         check_optional_positive_integer("max_rounds", max_rounds)
         check_type("throw", throw, bool, "True or False")
@@ -155,7 +156,7 @@ class ParallelPolicy:
         before = self._noise.state()
         try:
             plan = self._planned(observation, batch, device, max_rounds or self._max_rounds)
-        except BaseException:  # as if it had not been asked for
+        except BaseException:  # a plan that failed draws no noise
             self._noise.wind(before)
             raise
         self._previous, self._warm = plan.actions.clone(), ~plan.failed
@@ -174,7 +175,7 @@ class ParallelPolicy:
         return Solver(chain, x, self._shape, self._ts, self._iteration, self._tol).solve(guess, max_rounds)
 
     def _expected(self) -> Tensor:
-        """The last plan without what was executed of it, its last action for the rest, ``(B, D)``."""
+        """The last plan without the executed actions, then its last action repeated, ``(B, D)``."""
         assert self._previous is not None
         left, end = self._previous[:, self._executed :], self._previous[:, -1:]
         return torch.cat([left, end.expand(-1, self._shape[0] - left.shape[1], *end.shape[2:])], 1).flatten(1)
