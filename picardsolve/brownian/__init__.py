@@ -1,4 +1,4 @@
-"""Brownian motion: the protocol of a path, and a path that is a function of its seed."""
+"""Brownian motion: the protocol of a path, and a path that is a pure function of its seed."""
 
 from picardsolve.brownian.brownian_path import BrownianPath, resolution_for
 from picardsolve.brownian.path import Path

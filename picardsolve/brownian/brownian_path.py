@@ -1,7 +1,7 @@
-"""Brownian motion as a pure function of the seed and the time: no state, no order of visits, any refinement.
+"""Brownian motion as a pure function of seed and time: without state, in any order, at any refinement.
 
-Normals are a function of (seed, sample, dyadic cell, element) (`counter`); a value of the path is a sum of
-some of them (`dyadic`).
+`counter` makes normals from (seed, sample, dyadic cell, element). `dyadic` says which normals a value of the path is
+the sum of.
 """
 
 import math
@@ -15,23 +15,31 @@ from torch import Tensor
 from picardsolve.brownian.counter import GOLDEN, mixed
 from picardsolve.brownian.dyadic import TOP, Array, Keys, Levels
 
-_ROWS, _NUMBERS = 32, 2**12  # rows at once, or as many as have so many numbers
+_ROWS, _NUMBERS = 32, 2**12  # rows in one block, or as many rows as have this many numbers
 
 
 @dataclass(frozen=True)
 class BrownianPath:
     """Brownian motion of every sample of a batch, on the whole real line.
 
-    ``increment(t0, t1)`` depends on the seed, the sample and the two times only: it is the same for any window, order
-    of visits, chunk, batch size, dtype (up to rounding) and device, and increments over a refined grid add up.
+        path = ps.BrownianPath(seed=0)
+        w = path.increment(0.0, 0.5, (batch, 3))  # W(0.5) - W(0)
+
+    An increment depends on the seed, the sample and the two times only. It is the same in any window, order, chunk,
+    batch size and device, and up to rounding in any dtype. Increments over a refined grid add up to those over the
+    coarse one.
 
     Args:
-        seed: an integer, whose sample k gets a stream of its own; or one integer per sample, so that a sample keeps its
-            noise in any batch.
-        resolution: the shortest interval that may be asked for; a power of two. The law is exact for times that far
-            apart. Each halving costs two more normals per value, for times that are not multiples of a larger power of
-            two. A finer resolution is the same path at multiples of the coarser one, and as near as a path may move
-            in a sixteenth of it elsewhere.
+        seed: an integer, from which each sample gets a stream of its own; or one integer for each sample, so that a
+            sample keeps its noise in any batch.
+        resolution: the shortest interval, a power of two from 2**-40 to 1. The law is exact for times at least this far
+            apart. Each halving costs two more normals for a value, unless its time is a multiple of a larger power of
+            two. A finer resolution gives the same path at multiples of the coarser one; elsewhere it differs by no more
+            than a path moves in a sixteenth of the coarser one.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: there are no seeds, or ``resolution`` is no such power of two.
     """
 
     seed: int | Sequence[int] = 0
@@ -56,14 +64,14 @@ class BrownianPath:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """``W(t1) - W(t0)``, for any two times (negative of the increment where t1 < t0).
+        """The increment ``W(t1) - W(t0)`` of all samples, for two times in any order.
 
         Args:
             t0: start of the interval.
-            t1: end of the interval, at least ``resolution`` away.
-            shape: ``(B, ...)``: samples, then anything.
-            dtype: of the result; computed in float64.
-            device: of the result; computed on the CPU.
+            t1: end of the interval, at least ``resolution`` away from ``t0``.
+            shape: ``(B, ...)``, samples first.
+            dtype: of the result, which is computed in float64.
+            device: of the result, which is computed on the CPU.
 
         Raises:
             ValueError: the interval is shorter than ``resolution``, or there are fewer seeds than samples.
@@ -76,16 +84,19 @@ class BrownianPath:
         return flat.reshape(tuple(shape)).to(device, dtype)
 
     def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
-        """Increments of many rows at once.
+        """The increments of many rows.
 
         Args:
-            t0: ``(R,)`` float64, on the CPU.
-            t1: ``(R,)`` float64, on the CPU.
-            sample: ``(R,)`` int64, which sample a row belongs to.
-            size: elements of a sample's motion.
+            t0: ``(R,)`` float64 on the CPU.
+            t1: ``(R,)`` float64 on the CPU.
+            sample: ``(R,)`` int64, the sample that each row belongs to.
+            size: numbers of a sample's motion.
 
         Returns:
-            ``(R, size)`` float64, on the CPU.
+            ``(R, size)`` float64 on the CPU.
+
+        Raises:
+            ValueError: an interval is shorter than ``resolution``, or there are fewer seeds than samples.
         """
         start, end, key = self._rows(t0, t1, sample)
         out = np.empty((len(start), size))
@@ -94,22 +105,15 @@ class BrownianPath:
         return torch.from_numpy(out)
 
     def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Increments and space-time Levy areas ``H = 1/h int_t0^t1 (W(s) - W(t0) - (s - t0)/h W) ds`` of many rows.
+        """The increments and space-time Levy areas of many rows.
 
-        H is independent of W, ``N(0, h / 12)``, and the same from t1 to t0 (Foster, Lyons & Oberhauser 2020). Areas of
-        neighbouring intervals add up to that of both: ``h H = h0 H0 + h1 H1 + (h1 W0 - h0 W1) / 2``, h = h0 + h1.
-
-        Args:
-            t0: ``(R,)`` float64, on the CPU.
-            t1: ``(R,)`` float64, on the CPU.
-            sample: ``(R,)`` int64, which sample a row belongs to.
-            size: elements of a sample's motion.
+        The area is ``H = 1/h int_t0^t1 (W(s) - W(t0) - (s - t0)/h W) ds``. It is independent of the increment W, has
+        the law ``N(0, h / 12)``, and is the same from t1 to t0 (Foster, Lyons & Oberhauser 2020). For neighbouring
+        intervals, ``h H = h0 H0 + h1 H1 + (h1 W0 - h0 W1) / 2`` with h = h0 + h1. Arguments and errors are those of
+        `increments`.
 
         Returns:
-            W, as `increments` gives it, and H, both ``(R, size)`` float64, on the CPU.
-
-        Raises:
-            ValueError: an interval is shorter than ``resolution``, or there are fewer seeds than samples.
+            W and H, both ``(R, size)`` float64 on the CPU.
         """
         start, end, key = self._rows(t0, t1, sample)
         low, high, levels = np.minimum(start, end), np.maximum(start, end), Levels.down_to(self.resolution)
@@ -120,7 +124,7 @@ class BrownianPath:
         return torch.from_numpy(increments), torch.from_numpy(areas)
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
-        """Refuse intervals ``(R,)`` below the resolution, and more samples than seeds, with a ValueError."""
+        """Raise a ValueError for intervals ``(R,)`` below the resolution, and for more samples than seeds."""
         shortest = float((t1 - t0).abs().min()) if len(t0) else math.inf
         if shortest < self.resolution:
             raise ValueError(
@@ -140,7 +144,7 @@ class BrownianPath:
 
     def _increments(self, start: Array, end: Array, key: Keys, size: int) -> Array:
         levels, times, twice = Levels.down_to(self.resolution), np.concatenate([start, end]), np.concatenate([key, key])
-        # neighbouring steps share a time
+        # neighbouring steps share a time, whose value is computed once
         _, first, row = np.unique(mixed(twice + times.view(np.uint64)), return_index=True, return_inverse=True)
         value = levels.values(twice[first], times[first]).sums(size)
         total = value[row[len(start) :]] - value[row[: len(start)]]
@@ -150,11 +154,11 @@ class BrownianPath:
 
 
 def resolution_for(shortest: float) -> float:
-    """The coarsest resolution that an interval may be asked of, or the finest that there is."""
+    """The coarsest resolution that has an interval of this length, or the finest of all."""
     return 2.0 ** math.floor(math.log2(max(shortest, 2**-40)))
 
 
 def _blocks(rows: int, size: int) -> Iterator[slice]:
-    """Rows to compute at once: what they need besides the result is a few times their share of it."""
+    """Blocks of rows, whose temporary memory is a few times their share of the result."""
     step = max(_ROWS, _NUMBERS // max(size, 1))
     return (slice(row, row + step) for row in range(0, rows, step))

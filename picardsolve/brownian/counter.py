@@ -1,7 +1,7 @@
 """Normals as a pure function of a counter (Salmon et al. 2011): SplitMix64's finaliser, then Box and Muller.
 
-NumPy, because a call on a small array costs it a third of what it costs torch. Single precision, because in a sum a
-normal of 24 bits is as good as one of 53, and a quarter of the price; sums are in double precision.
+This is NumPy, because a call on a small array takes a third of torch's time. Normals are computed in single precision,
+because in a sum a normal of 24 bits is as good as one of 53 and costs a quarter. Sums are in double precision.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_AT_ONCE = 2**13  # larger temporaries fall out of the cache, and are mapped anew each time: three times slower
+_AT_ONCE = 2**13  # larger temporary arrays leave the cache, and are three times slower
 _27, _30, _31, _32 = (np.uint64(shift) for shift in (27, 30, 31, 32))
 
 
@@ -32,7 +32,8 @@ def pairs(stream: NDArray[np.uint64], first: int, count: int) -> NDArray[np.floa
         count: how many elements.
 
     Returns:
-        ``(U, 2, count)`` float64, of single precision; an element's are the same for any ``first`` and ``count``.
+        ``(U, 2, count)``, float64 with single precision. The normals of an element do not depend on ``first`` and
+        ``count``.
     """
     element = np.arange(first + 1, first + count + 1, dtype=np.uint64) * GOLDEN
     out = np.empty((len(stream), 2, count))
@@ -44,7 +45,7 @@ def pairs(stream: NDArray[np.uint64], first: int, count: int) -> NDArray[np.floa
 
 
 def _box_muller(bits: NDArray[np.uint64], out: NDArray[np.float64]) -> None:
-    # the largest radius is sqrt(2 ln 2**33) = 6.8; a normal is larger once in 10**11
+    # the largest radius is sqrt(2 ln 2**33) = 6.8; one normal in 10**11 would be larger
     radius = (bits >> _32).astype(np.uint32).astype(np.float32)
     radius += np.float32(0.5)
     radius *= np.float32(2.0**-32)

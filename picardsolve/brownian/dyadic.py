@@ -1,10 +1,11 @@
-"""Brownian motion and its integral as sums over dyadic cells: which normals a time or an interval takes, and how much.
+"""Brownian motion and its integral as sums over dyadic cells: which normals a value needs, with which factors.
 
-Each dyadic cell of length l has an increment W and a space-time Levy area H ~ N(0, l / 12). Its halves' follow from
-them and two more normals (Foster, Lyons & Oberhauser 2020, theorem 3.7), so that a path is a sum of parabolas: of a
-coarsest cell's (W, H), and of the (X1, X2) of every cell that is halved. What a halved cell adds vanishes at its ends,
-and so does its integral: a time takes the cells that hold it, an interval those that hold one of its ends. A cell of
-the resolution is cut where the time is, by the same theorem: it holds no other time, so the law is exact.
+Each dyadic cell of length l has an increment W and a space-time Levy area H ~ N(0, l / 12). Those of its two halves
+follow from them and from two more normals (Foster, Lyons & Oberhauser 2020, theorem 3.7). A path is therefore a sum of
+parabolas: one from (W, H) of a coarsest cell, and one from (X1, X2) of every cell that is halved. The parabola of a
+halved cell and its integral vanish at both ends of the cell. So the value at a time needs the cells that contain the
+time, and the area of an interval those that contain one of its ends. A cell of the resolution is cut at the time
+itself, by the same theorem. It contains no other time, so the law is exact.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from scipy.sparse import csr_array
 from picardsolve.brownian.counter import GOLDEN, mixed, pairs
 
 TOP = 10  # cells of the coarsest level are 2**10 long, and independent of each other
-_ELEMENTS = 64  # as many at once: their normals stay in the cache
+_ELEMENTS = 64  # elements in one block, whose normals stay in the cache
 _LEVEL = np.uint64(0xD1B54A32D192ED03)
 
 Array = NDArray[np.float64]
@@ -33,12 +34,12 @@ _X2 = ((0.75**0.5, -(0.75**0.5)), (-(0.75**0.5), 0.75**0.5))
 
 @dataclass(frozen=True)
 class Combination:
-    """Rows that are sums of normals; a term has two of them.
+    """Rows that are sums of normals. Each term is two normals of one stream, times two factors.
 
     Attributes:
-        starts: ``(R + 1,)`` where the terms of a row start.
-        streams: ``(n,)`` which normals.
-        factors: ``(n, 2)`` how much of each.
+        starts: ``(R + 1,)``, where the terms of each row start.
+        streams: ``(n,)``, the stream of each term.
+        factors: ``(n, 2)``, the factors of each term.
     """
 
     starts: NDArray[np.int64]
@@ -47,13 +48,13 @@ class Combination:
 
     @classmethod
     def of(cls, row: NDArray[np.int64], rows: int, streams: Keys, factors: Array) -> "Combination":
-        """Of terms ``(n,)`` of rows ``row``, in any order of rows."""
+        """The combination of terms ``(n,)`` that belong to rows ``row``, in any order."""
         order = np.argsort(row, kind="stable")
         starts = np.append(0, np.cumsum(np.bincount(row, minlength=rows)))
         return cls(starts, streams[order], factors[order])
 
     def then(self, other: "Combination") -> "Combination":
-        """These rows, then the ``other`` ones."""
+        """These rows followed by the ``other`` ones."""
         return Combination(
             np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]),
             np.concatenate([self.streams, other.streams]),
@@ -61,7 +62,7 @@ class Combination:
         )
 
     def sums(self, size: int) -> Array:
-        """The rows ``(R, size)``. A row is summed in the order of its terms, whatever its company: bitwise the same."""
+        """The sums ``(R, size)``. A row is summed in the order of its terms, so other rows do not change its bits."""
         stream, place = np.unique(self.streams, return_inverse=True)
         columns = (2 * place[:, None] + np.arange(2)).ravel()
         shape = len(self.starts) - 1, 2 * len(stream)
@@ -74,15 +75,15 @@ class Combination:
 
 
 class Pieces(NamedTuple):
-    """What lies within one cell of an interval, all ``(n,)``.
+    """Parts of intervals that lie within one cell, all ``(n,)``.
 
     Attributes:
         row: the interval.
         column: the level.
-        cell: which of its cells.
+        cell: the cell of this level.
         start: where in the cell the piece starts, from 0 to 1.
-        end: where in the cell it ends.
-        balance: of the interval, what comes after the piece less what comes before it, in cells.
+        end: where in the cell the piece ends.
+        balance: the length of the interval after the piece minus that before the piece, in lengths of the cell.
     """
 
     row: NDArray[np.int64]
@@ -93,21 +94,21 @@ class Pieces(NamedTuple):
     balance: Array
 
     def and_(self, *others: "Pieces") -> "Pieces":
-        """All of them."""
+        """These pieces and the others."""
         return Pieces(*(np.concatenate(parts) for parts in zip(self, *others, strict=True)))
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Cells from the coarsest to those of the resolution.
+    """The levels of cells from the coarsest to those of the resolution.
 
-    A column is what a level adds: first the coarsest cell's (W, H), then the (X1, X2) of a cell that is halved, last
-    those of a cell of the resolution, cut at the time.
+    There are C columns: first (W, H) of the coarsest cell, then (X1, X2) of each cell that is halved, last (X1, X2) of
+    the cell of the resolution, which is cut at the time.
 
     Attributes:
-        length: ``(C,)`` of a column's cells.
-        parabolas: ``(C, 2, 2, 2)``: normals, halves, slope and bend.
-        key: ``(C,)`` what a column adds to the key of a path.
+        length: ``(C,)``, length of the cells of each column.
+        parabolas: ``(C, 2, 2, 2)``, by normal, half, and slope or bend.
+        key: ``(C,)``, the number that each column adds to the key of a path.
     """
 
     length: Array
@@ -117,13 +118,13 @@ class Levels:
     @classmethod
     @lru_cache
     def down_to(cls, resolution: float) -> "Levels":
-        """Levels for intervals from ``resolution``, a power of two."""
+        """The levels down to ``resolution``, a power of two."""
         length = 2.0 ** np.arange(TOP, round(np.log2(resolution)) - 1, -1)
         parabolas = np.array([(_W, _H)] + [(_X1, _X2)] * len(length))
         return cls(np.append(length[:1], length), parabolas, np.arange(len(length) + 1, dtype=np.uint64) * _LEVEL)
 
     def values(self, key: Keys, t: Array) -> Combination:
-        """``W(t) - W(start of its coarsest cell)`` at times ``(R,)`` of paths ``(R,)``."""
+        """``W(t) - W(start of the coarsest cell of t)`` at times ``(R,)`` of paths ``(R,)``."""
         cell, place = self._cells(t)
         left, right = np.minimum(2 * place, 1)[:, :, None], np.maximum(2 * place - 1, 0)[:, :, None]
         slope, bend = self.parabolas[..., 0], self.parabolas[..., 1]
@@ -142,18 +143,18 @@ class Levels:
         return Combination.of(row, len(key), mixed(mixed(key[row]) + _counter(cell)), factors)
 
     def areas(self, key: Keys, start: Array, end: Array) -> Combination:
-        """Space-time Levy areas from ``start`` up to ``end``, both ``(R,)``."""
+        """The space-time Levy areas from ``start`` up to ``end``, both ``(R,)``."""
         length = end - start
         pieces = self._cut_up(start, end)
         increment, area = self._within(pieces)
-        # a piece moves what comes after it up, and the chord with it: Chen's relation with pieces that do not move
+        # Chen's relation: the increment of a piece shifts the path behind it, and the chord of the interval
         factors = area + increment * pieces.balance[:, None] / 2
         factors *= (self.length**1.5)[pieces.column, None] / length[pieces.row, None]
         level = mixed(key[pieces.row] + self.key[pieces.column])
         return Combination.of(pieces.row, len(key), mixed(level + _counter(pieces.cell)), factors)
 
     def _cut_up(self, start: Array, end: Array) -> "Pieces":
-        """Into what lies in the cells of the starts, in those of the ends, and in coarsest cells between them."""
+        """The pieces in the cells of the starts, in the cells of the ends, and in the coarsest cells in between."""
         (cell0, place0), (cell1, place1) = self._cells(start), self._cells(end)
         row, column = (index.ravel() for index in np.indices(cell0.shape))
         length, alone = (end - start)[:, None] / self.length, cell0 == cell1
@@ -176,7 +177,7 @@ class Levels:
         )
 
     def _within(self, of: "Pieces") -> tuple[Array, Array]:
-        """``(n, 2)`` increments, and areas times lengths, of pieces for cells of length 1."""
+        """Increments ``(n, 2)``, and areas times lengths, of pieces of cells of length 1."""
         half = np.array([0.0, 1.0])
         u0, u1 = (np.clip(2 * place[:, None] - half, 0, 1) for place in (of.start, of.end))
         slope, bend = self.parabolas[of.column, ..., 0], self.parabolas[of.column, ..., 1]
@@ -192,20 +193,21 @@ class Levels:
         return increments, areas
 
     def _cells(self, t: Array) -> tuple[Array, Array]:
-        """Cells ``(R, C)`` that hold times ``(R,)``, and where in them."""
+        """The cells ``(R, C)`` that contain times ``(R,)``, and the positions in them from 0 to 1."""
         scaled = t[:, None] / self.length
         cell = np.floor(scaled)
         return cell, scaled - cell
 
     def _streams(self, key: Keys, cell: Array) -> Keys:
-        """Streams of the normals of cells ``(R, C)``."""
+        """The streams of the normals of cells ``(R, C)``."""
         return mixed(mixed(key[:, None] + self.key) + _counter(cell))
 
 
 def _cut(place: Array) -> tuple[Array, Array, Array]:
-    """Of a cell of length 1 cut in two, the (X1, X2): increments of the left part, areas of the left and of the right.
+    """Factors of (X1, X2) for a cell of length 1 cut in two: increment of the left part, areas of both parts.
 
-    Foster, Lyons & Oberhauser 2020, theorem 3.7, for W = H = 0; the right part's increment is the left one's negative.
+    Source: Foster, Lyons & Oberhauser 2020, theorem 3.7, with W = H = 0. The increment of the right part is minus that
+    of the left.
     """
     left, right = place[:, None], 1 - place[:, None]
     cubes = left**3 + right**3
@@ -223,7 +225,7 @@ def _counter(cell: Array) -> Keys:
 
 
 def _between(low: Array, high: Array) -> tuple[NDArray[np.int64], Array]:
-    """Rows, and the whole numbers from ``low`` to below ``high`` of each of them."""
+    """For each row, the whole numbers from ``low`` to below ``high``: the rows, and the numbers."""
     count = np.maximum(high - low, 0).astype(np.int64)
     row = np.repeat(np.arange(len(count)), count)
     return row, low[row] + np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)

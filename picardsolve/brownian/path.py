@@ -1,4 +1,4 @@
-"""What a solve asks of the noise."""
+"""The protocol of a Brownian path: what a solve needs of its noise."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,16 +7,19 @@ from torch import Tensor
 
 @runtime_checkable
 class Path(Protocol):
-    """A Brownian motion of samples: `picardsolve.BrownianPath`, or another library's. Times are float64, on the CPU."""
+    """A Brownian motion of samples: `picardsolve.BrownianPath`, or one of another library.
+
+    Times are float64 tensors on the CPU, samples int64, and results float64 on the CPU.
+    """
 
     def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
-        """``W(t1) - W(t0)``, ``(R, size)``, of times ``(R,)`` and samples ``(R,)``; the same whenever it is asked."""
+        """``W(t1) - W(t0)``, ``(R, size)``, for times ``(R,)`` and samples ``(R,)``; the same in every call."""
         ...
 
     def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """The increments, and the space-time Levy areas over the same intervals, ``(R, size)`` both."""
+        """The increments and the space-time Levy areas of the same intervals, both ``(R, size)``."""
         ...
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
-        """Refuse intervals ``(R,)`` and numbers of samples that cannot be had, with a ValueError."""
+        """Raise a ValueError for intervals ``(R,)`` or a number of samples that the path does not have."""
         ...

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted
+from picardsolve.integrators.linear_multistep import linear_multistep
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
@@ -156,13 +157,8 @@ class DiffusionChain(DriftChain):
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The step maps of a window."""
         p, s, linear, expected, scale, *q = self._of_steps.at(n)
-        images = p * x
-        for age, weight in enumerate(q):
-            start = self.memory - age
-            images.addcmul_(weight, outputs[start : start + len(n)])
-        if noise is not None:
-            images.addcmul_(s, noise)
-        return AffineSteps(images, linear, expected_slope=expected, noise_scale=scale[..., 0])
+        values = linear_multistep([p], x, q, outputs, (s, noise))
+        return AffineSteps(values, linear, expected_slope=expected, noise_scale=scale[..., 0])
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps with the predicted noise ("output") or the predicted sample ("sample") held fixed."""

@@ -1,57 +1,82 @@
-"""A Brownian motion of torchsde as the path of a solve, so that both libraries integrate the same noise."""
+"""torchsde's Brownian motions as the path of a solve, so that both libraries integrate the same noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchsde
 from torch import Tensor
 
-THEIRS = torchsde.BrownianInterval, torchsde.BrownianPath, torchsde.BrownianTree
+import picardsolve as ps
+
+_THEIRS = torchsde.BrownianInterval, torchsde.BrownianPath, torchsde.BrownianTree
 _WITH_AREAS = ("space-time", "davie", "foster")
+
+
+def sdeint(
+    sde: Any,
+    y0: Tensor,
+    ts: Tensor | Sequence[float],
+    bm: Any = None,
+    method: str | None = None,
+    dt: float = 1e-3,
+    **more: Any,
+) -> Any:
+    """`picardsolve.sdeint` that also takes a Brownian motion of torchsde, whose noise is then integrated.
+
+    Args:
+        sde: as for `picardsolve.sdeint`, like all arguments but ``bm``.
+        y0: the initial state.
+        ts: times of the solution.
+        bm: a ``BrownianInterval``, ``BrownianPath`` or ``BrownianTree`` of shape ``(batch, m)``, a
+            `picardsolve.BrownianPath`, or None. One of torchsde's is asked once for each step, in order, which takes
+            half a millisecond or more a step; picardsolve's own is faster. "srk" needs
+            ``levy_area_approximation="space-time"``.
+        method: name of the method.
+        dt: length of a step.
+        **more: further arguments.
+    """
+    return ps.sdeint(sde, y0, ts, TorchsdePath(bm) if isinstance(bm, _THEIRS) else bm, method, dt, **more)
 
 
 @dataclass(frozen=True)
 class TorchsdePath:
-    """``bm`` asked one interval at a time, as torchsde asks it.
+    """A Brownian motion of torchsde as the ``brownian`` of `picardsolve.solve`.
 
-    It remembers what it was asked: this very object gives an interval the same value again, but another one with the
-    same entropy may give another, unless it is asked in the same order.
+        path = TorchsdePath(torchsde.BrownianInterval(0.0, 1.0, size=(batch, 3), entropy=0))
+
+    torchsde's object remembers the intervals that it was asked for. The same object returns the same value for an
+    interval again. Another object with the same entropy does so only if it is asked in the same order.
 
     Args:
         bm: a ``BrownianInterval``, ``BrownianPath`` or ``BrownianTree`` of shape ``(samples, channels)``; for a system
-            without samples, of any shape with as many elements as the system has noises.
+            without samples, of any shape with one element for each Brownian motion.
+
+    Raises:
+        TypeError: ``bm`` is none of these.
     """
 
     bm: torchsde.BrownianInterval | torchsde.BrownianPath | torchsde.BrownianTree
 
     def __post_init__(self):
-        if not isinstance(self.bm, THEIRS):
+        if not isinstance(self.bm, _THEIRS):
             raise TypeError(
                 f"bm: expected a BrownianInterval, BrownianPath or BrownianTree of torchsde, got "
                 f"{type(self.bm).__name__}; pass one of these."
             )
 
     def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
-        """Increments of many rows; as `picardsolve.BrownianPath.increments`.
-
-        Args:
-            t0: ``(R,)`` float64, on the CPU.
-            t1: ``(R,)`` float64, on the CPU.
-            sample: ``(R,)`` int64, which sample a row belongs to.
-            size: elements of a sample's motion.
-
-        Returns:
-            ``(R, size)`` float64, on the CPU.
+        """The increments of many rows, as `picardsolve.BrownianPath.increments`.
 
         Raises:
-            ValueError: ``bm`` has another shape, or does not reach to a time.
+            ValueError: ``bm`` has another shape, or does not contain a time.
         """
         w = self._asked(self.bm, t0, t1, sample, size)  # pyright: ignore[reportArgumentType]
         return w * torch.sign(t1 - t0)[:, None]
 
     def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Increments and space-time Levy areas of many rows; as `picardsolve.BrownianPath.areas`.
+        """The increments and space-time Levy areas of many rows, as `picardsolve.BrownianPath.areas`.
 
         Raises:
             ValueError: ``bm`` has no areas; and as `increments`.
@@ -73,7 +98,7 @@ class TorchsdePath:
         return w * torch.sign(length), u / length.abs() - w / 2
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
-        """Refuse times that ``bm`` does not reach to, and more samples than it has, with a ValueError."""
+        """Raise a ValueError for times that ``bm`` does not contain, and for more samples than it has."""
         within = self.bm if isinstance(self.bm, torchsde.BrownianInterval) else self.bm._interval
         low, high = torch.minimum(t0, t1), torch.maximum(t0, t1)
         if len(t0) and not (within._start <= float(low.min()) and float(high.max()) <= within._end):
@@ -87,7 +112,7 @@ class TorchsdePath:
     def _asked(
         self, ask: Callable[[float, float], Tensor], t0: Tensor, t1: Tensor, sample: Tensor, size: int
     ) -> Tensor:
-        """What ``ask`` gives upwards in time, of each row's sample, each interval asked for once."""
+        """The values of ``ask`` for each row's sample, forward in time; each interval is asked for once."""
         self.check(t0, t1, int(sample.max()) + 1 if len(sample) else 0)
         elements = torch.Size(self.bm.shape).numel()
         if elements % size or (len(sample) and elements // size <= int(sample.max())):
