@@ -13,6 +13,7 @@ from problems import PROBLEMS
 from torch import Tensor
 
 import picardsolve as ps
+from picardsolve.results.abstract_certificate import AbstractCertificate
 
 ITERATIONS = [None, ps.Picard(), ps.Secant(), ps.Newton()]
 every_iteration = pytest.mark.parametrize("iteration", ITERATIONS, ids=["auto", "picard", "secant", "newton"])
@@ -364,3 +365,16 @@ def test_the_last_state_alone_is_that_of_all_with_its_gradient(batch_dims):
     failed = ps.solve(ps.ODE(lambda t, y: y * y), y0.detach(), ts, save="last", throw=False, **given)
     assert failed.ys.shape == (1, 3)
     assert failed.ys.isnan().any()
+
+
+@pytest.mark.parametrize("ask", ["verify", "recheck", "certified"])
+def test_the_certificate_says_what_to_do_instead(ask):
+    """It has the interface of every certificate; what makes no sense for collocation is refused with a remedy."""
+    certificate = ps.solve(ps.ODE(lambda t, y: -y), torch.ones(2), [0.0, 1.0], integrator=ps.Collocation()).certificate
+    assert isinstance(certificate, AbstractCertificate)
+    assert certificate.kind == "estimated"
+    assert certificate.bound.isnan().all()
+    assert certificate.bound.shape == certificate.error.shape
+    given = (1.0,) if ask == "certified" else ()
+    with pytest.raises(TypeError, match=f"^{ask}: .*(solve again|solve on a grid)"):
+        getattr(certificate, ask)(*given)

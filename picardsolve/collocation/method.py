@@ -87,9 +87,9 @@ class Collocation(Discretization):
         newton = choice in ("newton", "panels")
         at = nodes(self.nodes, (self.order or usual_order(problem.unknowns, choice)) + (self.nodes != "radau"))
         differences = Differences.of(problem.second_order, problem.unit, problem.rtol, problem.atol)
-        sweep = PicardSweep(at, problem.second_order, choice == "secant")
+        sweep = PicardSweep(at, problem.second_order, choice)
         if newton:
-            sweep = NewtonSweep(at, differences, choice == "panels")
+            sweep = NewtonSweep(at, differences, choice)
         in_flight = self.in_flight or min(_IN_FLIGHT, max(_NUMBERS // (at.n * len(problem.start)), 1))
         lengths = self.max_step or np.inf, self.first_step
         limits = Limits(problem.rtol, problem.atol, problem.unit, in_flight, *lengths)

@@ -23,6 +23,7 @@ class SegmentSweep(ABC):
     """An iteration over segments.
 
     Attributes:
+        name: of the iteration; "panels" is Newton's method with the algebra of panels.
         patience: most rounds that a segment may take.
         settled: rounds after which changes must not grow any more.
         eager: relative change of the last segment in flight below which the next one is started.
@@ -30,16 +31,12 @@ class SegmentSweep(ABC):
         linearizations: Jacobians of segments that were taken so far.
     """
 
+    name: Choice
     patience: int
     settled: int
     eager: float
     quadratic: bool
     linearizations: int = 0
-
-    @property
-    @abstractmethod
-    def name(self) -> Choice:
-        """Of the iteration."""
 
     def ask(self, flight: Flight) -> tuple[np.ndarray, np.ndarray] | None:
         """Times and states of rows to be evaluated beside those of the nodes; None: no rows."""
@@ -68,23 +65,21 @@ class PicardSweep(SegmentSweep):
 
     nodes: Nodes
     second_order: bool
-    secant: bool = True
+    name: Choice
     patience: int = 60
     settled: int = 20
     eager: float = 0.1
     quadratic: bool = False
 
-    @property
-    def name(self) -> Choice:
-        """Of the iteration."""
-        return "secant" if self.secant else "picard"
+    def __post_init__(self):
+        self._secant = self.name == "secant"
 
     def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Correction:
         """The correction."""
         residual = flight.residuals(drift)
         if self.second_order:
             return self._velocities_first(flight, residual)
-        slopes = self._slopes(flight, drift) if self.secant else None
+        slopes = self._slopes(flight, drift) if self._secant else None
         if slopes is None:
             carried = np.zeros_like(flight.starts)
             if len(carried) > 1:
@@ -93,7 +88,7 @@ class PicardSweep(SegmentSweep):
             correction = Correction(residual, carried)
         else:
             correction = self._damped(flight, residual, slopes)
-        if self.secant:
+        if self._secant:
             for segment, change, values in zip(flight.segments, correction.states, drift, strict=True):
                 segment.moved, segment.drift = change, values
         return correction
@@ -154,7 +149,7 @@ class PicardSweep(SegmentSweep):
 
     def remainder(self, segment: Segment) -> float:
         """A tenth where a secant damped; else 0, for the rate of the changes tells."""
-        return 0.1 if self.secant and not self.second_order else 0.0
+        return 0.1 if self._secant and not self.second_order else 0.0
 
 
 @dataclass
@@ -166,28 +161,24 @@ class NewtonSweep(SegmentSweep):
     Attributes:
         nodes: of the segments.
         differences: how Jacobians are taken.
-        panels: False: Jacobians at every node, for a `DenseLinearization`. True: at ten points, for a
+        name: "newton": Jacobians at every node, for a `DenseLinearization`. "panels": at ten points, for a
             `PanelLinearization`.
     """
 
     nodes: Nodes
     differences: Differences
-    panels: bool
+    name: Choice
     patience: int = 12
     settled: int = 4
     eager: float = 0.7
     quadratic: bool = True
 
     def __post_init__(self):
-        self._kind: Any = PanelLinearization if self.panels else DenseLinearization
-        self._solve: Any = solve_through if self.panels else solve_in_order
-        if self.panels:
+        self._panels = self.name == "panels"
+        self._kind: Any = PanelLinearization if self._panels else DenseLinearization
+        self._solve: Any = solve_through if self._panels else solve_in_order
+        if self._panels:
             self.patience = 20
-
-    @property
-    def name(self) -> Choice:
-        """Of the iteration; "panels" is Newton's method with the algebra of panels."""
-        return "panels" if self.panels else "newton"
 
     def ask(self, flight: Flight) -> tuple[np.ndarray, np.ndarray] | None:
         """Rows of the segments that are to be linearised again."""
@@ -195,18 +186,18 @@ class NewtonSweep(SegmentSweep):
         if not self._stale:
             return None
         times, states = flight.times[self._stale], flight.states[self._stale]
-        if self.panels:
+        if self._panels:
             values = np.array([flight.segments[i].values(self.nodes) for i in self._stale])
             states = to_points(self.nodes) @ values
             times = times[:, -1:] + flight.h[self._stale, None] * (POINTS - 1)
         self._at = states
         self.linearizations += len(self._stale)
-        return self.differences.rows(times, states, self.panels)
+        return self.differences.rows(times, states, self._panels)
 
     def sweep(self, flight: Flight, drift: np.ndarray, beside: np.ndarray) -> Correction:
         """The correction."""
         if self._stale:
-            jacobians = self.differences.jacobians(self._at, None if self.panels else drift[self._stale], beside)
+            jacobians = self.differences.jacobians(self._at, None if self._panels else drift[self._stale], beside)
             order, units = self.differences.second_order, self.differences.units(self._at)
             made = self._kind.of(self.nodes, flight.h[self._stale], jacobians, order, units)
             for i, linear in zip(self._stale, made, strict=True):
@@ -233,4 +224,4 @@ class NewtonSweep(SegmentSweep):
 
     def remainder(self, segment: Segment) -> float:
         """A fiftieth with a new Jacobian at every node, otherwise a tenth."""
-        return 0.02 if segment.stale and not self.panels else 0.1
+        return 0.02 if segment.stale and not self._panels else 0.1
