@@ -102,7 +102,7 @@ class _SegmentAdjoint(Adjoint):
         at_start = (elapsed == 0)[..., None]
         following = np.zeros(rows.shape[1:])
         own = np.where(known[..., None] & ~at_start, rows, 0)
-        for stack in Stack.several(self.solve.samples, elapsed, own):
+        for stack in Stack.several(self.solve, elapsed, own):
             longest, most = _width(stack, function.max_batch)
             for window in stack.windows(longest, most):
                 self._pull_window(window, function, following, sums)

@@ -111,6 +111,6 @@ def _of(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     error, allowed, floor = (value[at] for value in (found.at_either_end(), found.allowed, found.floor))
     rows, worst = np.arange(len(at)), (error / allowed).argmax(1)
     error, allowed, floor = (value[rows, worst] for value in (error, allowed, floor))
-    beyond = elapsed > sample.trajectory.reached * (1 + 1e-12)
+    beyond = elapsed > sample.reached * (1 + 1e-12)
     out = (np.where(beyond, np.nan, value) for value in (np.where(elapsed == 0, 0, error), allowed, floor))
     return (*out, found.growth)  # pyright: ignore[reportReturnType]

@@ -1,4 +1,4 @@
-"""Collocation nodes on [0, 1], and the matrices that integrate, interpolate and judge what is known at them."""
+"""Collocation nodes on [0, 1], and the matrices that integrate, interpolate and check values at them."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,12 +12,12 @@ Kind = Literal["radau", "lobatto", "chebyshev"]
 
 @dataclass(frozen=True)
 class Nodes:
-    """``n`` points in [0, 1] that end at 1; of "lobatto" and "chebyshev" the first is 0.
+    """``n`` points in [0, 1]. The last is 1; for "lobatto" and "chebyshev" the first is 0.
 
     Attributes:
         kind: "radau": zeros of ``P_n - P_(n-1)``, right end included (Radau IIA of order ``2 n - 1``). "lobatto": both
             ends and the zeros of ``P'_(n-1)`` (Lobatto IIIA). "chebyshev": both ends and the extrema of ``T_(n-1)``.
-        n: their number.
+        n: the number of points.
     """
 
     kind: Kind
@@ -57,17 +57,17 @@ class Nodes:
 
     @cached_property
     def check(self) -> np.ndarray:
-        """Points that the nodes are checked at: as many Gauss points and one more, ``(n + 1,)``."""
+        """The points of the check: one more Gauss point than there are nodes, ``(n + 1,)``."""
         return (1 + legendre.leggauss(self.n + 1)[0]) / 2
 
     @cached_property
     def to_check(self) -> np.ndarray:
-        """``(n + 1, points)``: interpolation from the points to the check's."""
+        """``(n + 1, points)``: interpolation from the points to those of the check."""
         return self.interpolate(self.check)
 
     @cached_property
     def integrate_check(self) -> np.ndarray:
-        """``(n, n + 1)``: integrals from 0 to each node of the polynomial through values at the check's points."""
+        """``(n, n + 1)``: integrals from 0 to each node of the polynomial through values at the check."""
         return _integrals(self.check, self.c)
 
     @cached_property
@@ -79,14 +79,14 @@ class Nodes:
         return _interpolation(self.points, self._weights, x)
 
     def extrapolate(self, x: np.ndarray, count: int) -> np.ndarray:
-        """The same from the last ``count`` points only, ``(*x.shape, count)``: extrapolation that does not run away."""
+        """``(*x.shape, count)``: extrapolation from the last ``count`` points, stabler than from all."""
         few = self.points[-count:]
         return _interpolation(few, _barycentric(few), x)
 
 
 @lru_cache
 def nodes(kind: Kind, n: int) -> Nodes:
-    """Nodes whose matrices are computed once."""
+    """The nodes of a kind; their matrices are computed once."""
     return Nodes(kind, n)
 
 

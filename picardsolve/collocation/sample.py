@@ -111,12 +111,16 @@ class Sample:
             self._take("secant")
 
     @property
+    def reached(self) -> float:
+        """Elapsed time up to which states are known: the last segment's end, or a terminal event."""
+        end = None if self.march.watch is None else self.march.watch.end
+        return self.march.reached if end is None else min(end, self.march.reached)
+
+    @property
     def trajectory(self) -> Trajectory:
-        """Its states, up to the last segment's end or a terminal event."""
-        march = self.march
-        end = None if march.watch is None else march.watch.end
-        path = PiecewisePolynomial(march.accepted) if march.accepted else None
-        return Trajectory(self.problem, march.reached if end is None else min(end, march.reached), path)
+        """Its states."""
+        path = PiecewisePolynomial(self.march.accepted) if self.march.accepted else None
+        return Trajectory(self.problem, self.reached, path)
 
     @property
     def notes(self) -> tuple[str, ...]:

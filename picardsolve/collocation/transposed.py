@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, gmres
 
+from picardsolve.collocation.adaptive_solve import AdaptiveSolve
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.sample import Sample
 
 _RESTARTS = 20
 
@@ -17,7 +17,7 @@ class Stack:
     """The segments of samples, in the order of samples, then of time.
 
     Attributes:
-        nodes: of every one.
+        nodes: of every segment.
         sample: ``(S,)`` the sample of each.
         h: ``(S,)`` lengths, negative where time runs backward.
         times: ``(S, n)`` of the nodes.
@@ -37,17 +37,17 @@ class Stack:
     units: np.ndarray
 
     @staticmethod
-    def several(samples: Sequence[Sample], elapsed: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
+    def several(solve: AdaptiveSolve, elapsed: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
         """One stack for each kind of nodes.
 
         Args:
-            samples: as they ended.
+            solve: that is over.
             elapsed: ``(T, B)`` elapsed times of states; NaN: unknown.
             cotangent: ``(T, B, d)`` of those states.
         """
         kinds: dict[Nodes, list[tuple[np.ndarray, ...]]] = {}
-        for i, sample in enumerate(samples):
-            path, own = sample.trajectory.path, sample.problem
+        for i, (sample, trajectory) in enumerate(zip(solve.samples, solve.states.samples, strict=True)):
+            path, own = trajectory.path, sample.problem
             if path is None:
                 continue
             values = np.zeros_like(path.values)
@@ -65,15 +65,15 @@ class Stack:
         return [Stack(at, *map(np.concatenate, zip(*rows, strict=True))) for at, rows in kinds.items()]
 
     def windows(self, longest: int, most: int) -> "Iterator[TransposedWindow]":
-        """Windows of at most ``most`` segments, ``longest`` of a sample; the last of each sample come first."""
+        """Windows of at most ``most`` segments, at most ``longest`` of one sample; the last segments come first."""
         _, counts = np.unique(self.sample, return_counts=True)
         begins = np.concatenate([[0], counts.cumsum()])
         behind = np.repeat(begins[1:], counts) - 1 - np.arange(len(self.sample))  # segments that follow
-        held = np.minimum(counts, longest).cumsum()
+        together = np.minimum(counts, longest).cumsum()
         first = 0
         while first < len(counts):
-            room = (held[first - 1] if first else 0) + most
-            last = max(int(np.searchsorted(held, room, side="right")), first + 1)
+            room = (together[first - 1] if first else 0) + most
+            last = max(int(np.searchsorted(together, room, side="right")), first + 1)
             deepest = int(counts[first:last].max())
             for level in range(0, deepest, longest):
                 beyond = min(level + longest, deepest)
@@ -87,9 +87,9 @@ class Stack:
 class TransposedWindow:
     """Consecutive segments of some samples, solved together.
 
-    With ``mu`` the multipliers of ``Y = start + h A F(Y)``, those of the last segment first: ``mu = g + J' h A' mu``,
-    where g is the cotangent of Y, to which at the last node the sum of the next segment's ``mu`` is added, because
-    the next segment starts there.
+    The multipliers ``mu`` of the equations ``Y = start + h A F(Y)`` satisfy ``mu = g + J' h A' mu``, with g the
+    cotangent of Y. To g at the last node, the sum of the next segment's ``mu`` is added, because the next segment
+    starts there; so the last segment comes first.
 
     Attributes:
         stack: of all segments.
