@@ -22,7 +22,6 @@ from picardsolve.problem.clock import Clock
 from picardsolve.problem.machine import Machine
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
-from picardsolve.problem.terms import SecondOrderODE
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
 
@@ -83,13 +82,12 @@ class AdaptiveSolve(Machine):
         clock, most = Clock.of(ts, layout), problem.max_batch or max(_NUMBERS // layout.size, 1)
         function = replace(problem, max_batch=most).row_function("drift", term.drift, clock=clock)
         starts, grid = y.to("cpu", torch.float64).numpy(), ts.numpy()
-        unit, second_order = torch.finfo(layout.dtype).eps, isinstance(term, SecondOrderODE)
         rtol, atol = (_by_component(value, starts.shape) for value in (tolerance.rtol, tolerance.atol))
         samples = []
         for i, start in enumerate(starts):
             _check_reach(layout.dtype, np.abs(start), rtol[i], atol[i])
             times = grid if grid.ndim == 1 else grid[:, i]
-            own = InitialValueProblem(start, times, rtol[i], atol[i], unit, second_order)
+            own = InitialValueProblem(start, times, rtol[i], atol[i], torch.finfo(layout.dtype).eps, term.second_order)
             watched = [EventFunction(event, layout, clock, function.args_of(i)) for event in events]
             samples.append(Sample(own, method, choice, watched))
         return cls(samples, function, ts[1:] if only_last else ts)

@@ -26,6 +26,7 @@ class Term:
         vectorized: whether the functions take many states at once.
         integrators: which integrators to pass for the term, for messages.
         takes_complex: whether states may be complex.
+        second_order: whether states are (positions, velocities), with an acceleration that depends on positions only.
         by_name: whether the functions get further arguments by name (``cond``) and not by position (``args``).
         by_component: whether ``rtol`` and ``atol`` may have one value for each component of the state.
         recorded_on_grids: whether a solve on a grid records gradients.
@@ -35,6 +36,7 @@ class Term:
     vectorized: bool = True
     integrators: str = "Euler(), Heun() or RK4()"
     takes_complex: bool = False
+    second_order: bool = False
     by_name: bool = False
     by_component: bool = True
     resolved: float = RESOLVED
@@ -126,6 +128,7 @@ class SecondOrderODE(Term):
     acceleration: Callable[..., Any]
     vectorized: bool = True
     takes_complex = True
+    second_order = True
 
     def __post_init__(self):
         self._check_functions("acceleration")
