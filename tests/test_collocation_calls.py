@@ -378,3 +378,9 @@ def test_the_certificate_says_what_to_do_instead(ask):
     given = (1.0,) if ask == "certified" else ()
     with pytest.raises(TypeError, match=f"^{ask}: .*(solve again|solve on a grid)"):
         getattr(certificate, ask)(*given)
+
+
+@pytest.mark.parametrize("call", [ps.sequential, ps.analyze])
+def test_what_needs_steps_of_a_grid_refuses_collocation(call):
+    with pytest.raises(TypeError, match=r"^integrator: .*Collocation.*pass .*picardsolve\.RK4"):
+        call(ps.ODE(lambda t, y: -y), torch.ones(2), [0.0, 1.0], integrator=ps.Collocation())

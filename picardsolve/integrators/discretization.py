@@ -1,8 +1,9 @@
 """How time is cut: into the steps of a grid, or into segments whose lengths adapt."""
 
 from abc import ABC
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import Term
 
 
@@ -21,3 +22,14 @@ class Discretization(ABC):
         Raises:
             TypeError: the term is of another kind.
         """
+
+    def chain(self, problem: Problem) -> Any:
+        """The chain of its steps on a grid.
+
+        Raises:
+            TypeError: it has none.
+        """
+        raise TypeError(
+            f"integrator: {type(self).__name__} has no steps of a grid, which are needed here; pass "
+            "picardsolve.RK4() or another fixed-step integrator."
+        )
