@@ -1,4 +1,4 @@
-"""What the rounds of a solve tell of the states that were accepted."""
+"""Estimated errors of the accepted states, from the rounds of a solve."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What the rounds tell of the accepted states, on the CPU in float64.
+    """Estimates for the accepted states, on the CPU in float64.
 
     Attributes:
         errors: ``(N + 1, B)`` estimated errors; NaN where nothing was estimated, as by `Parareal`.
         most: the same, if errors never decay.
         expected: ``(N, B)`` expected sizes of residuals.
         slopes: ``(N, B)``, 1 where unknown.
-        rates: ``(N, B)`` how much a step changes a change of its state, along the changes that were seen; infinite
-            where it is not known.
+        rates: ``(N, B)`` relative change of a change of the state by each step, along the changes of the rounds;
+            infinite where it is not known.
     """
 
     errors: Tensor
@@ -46,15 +46,15 @@ class Accepted:
         samples: int,
         taken: Tensor | None = None,
         implicit: bool = False,
-        forgets: bool = False,
+        trusts_slopes: bool = False,
         growth: "Growth | None" = None,
     ) -> "Accepted":
-        """Carry the expected residuals along the accepted states.
+        """Propagate the expected residuals along the accepted states.
 
-        Residuals are expected as `ErrorEstimate` expects them, without its factor for safety, and with what later
-        rounds showed: a step that was accepted before its ratio could be measured takes the largest ratio of the round
-        before or, where there is none, of the round after. The residuals of a denoiser are carried by slopes, those of
-        other terms by the growth. Where the growth is not known they are added up.
+        Residuals are expected as by `ErrorEstimate`, without its factor for safety. A step that was accepted before its
+        ratio could be measured takes the largest ratio of the round before or, where there is none, of the round after.
+        The residuals of a denoiser are propagated by slopes, those of other terms by the growth. Where the growth is
+        not known they are added up.
 
         Args:
             history: the rounds.
@@ -62,7 +62,7 @@ class Accepted:
             samples: B.
             taken: ``(N,)`` slopes of the steps that were taken, where the sweep did not take them; see `Evidence`.
             implicit: whether steps are equations; see `ErrorEstimate`.
-            forgets: whether errors are carried by slopes; see there, too.
+            trusts_slopes: whether errors are propagated by slopes; see `ErrorEstimate`.
             growth: of errors along the solution; None: not known.
         """
         nothing, rounds = Accepted.exact(steps, samples), history.stacked()
@@ -86,8 +86,8 @@ class Accepted:
         expected = torch.where(changes == 0, 0, missed * changes)
         rates = torch.where(known > 0, ratios + (slopes - 1).abs(), torch.inf)
         added = torch.cat([torch.zeros_like(expected[:1]), expected.cumsum(0)])
-        if forgets:
-            errors, most = _carried(expected, slopes)
+        if trusts_slopes:
+            errors, most = _by_slopes(expected, slopes)
         else:
             errors = added if growth is None else growth.carried(expected)
             most = torch.maximum(errors, added)
@@ -99,8 +99,8 @@ class Accepted:
         return (rise - rise.cummin(0).values).amax(0).exp()
 
 
-def _carried(expected: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Errors that are carried by slopes, and the same if errors never decay."""
+def _by_slopes(expected: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors that are propagated by slopes, and the same if errors never decay."""
     carried = torch.stack([_believed(slopes), slopes.abs().clamp(min=1)], -1)
     paths = recurrence(carried, expected[..., None].expand_as(carried).clone())
     errors, most = torch.cat([torch.zeros_like(paths[:1]), paths]).unbind(-1)
@@ -108,10 +108,10 @@ def _carried(expected: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _believed(slopes: Tensor) -> Tensor:
-    """What errors are multiplied by: slopes, but the root of those below 1.
+    """The factors of errors: slopes, and the root of slopes below 1.
 
-    Changes, along which slopes are seen, shrink faster than the errors that remain of them. On trained networks slopes
-    below 1 give errors that are too small, and ones in their place errors that are too large.
+    Slopes are seen along changes, which decay faster than errors. On trained networks slopes below 1 give errors that
+    are too small, and 1 in their place errors that are too large.
     """
     return torch.where(slopes.abs() < 1, slopes.abs().sqrt(), slopes.abs())
 

@@ -1,9 +1,9 @@
 """How much small changes of a state grow along a solution, from Jacobians of its steps.
 
-Slopes that are seen along one change after another do not tell it: on an orbit their products grow without end, while
-an error only drifts. So steps are differentiated in every direction, by differences, at three places of each piece of
-the grid. The logarithms of these Jacobians give the propagator of the piece by Magnus' series on Gauss' points
-(Blanes, Casas, Oteo & Ros 2009, eq. 257).
+The slopes that rounds show do not tell: on an orbit their products grow without limit, while an error only drifts. So
+steps are differentiated in every direction, by differences, at three places of each piece of the grid. The logarithms
+of these Jacobians give the propagator of the piece by Magnus' series on Gauss' points (Blanes, Casas, Oteo & Ros 2009,
+eq. 257).
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.problem.terms import SDE
 
-_AIM = 0.7  # how much a piece is to change a state, as far as rates tell: its steps times what one of them changes
-_REACH = 1.2  # above this a piece is cut
+_AIM = 0.7  # relative change of a state over one of the first pieces, as rates predict it
+_REACH = 1.2  # relative change of a state above which a piece is cut
 _FEWEST = 16  # pieces to begin with
-_AGREE = 4.0  # times that growth to a lower order may differ; to the higher it is then far nearer
-_PASSES = 10  # in which pieces are cut
-_SEGMENTS = 48  # between whose ends growth is kept
-_DEAREST = 65  # rows for each step of the grid
+_AGREE = 4.0  # factor by which growth of the two orders may differ; the higher order is then far more accurate
+_PASSES = 10  # passes that may cut pieces
+_SEGMENTS = 48  # segments of the grid between whose ends growth is kept
+_DEAREST = 65  # rows per step of the grid, at most
 _NUMBERS = 2**23  # in all Jacobians
 
 
@@ -71,7 +71,7 @@ class Growth:
 
 
 def measurable(problem: Problem, chain: DriftChain, size: int) -> bool:
-    """Whether Jacobians of a few steps tell of the others, as with noise that depends on the state they do not."""
+    """Whether Jacobians of a few steps represent the others; they do not where noise depends on the state."""
     if chain.implicit or chain.memory or size > LARGEST_DENSE or isinstance(problem.term, Denoiser):
         return False
     if not isinstance(problem.term, SDE):
@@ -87,13 +87,13 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
         chain: of N explicit one-step steps.
         path: ``(N + 1, B, D)`` finite states.
         scale: ``(B, D)`` units of each number, which sizes of changes are measured in.
-        rates: ``(N, B)`` by how much a step changes a change of its state, as far as is known; says how long the first
-            pieces are.
+        rates: ``(N, B)`` relative change of a change of the state by each step, as far as is known; sets the length of
+            the first pieces.
         wanted: ``(B,)`` booleans: the samples to measure.
 
     Returns:
-        The growth and the rounds that it took. The growth is not known of other samples, nor of those for which it
-        would take more than `_DEAREST` evaluations a step, or much memory, or whose derivatives are not finite.
+        The growth, and the rounds that it took. The growth is NaN for other samples, for samples that would need more
+        than `_DEAREST` evaluations a step or too much memory, and where a derivative is not finite.
     """
     steps, (samples, size) = len(rates), path.shape[1:]
     most = min(_DEAREST * steps // (size + 1), _NUMBERS // (samples * size**2))  # places
@@ -128,7 +128,7 @@ def _tables(pieces: Tensor, bounds: list[np.ndarray]) -> Tensor:
 
     Args:
         pieces: ``(2, P, D, D)`` of R samples one after another, of both orders.
-        bounds: of each sample, the numbers of its pieces that the S segments begin with, and how many there are.
+        bounds: for each sample the index of the first piece of each of S segments, then the number of its pieces.
 
     Returns:
         ``(R, 2, S + 1, S + 1)``.

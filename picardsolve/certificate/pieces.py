@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SHORT = 4  # steps of a piece that are all differentiated
-_OUTER = 0.5 - 15**0.5 / 10  # of a piece: where the first of three points of Gauss lies
-_PRECISE = 1e-6  # what is neglected of a logarithm, relative to its first term
-_MOST_TERMS = 8  # of a logarithm's series
-_DEGREE = 9  # of the exponential's series, of matrices of about 1 at most
+_SHORT = 4  # steps of a piece up to which all are differentiated
+_OUTER = 0.5 - 15**0.5 / 10  # the first of three Gauss points of a piece, relative to its length
+_PRECISE = 1e-6  # neglected part of a logarithm, relative to its first term
+_MOST_TERMS = 8  # of the series of a logarithm
+_DEGREE = 9  # of the series of an exponential, for matrices with norms of about 1
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """P pieces of the grid, ordered by samples; the number of steps in each is odd, so that one is in its middle.
+    """P pieces of the grid, sample by sample; each has an odd number of steps, so that one step is in its middle.
 
     Attributes:
         sample: ``(P,)``.
@@ -42,7 +42,7 @@ class Pieces:
 
     @property
     def places(self) -> np.ndarray:
-        """``(3, P)``: the steps to differentiate; of a piece of a single step they are one."""
+        """``(3, P)`` the steps to differentiate; three times the same for a piece of one step."""
         inset, end = self._inset, self.begin + self.count
         return np.stack([self.begin + inset, (self.begin + end - 1) // 2, end - 1 - inset])
 
@@ -69,9 +69,9 @@ class Pieces:
 
 
 def changes(seen: Tensor) -> np.ndarray:
-    """By how much steps change a change of their state, ``(P,)`` the most of three places ``(3, P, D, D)``.
+    """Relative change of a change of the state by one step, ``(P,)``: the largest of three Jacobians ``(3, P, D, D)``.
 
-    The root of a bound of the norm of the square: units of the state matter less for it than for the norm.
+    It is the root of a bound of ``||(J - I)^2||``, which depends less on the units of the state than ``||J - I||``.
     """
     beyond = seen - torch.eye(seen.shape[-1], dtype=seen.dtype)
     square = (beyond @ beyond).abs()
@@ -79,7 +79,7 @@ def changes(seen: Tensor) -> np.ndarray:
 
 
 def first_edges(rates: Tensor, aim: float, fewest: int) -> np.ndarray:
-    """Edges of pieces in which rates ``(N,)`` add up to ``aim`` at most, and which are not too long either."""
+    """Edges of pieces in which rates ``(N,)`` add up to about ``aim``; rates below half their mean count as that."""
     steps, known = len(rates), rates.nan_to_num(0, 0, 0).clamp(max=10).numpy()
     known = np.maximum(known, known.mean() / 2 + 1e-12)
     pieces = int(np.clip(np.ceil(known.sum() / aim), min(fewest, steps), steps))
@@ -89,7 +89,7 @@ def first_edges(rates: Tensor, aim: float, fewest: int) -> np.ndarray:
 
 
 def cut(edges: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Cut pieces into about so many parts each; edges of the others stay where they are."""
+    """Cut each piece into about as many parts as given; the edges of other pieces stay where they are."""
     inner = [
         a + _odd(np.unique(np.linspace(0, b - a, n + 1).round().astype(np.int64)))[1:]
         for (a, b), n in zip(pairwise(edges), parts, strict=True)
@@ -102,7 +102,7 @@ def _odd(edges: np.ndarray) -> np.ndarray:
     short = [np.arange(a, b) for a, b in pairwise(edges) if b - a <= _SHORT]
     edges = np.unique(np.concatenate([edges, *short]))
     last = edges[-1]
-    edges = np.unique(np.minimum(edges + (edges - np.arange(len(edges))) % 2, last))  # even and odd ones take turns
+    edges = np.unique(np.minimum(edges + (edges - np.arange(len(edges))) % 2, last))  # even, odd, even, ...
     return edges if (last - edges[-2]) % 2 else np.insert(edges, -1, last - 1)
 
 
@@ -122,7 +122,7 @@ def _logarithm(matrices: Tensor, moved: float) -> Tensor:
 
 
 def _exponential(matrices: Tensor) -> Tensor:
-    """By its series, of matrices ``(..., D, D)`` of about 1."""
+    """Exponentials, by their series, of matrices ``(..., D, D)`` with norms of about 1."""
     one, flat = torch.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.flatten(0, -3)
     total = one + flat / _DEGREE
     for k in range(_DEGREE - 1, 0, -1):

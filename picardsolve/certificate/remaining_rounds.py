@@ -1,4 +1,4 @@
-"""How many rounds a solve will take, from those it has taken."""
+"""Predicted number of rounds of a solve, from the rounds so far."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from picardsolve.results.history import Round
 from picardsolve.theory.rounds import fitted_contraction, predicted_rounds
 
-_RECENT = 3  # rounds, at least, that the pace of a sliding window is taken from
+_RECENT = 3  # rounds, at least, that the pace of a sliding window is the mean of
 
 
 def rounds_expected(history: Sequence[Round], steps: int) -> tuple[float, ...]:
-    """After each round, the rounds that the whole solve is expected to take; the slowest sample's.
+    """After each round, the rounds that the slowest sample of the whole solve is expected to take.
 
-    While steps lie beyond the window, the rest of the grid goes by at the pace of the later half of the rounds so far.
-    Once the window reaches its end, what is left is how far the estimated errors are above what may be spent. That
-    falls by the factorial law of Picard iteration, refitted each round (`theory.predicted_rounds`); where it cannot be
-    fitted, by the pace again.
+    While steps lie beyond the window, the rest of the grid is expected to take as long per step as the later half of
+    the rounds so far. Once the window has reached the end of the grid, estimated errors are expected to decay to the
+    allowed ones by the factorial law of Picard iteration, refitted each round (`theory.predicted_rounds`). Where the
+    law cannot be fitted, the pace is used again.
 
     Args:
         history: the rounds.
@@ -28,7 +28,7 @@ def rounds_expected(history: Sequence[Round], steps: int) -> tuple[float, ...]:
 
 
 def expected_after(history: Sequence[Round], k: int, steps: int) -> float:
-    """The last of `rounds_expected` after the first k rounds, at least 1."""
+    """The last of `rounds_expected` after the first k >= 1 rounds."""
     record = history[k - 1]
     left = steps - record.begin - record.stride
     recent = history[min(max(k - _RECENT, 0), k // 2) : k]
@@ -42,7 +42,7 @@ def expected_after(history: Sequence[Round], k: int, steps: int) -> float:
 
 
 def _excess(record: Round) -> Tensor:
-    """The largest error among the steps not accepted, in units of what is allowed, ``(B,)``; infinite if unknown."""
+    """The largest error of a step not accepted, relative to the allowed error, ``(B,)``; infinite if unknown."""
     if record.estimates is None:
         return torch.full(record.begin.shape, torch.inf, dtype=torch.float64)
     excess = record.estimates.excess.nan_to_num(torch.inf)

@@ -50,7 +50,7 @@ class Plan:
     @property
     def certificate(self) -> Certificate:
         """How far the plan may be from the sequential sampler's, as the rounds tell; ``error[-1]`` is ``(B,)``."""
-        return self.solution.certificate
+        return cast(Certificate, self.solution.certificate)
 
     def error(self) -> SolveError | None:
         """The error of the first robot that failed; None if none did."""
