@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from picardsolve.integrations.diffusers.options import Numerics
+from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.replay import Replay
 from picardsolve.integrations.diffusers.window_limit import WindowLimit
@@ -98,12 +98,12 @@ def test_a_remembered_output_that_was_written_to_is_not_given_back():
 
 
 def test_what_a_type_cannot_show_is_not_asked_of_it():
-    numerics, report = Numerics(8, 1e-3, None, None, None), Report()
-    assert numerics.settled_tolerance(torch.float32, report) == 1e-3
+    options, report = Options(8), Report()
+    assert options.settled_tolerance(torch.float32, report) == 1e-3
     assert not report.notes
-    assert numerics.settled_tolerance(torch.bfloat16, report) == torch.finfo(torch.bfloat16).eps
+    assert options.settled_tolerance(torch.bfloat16, report) == torch.finfo(torch.bfloat16).eps
     assert len(report.notes) == 1
-    exact = Numerics("auto", 0.0, None, None, None)
+    exact = Options("auto", 0.0)
     assert exact.settled_tolerance(torch.bfloat16, Report()) == 0
-    assert numerics.widest(4) == 8
+    assert options.widest(4) == 8
     assert exact.widest(4) == 4

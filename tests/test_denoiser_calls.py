@@ -16,7 +16,8 @@ from pipelines import assert_same, digits, generator
 from torch import nn
 
 from picardsolve.integrations.diffusers import denoise, sampler
-from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, joined
+from picardsolve.integrations.diffusers.run.batching import Batch, Outputs
+from picardsolve.integrations.diffusers.run.nested import joined
 from picardsolve.integrations.diffusers.run.replay import Replay
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, pick
 

@@ -248,7 +248,7 @@ def test_a_path_with_one_output_held_is_a_product(name, first, known):
     assert probe.reach(steps)
     table, start, output = probe.table, randn(0, 2, 3), randn(1, 2, 3)
     past = list(zip(randn(2, known, 2, 3), randn(3, known, 2, 3), strict=True))
-    held = table.held(first, steps - first, start, output, past)
+    held = table.path_of_one_output(first, steps - first, start, output, past)
     if held is None:
         assert table.noisy[first:].any()
         return
@@ -339,5 +339,5 @@ def test_a_tape_plays_the_same_noise_at_every_visit(visits, count):
 
 def test_a_tape_forgets_the_steps_before():
     tape = NoiseTape([generator(0)], {n: [] for n in range(5)})
-    tape.forget(3)
+    tape.drop_before(3)
     assert sorted(tape.before) == [3, 4]

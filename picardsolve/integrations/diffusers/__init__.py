@@ -7,8 +7,8 @@ except ImportError as error:
         "picardsolve.integrations.diffusers: needs diffusers; pip install picardsolve[diffusers]"
     ) from error
 
-from picardsolve.integrations.diffusers.calls import denoise, sample
+from picardsolve.integrations.diffusers.calls import denoise, sample, sampler
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.sampler import Sampler, sampler
+from picardsolve.integrations.diffusers.sampler import Sampler
 
 __all__ = ["Report", "Sampler", "denoise", "sample", "sampler"]

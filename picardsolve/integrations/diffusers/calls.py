@@ -1,7 +1,8 @@
-"""The two calls of this integration: ``sample(pipe, ...)`` and ``denoise(model, scheduler, x, ...)``."""
+"""The public calls: `sample` a pipeline, enter a `sampler` around it, or `denoise` without a pipeline."""
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -15,20 +16,62 @@ from picardsolve.integrations.diffusers.arguments import (
     refuse_unread_by_pipeline,
 )
 from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, random_generators
-from picardsolve.integrations.diffusers.options import Numerics
+from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.sampler import attach, sampler
+from picardsolve.integrations.diffusers.sampler import Sampler
 
 # What a loop raises that cannot carry a window of states; it is run again, one step at a time.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
-_OURS = tuple(inspect.signature(sampler).parameters)[1:]
+_OURS = tuple(field.name for field in fields(Options))
 
 
 class _ReportedTuple(tuple):
-    """What a pipeline returns with ``return_dict=False``, with room for the report."""
+    """What a pipeline returns with ``return_dict=False``, with an attribute for the report."""
 
     report: Report
+
+
+def sampler(
+    pipe: Any,
+    *,
+    window: int | Literal["auto"] = 32,
+    tolerance: float = 1e-3,
+    max_batch: int | None = None,
+    iteration: Iteration | None = None,
+    guess: Guess | None = None,
+) -> Sampler:
+    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
+
+    The same seed gives the same image to a tolerance; ``docs/pipelines.md`` shows how close images were.
+    What cannot be run in parallel runs as it is, and ``report.sequential`` says why.
+
+    Args:
+        pipe: a diffusers pipeline with a ``scheduler`` and a denoiser.
+        window: steps solved at once, at least 1. "auto" tries widths and continues with the fastest, or with one step
+            at a time where that is the fastest. The fastest width depends on the clock, and so does the last digit of
+            the result.
+        tolerance: a state is accepted when two numbers are at most this, relative to the state's size: its change in a
+            round, and the sum of the residuals up to it (what Picard iteration would still change). The tolerance is
+            on what is left to change, and bounds no distance to the untouched pipeline's result: see
+            ``report.certificate``. 0 gives the sequential result, to the last bits of the denoiser's own batching.
+            Above 0 it is at least the resolution of the states' type (``report.tolerance``).
+        max_batch: rows that a denoiser call may have (guidance counts twice); a wider window is cut into chunks.
+        iteration: how the window computes its new states in a round; by default `picardsolve.Secant`, or
+            `picardsolve.Exponential` for schedulers whose step starts from an earlier state (UniPC, Heun).
+        guess: where states that enter the window start; by default the last predicted sample is held fixed where the
+            sampler draws noise, else the last output.
+
+    Raises:
+        TypeError: ``pipe`` has no scheduler to run, or one of integer tokens, or a denoiser with a step cache, or
+            ``iteration`` is `picardsolve.Parareal` or `Newton`.
+        ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise TypeError(f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    return Sampler(scheduler, modules, Options(window, tolerance, max_batch, iteration, guess), pipe)
 
 
 def sample(
@@ -44,8 +87,8 @@ def sample(
 ) -> Any:
     """Call ``pipe(*args, **kwargs)`` in parallel over its steps.
 
-    An argument that is neither one of these nor one that the pipeline reads is refused, also where the pipeline would
-    swallow it: it reads those of its signature, and those that its code or its documentation names.
+    An argument that neither this call nor the pipeline reads is refused, even if the pipeline would accept and ignore
+    it. A pipeline reads the arguments of its signature, and those that its code or its documentation names.
 
     Args:
         pipe: a diffusers pipeline.
@@ -55,21 +98,22 @@ def sample(
         max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
-        pipeline_kwargs: passed on to the pipeline as they are: what it hands on to something else, or calls by one of
-            the names above.
+        pipeline_kwargs: passed on to the pipeline unchecked: for what it hands on to something else, and for arguments
+            of the pipeline that have one of the names above.
         **kwargs: passed on to the pipeline.
 
     Returns:
         What the pipeline returns, with an attribute ``report``.
 
     Raises:
-        TypeError: an argument is read by nobody; see `sampler` for more.
+        TypeError: nothing reads an argument; see `sampler` for more.
         ValueError: see `sampler`.
     """
     run = sampler(pipe, window=window, tolerance=tolerance, max_batch=max_batch, iteration=iteration, guess=guess)
     refuse_unread_by_pipeline(pipe, kwargs, _OURS)
     kwargs = merged("pipeline_kwargs", pipeline_kwargs, kwargs)
-    before = Snapshot({**_kept(pipe), **_plain(kwargs), **random_generators()})
+    plain = {name: value for name, value in kwargs.items() if not callable(value)}
+    before = Snapshot({**_kept(pipe), **plain, **random_generators()})
     try:
         with run:
             out = pipe(*args, **kwargs)
@@ -77,13 +121,14 @@ def sample(
         watched = any(kwargs.get(name) is not None for name in ("callback", "callback_on_step_end"))
         if watched or not run.failed:
             raise
+        why = f"its loop failed on a window of states ({type(error).__name__}: {error})"
         if not all([run.restore(), before.restore()]):
             raise MemoryLost(
-                f"{type(pipe).__name__}: its loop failed on a window of states ({type(error).__name__}: {error}), and "
-                "what it remembers of that cannot be put back; reload it, and call it itself."
+                f"{type(pipe).__name__}: {why}, and what it remembers of that cannot be put back; reload it, and call "
+                "it itself."
             ) from error
-        run = attach(pipe.scheduler, run.modules, Numerics(1, 0.0, None, None, None), pipe)
-        run.why = f"its loop failed on a window of states ({type(error).__name__}: {error})"
+        run = Sampler(pipe.scheduler, run.modules, Options(1, 0.0), pipe)
+        run.why = why
         with run:
             out = pipe(*args, **kwargs)
     for name in named_like_ours(pipe, _OURS):
@@ -127,8 +172,8 @@ def denoise(
         iteration: as for `sampler`.
         guess: as for `sampler`.
         generator: passed on to ``scheduler.step``.
-        eta: likewise.
-        model_kwargs: passed on to the model as they are: what it calls by one of the names above.
+        eta: passed on to ``scheduler.step``.
+        model_kwargs: passed on to the model unchecked: for arguments of the model that have one of the names above.
         **conditioning: passed on to the model; tensors with leading dimension B are per sample.
 
     Returns:
@@ -147,34 +192,25 @@ def denoise(
         )
     module = model if isinstance(model, nn.Module) else _Function(model)
     accepted = inspect.signature(scheduler.step).parameters
-    given = {"generator": generator, "eta": eta}
-    extra = {key: value for key, value in given.items() if value is not None}
+    extra = {key: value for key, value in {"generator": generator, "eta": eta}.items() if value is not None}
     for name in extra:
         if name not in accepted:
             raise TypeError(f"{name}: {type(scheduler).__name__}.step takes none; leave it out.")
     refuse_unread_by_model(model, conditioning, _OURS)
     conditioning = merged("model_kwargs", model_kwargs, conditioning)
-    run = attach(scheduler, [module], Numerics(window, tolerance, iteration, guess, max_batch))
+    run = Sampler(scheduler, [module], Options(window, tolerance, max_batch, iteration, guess))
     with torch.no_grad(), run:
-        return _loop(module, scheduler, x, extra, conditioning), run.report
-
-
-def _loop(module: nn.Module, scheduler: Any, x: Tensor, extra: dict[str, Any], conditioning: dict[str, Any]) -> Tensor:
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        out = module(scaled, t, **conditioning)
-        x = scheduler.step(getattr(out, "sample", out), t, x, **extra, return_dict=False)[0]
-    return x
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            out = module(scaled, t, **conditioning)
+            x = scheduler.step(getattr(out, "sample", out), t, x, **extra, return_dict=False)[0]
+    return x, run.report
 
 
 def _kept(pipe: Any) -> dict[str, Any]:
-    """What a pipeline keeps, but for networks and tokenizers."""
+    """What a pipeline keeps, apart from networks and tokenizers."""
     parts = {name: part for name, part in vars(pipe).items() if not isinstance(part, nn.Module)}
     return {name: part for name, part in parts.items() if not type(part).__module__.startswith("transformers")}
-
-
-def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if not callable(value)}
 
 
 class _Function(nn.Module):

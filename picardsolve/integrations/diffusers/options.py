@@ -1,94 +1,66 @@
-"""How a run is solved, and the window that it is solved with."""
+"""The options that `sample`, `sampler` and `denoise` share."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from picardsolve import Exponential, FrozenOutput, FrozenSample, Guess, Iteration, Secant
-from picardsolve.extend import ErrorEstimate, Residuals, Settings, Tolerance, Window
+from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
+from picardsolve.extend import check_not_negative, check_optional_positive_integer
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.scheduler.chain import SchedulerChain
-from picardsolve.integrations.diffusers.scheduler.copied_steps import Walk
-from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
 
-_TABLE_TOLERANCE = 1e-5  # below, the window steps with the scheduler itself: a table differs from it by rounding
-_WIDEST = 128  # of the windows that are tried by themselves
-WIDE = (torch.float32, torch.float64)  # types that states are kept in as they are
+_WIDEST = 128  # steps of the widest window that window="auto" tries
 
 
 @dataclass(frozen=True)
-class Numerics:
-    """How a run is solved; see `sampler` for the meaning."""
+class Options:
+    """How a run is solved; `sampler` documents each option.
 
-    window: int | Literal["auto"]
-    tolerance: float
-    iteration: Iteration | None
-    guess: Guess | None
-    max_batch: int | None
+    Raises:
+        TypeError: an option has a type that a pipeline cannot use.
+        ValueError: an option is out of range.
+    """
+
+    window: int | Literal["auto"] = 32
+    tolerance: float = 1e-3
+    max_batch: int | None = None
+    iteration: Iteration | None = None
+    guess: Guess | None = None
+
+    def __post_init__(self):
+        window, guess = self.window, self.guess
+        if window != "auto" and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+            raise ValueError(f'window: expected an integer >= 1 or "auto", got {window!r}.')
+        check_not_negative("tolerance", self.tolerance)
+        check_optional_positive_integer("max_batch", self.max_batch)
+        if not isinstance(guess, Copy | FrozenOutput | FrozenSample | None):
+            raise TypeError(
+                "guess: a pipeline's states start from Copy(), FrozenOutput() or FrozenSample(), got "
+                f"{getattr(guess, '__name__', type(guess).__name__)}; pass one of these or None."
+            )
+        _refuse_iteration(self.iteration)
 
     def widest(self, steps: int) -> int:
         """Steps of the widest window."""
         return min(_WIDEST, steps) if self.window == "auto" else self.window
 
     def settled_tolerance(self, dtype: torch.dtype, report: Report) -> float:
-        """The tolerance for states of a type; noted where the type cannot show what was asked for."""
+        """The tolerance for states of a type; the report notes where the type cannot show what was asked for."""
         shows = torch.finfo(dtype).eps
         if 0 < self.tolerance < shows:
             report.note(f"The tolerance is {shows:.1g}, not {self.tolerance:.1g}: {dtype} shows no less.")
             return shows
         return self.tolerance
 
-    def open(
-        self,
-        scheduler: Any,
-        step: "FirstStep",
-        timesteps: Tensor,
-        own: Tensor,
-        tolerance: float,
-    ) -> Window:
-        """The window over a scheduler's steps.
 
-        Args:
-            scheduler: as it stood before the loop's first step.
-            step: that step.
-            timesteps: ``(N,)`` the loop's.
-            own: the scheduler's own, of which the loop may iterate a part.
-            tolerance: see `settled_tolerance`.
-        """
-        extra = {key: value for key, value in step.extra.items() if key != "return_dict"}
-        form = step.timestep.shape if isinstance(step.timestep, Tensor) else ()
-        shapes = step.sample.shape, step.output.shape, step.state.dtype, step.output.dtype
-        chain = SchedulerChain(
-            scheduler, Walk(timesteps, own, *shapes, extra, step.tape, form), tolerance >= _TABLE_TOLERANCE
+def _refuse_iteration(iteration: Iteration | None) -> None:
+    if iteration is None:
+        return
+    name = type(iteration).__name__
+    if not hasattr(iteration, "sweep"):
+        raise TypeError(
+            f"iteration: {name} has no sweep over a window: it steps from places all along the grid, and a pipeline's "
+            "loop goes through it once; pass picardsolve.Picard(), or call picardsolve.solve with a Denoiser."
         )
-        width = self.widest(len(timesteps))
-        if chain.probe is not None:
-            chain.probe.reach(min(width, len(timesteps)))
-        onward = chain.probe is None or chain.probe.carries_forward()
-        iteration = self.iteration or (Secant() if onward else Exponential())
-        guess = self.guess or (FrozenSample() if step.drew else FrozenOutput())
-        allowed = Tolerance(noise=tolerance)
-        meter = ErrorEstimate(allowed, len(timesteps), frozen=True) if tolerance else None
-        settings = Settings(width, iteration, guess, Residuals(allowed), lockstep=True, meter=meter)
-        return Window(chain, flat(step.sample), settings)
-
-
-@dataclass(frozen=True)
-class FirstStep:
-    """What the loop gave to the scheduler in its first step, the state that came out, and whether noise was drawn."""
-
-    output: Tensor
-    timestep: Any
-    sample: Tensor
-    state: Tensor
-    extra: dict[str, Any]
-    tape: NoiseTape
-    drew: bool
-
-
-def flat(states: Tensor, dims: int = 1) -> Tensor:
-    """All but the first dimensions in one, in at least single precision."""
-    rows = states.reshape(*states.shape[:dims], -1)
-    return rows if rows.dtype in WIDE else rows.float()
+    if iteration.directions(1, 0) is not None:
+        raise TypeError(f"iteration: {name} needs derivatives, which a pipeline does not give; pass Secant().")

@@ -1,4 +1,4 @@
-"""What cannot be run in parallel: refused before any work, or run as it is and said so."""
+"""Denoisers and schedulers that cannot be run in parallel: refused before any work, or run one step at a time."""
 
 import inspect
 from collections.abc import Iterable
@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from picardsolve import Newton, Parareal
-
-STEP = ["model_output", "timestep", "sample"]
+STEP = ["model_output", "timestep", "sample"]  # the arguments that a scheduler's step begins with
 
 
 def refuse_stateful(modules: Iterable[nn.Module]) -> None:
@@ -31,28 +29,14 @@ def refuse_stateful(modules: Iterable[nn.Module]) -> None:
                     )
 
 
-def refuse_iteration(iteration: object) -> None:
-    """Refuse the iterations that a pipeline's loop cannot answer to.
-
-    Raises:
-        TypeError: it is `picardsolve.Parareal`, which has no window, or `picardsolve.Newton`.
-    """
-    if isinstance(iteration, Newton):
-        raise TypeError("iteration: Newton needs derivatives, which a pipeline does not give; pass Secant().")
-    if isinstance(iteration, Parareal):
-        raise TypeError(
-            "iteration: Parareal steps from places all along the grid, and a pipeline's loop goes through it once; "
-            "pass picardsolve.Picard(), or call picardsolve.solve with a Denoiser."
-        )
-
-
 def refuse_tokens(scheduler: Any) -> None:
     """Refuse schedulers of tokens, whose states cannot be close to each other.
 
     Raises:
         TypeError: the scheduler's states are integers.
     """
-    sample = inspect.signature(getattr(scheduler, "step", _no_step)).parameters.get("sample")
+    step = getattr(scheduler, "step", None)
+    sample = None if step is None else inspect.signature(step).parameters.get("sample")
     if sample is not None and "LongTensor" in str(sample.annotation):
         raise TypeError(
             f"scheduler: {type(scheduler).__name__} steps integer tokens, and a fixed point is sought for real-valued "
@@ -61,14 +45,10 @@ def refuse_tokens(scheduler: Any) -> None:
 
 
 def why_sequential(scheduler: Any) -> str | None:
-    """Why a scheduler's steps can only be taken one at a time; None if they need not."""
+    """Why a scheduler's steps can only be taken one at a time; None if several can."""
     if not hasattr(scheduler, "step"):
         return f"{type(scheduler).__name__} has no step()"
     names = list(inspect.signature(scheduler.step).parameters)[:3]
     if names == STEP:
         return None
     return f"{type(scheduler).__name__}.step takes ({', '.join(names)}, ...), not ({', '.join(STEP)}, ...)"
-
-
-def _no_step() -> None:
-    pass

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
-from picardsolve.extend import check_not_negative, check_optional_positive_integer
 from picardsolve.integrations.diffusers.mutable_state import Watch
-from picardsolve.integrations.diffusers.options import Numerics
+from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.patches import PatchedForward, PatchedMethod
-from picardsolve.integrations.diffusers.refusals import refuse_iteration, refuse_stateful, refuse_tokens, why_sequential
+from picardsolve.integrations.diffusers.refusals import refuse_stateful, refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.batching import Batch
 from picardsolve.integrations.diffusers.run.loop import Loop
@@ -22,18 +20,26 @@ _LOCK = Lock()
 
 
 class Sampler:
-    """Runs every pass of a loop over ``scheduler.timesteps`` in parallel while it is entered; made by `sampler`.
+    """Runs every loop over ``scheduler.timesteps`` in parallel while the context is entered; made by `sampler`.
+
+    The loop calls ``scheduler.step`` and denoisers, whose calls the context answers.
 
     Attributes:
         report: the cost of the latest run.
-        modules: whose calls are answered.
+        modules: the denoisers.
         why: why every run goes one step at a time; None if it need not.
-        failed: whether the context was left by an error while a window of states travelled through a loop.
+        failed: whether an error left the context while the pipeline had a window of states.
+
+    Raises:
+        TypeError: the scheduler's states are integers, or a denoiser has a step cache.
     """
 
-    def __init__(self, scheduler: Any, modules: list[nn.Module], numerics: Numerics, pipe: Any = None):
+    def __init__(self, scheduler: Any, modules: list[nn.Module], options: Options, pipe: Any = None):
+        refuse_tokens(scheduler)
+        self.modules = list(dict.fromkeys(modules))
+        refuse_stateful(self.modules)
         self.report = Report()
-        self._scheduler, self.modules, self._numerics, self._pipe = scheduler, modules, numerics, pipe
+        self._scheduler, self._options, self._pipe = scheduler, options, pipe
         self.why = why_sequential(scheduler)
         self.failed = False
         self._methods: list[PatchedMethod] = []
@@ -91,7 +97,7 @@ class Sampler:
             self._scheduler.timesteps = timesteps.plain()
 
     def _patch_modules(self) -> None:
-        """Patch the denoisers, also those whose forward was replaced since, as offload hooks do after every run."""
+        """Patch the denoisers, and again those with a new forward: offload hooks replace it after every run."""
         for forward in [forward for forward in self._forwards if not forward.in_place]:
             forward.off()
             self._forwards.remove(forward)
@@ -110,11 +116,11 @@ class Sampler:
         refuse_stateful(module for module in self.modules if getattr(module, "is_cache_enabled", False))
         self._patch_modules()
         compiled = any(_is_compiled(module) for module in self.modules)
-        width = self._numerics.window
-        batch = Batch(self._numerics.max_batch, width if compiled and isinstance(width, int) and width > 1 else None)
+        width = self._options.window
+        batch = Batch(self._options.max_batch, width if compiled and isinstance(width, int) and width > 1 else None)
         step = self._real.get("step")
-        loop = Loop(self._scheduler, step, self._own, timesteps, self._numerics, batch, self.why, self._join)
-        self._watches.append(loop.watch)
+        loop = Loop(self._scheduler, step, self._own, timesteps, self._options, batch, self.why, self._join)
+        self._watches.append(loop.calls.watch)
         self._loops.append(loop)
         for forward in self._forwards:
             forward.start(loop)
@@ -124,7 +130,7 @@ class Sampler:
             self._stop(loop)
 
     def _join(self, loop: Loop) -> None:
-        """Follow the denoisers that the pipeline was given since, by a callback."""
+        """Patch the denoisers that a callback has given to the pipeline since the loop began."""
         parts = {} if self._pipe is None else vars(self._pipe)
         components = parts.get("components")
         for part in (*parts.values(), *(components.values() if isinstance(components, dict) else ())):
@@ -174,66 +180,6 @@ class Sampler:
     def _progress_bar(self, *args: Any, **kwargs: Any) -> Any:
         self._bar = self._real["progress_bar"](*args, **kwargs)
         return self._bar
-
-
-def sampler(
-    pipe: Any,
-    *,
-    window: int | Literal["auto"] = 32,
-    tolerance: float = 1e-3,
-    max_batch: int | None = None,
-    iteration: Iteration | None = None,
-    guess: Guess | None = None,
-) -> Sampler:
-    """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
-
-    Same seed, the same image to a tolerance; what that was worth is measured in ``docs/pipelines.md``.
-    What cannot be run in parallel runs as it is, and ``report.sequential`` says why.
-
-    Args:
-        pipe: a diffusers pipeline with a ``scheduler`` and a denoiser.
-        window: steps solved at once, at least 1; "auto" tries widths and settles on the fastest, or on one step at a
-            time where that is (which width that is depends on the clock, and so does the last digit of the result).
-        tolerance: a state is accepted when its change in a round, and the residuals up to it added up (what Picard
-            iteration would still change), are at most this, relative to its size. That says what is left to change,
-            and bounds no distance to the untouched pipeline's result: see ``report.certificate``. 0 gives the
-            sequential result, to the last bits of the denoiser's own batching. Above 0 it is at least the resolution
-            of the states' type (``report.tolerance``).
-        max_batch: rows that a denoiser call may have (guidance counts twice); a wider window is cut into chunks.
-        iteration: how a window answers to a round; by default `picardsolve.Secant`, or `picardsolve.Exponential` for
-            schedulers whose step starts from an earlier state (UniPC, Heun).
-        guess: what states entering the window start from; by default the last predicted sample held fixed where the
-            sampler draws noise, else the last output.
-
-    Raises:
-        TypeError: ``pipe`` has no scheduler to run, or one of integer tokens, or a denoiser with a step cache, or
-            ``iteration`` is `picardsolve.Parareal` or `Newton`.
-        ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
-    """
-    scheduler = getattr(pipe, "scheduler", None)
-    if scheduler is None:
-        raise TypeError(f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
-    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
-    return attach(scheduler, modules, Numerics(window, tolerance, iteration, guess, max_batch), pipe)
-
-
-def attach(scheduler: Any, modules: list[nn.Module], numerics: Numerics, pipe: Any = None) -> Sampler:
-    """A `Sampler` for any loop over ``scheduler.timesteps`` that calls ``modules`` and ``scheduler.step``."""
-    window, tolerance = numerics.window, numerics.tolerance
-    if window != "auto" and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
-        raise ValueError(f'window: expected an integer >= 1 or "auto", got {window!r}.')
-    check_not_negative("tolerance", tolerance)
-    check_optional_positive_integer("max_batch", numerics.max_batch)
-    if not isinstance(numerics.guess, Copy | FrozenOutput | FrozenSample | None):
-        raise TypeError(
-            "guess: a pipeline's states start from Copy(), FrozenOutput() or FrozenSample(), got "
-            f"{getattr(numerics.guess, '__name__', type(numerics.guess).__name__)}; pass one of these or None."
-        )
-    refuse_iteration(numerics.iteration)
-    refuse_tokens(scheduler)
-    modules = list(dict.fromkeys(modules))
-    refuse_stateful(modules)
-    return Sampler(scheduler, modules, numerics, pipe)
 
 
 def _is_compiled(module: nn.Module) -> bool:

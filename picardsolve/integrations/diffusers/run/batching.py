@@ -1,32 +1,33 @@
-"""Many lanes' denoiser calls as one: their arguments in one batch, and its outputs given back to the lanes.
+"""One denoiser call for many lanes: their arguments become one batch, and its outputs go back to the lanes.
 
-Row r of lane j stands at ``r * W + j``: so code inside the denoiser that splits its batch into halves or thirds, such
-as attention processors that know about guidance, still finds the same rows together.
+Row r of lane j is row ``r * W + j`` of the batch. So code in the denoiser that splits its batch into halves or thirds,
+such as attention processors with guidance, still finds the same rows together.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import version
+from picardsolve.integrations.diffusers.run.nested import copied, joined, rebuilt, tensors, with_sample
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find
 
-_SHARED = ("img_ids", "txt_ids")  # arguments of transformers that have no batch dimension,
-_SHARED_KINDS = ("rotary", "rope")  # and words in the names of more of them
+_SHARED = ("img_ids", "txt_ids")  # arguments of transformers without a batch dimension
+_SHARED_KINDS = ("rotary", "rope")  # words in the names of other such arguments
 
 
 @dataclass
 class Batch:
-    """How lanes are put into batches.
+    """How lanes are combined into batches.
 
     Attributes:
-        limit: rows that a call may have; None for any number. A single lane is never cut.
-        pad: lanes in every call, by repeating the last one; None for as many as there are.
-        nested: whether arguments may have the batch in another place: as ``k`` rows for each row of the state, or in
-            the second dimension.
+        limit: rows that a call may have; None for any number. A single lane is never split.
+        pad: lanes in every call, the last one repeated if needed; None for as many as there are.
+        nested: whether arguments may have the batch elsewhere: as ``k`` rows for each row of the state, or in the
+            second dimension.
     """
 
     limit: int | None = None
@@ -41,10 +42,10 @@ class Batch:
 
         Args:
             function: the denoiser.
-            lanes: whose items to take.
+            lanes: numbers of the lanes.
             args: its arguments by position.
-            kwargs: and by name.
-            like: an output of it for one lane, if known.
+            kwargs: its arguments by name.
+            like: an output for one lane, if known.
         """
         samples = _samples(args, kwargs)
         most = max(len(lanes), self.pad or 1) if self.limit is None else max(1, self.limit // samples)
@@ -63,12 +64,12 @@ class Batch:
 
 @dataclass
 class Outputs:
-    """What a denoiser made of many lanes.
+    """The outputs of a denoiser for many lanes.
 
     Attributes:
         samples: rows of one lane.
         like: an output of one lane, if known.
-        chunks: outputs, the lanes that they hold, and how many of those are not padding.
+        chunks: for each call its output, its number of lanes, and how many of them are not padding.
     """
 
     samples: int
@@ -109,7 +110,7 @@ class Outputs:
 
 
 def _samples(args: tuple, kwargs: dict) -> int:
-    """Rows of one lane: those of the states, or of the times where the states are a list of single ones."""
+    """Rows of one lane: rows of the states, or of the times where the states are a list of single ones."""
     direct = [value for value in (*args, *kwargs.values()) if isinstance(value, WindowTensor)]
     for windows in (direct, find((args, kwargs))):
         sizes = {dim: [len(w.items[0]) for w in windows if w.items[0].dim() >= dim] for dim in (2, 1)}
@@ -120,7 +121,7 @@ def _samples(args: tuple, kwargs: dict) -> int:
 
 @dataclass
 class _Widened:
-    """Arguments of one lane, made into arguments of many."""
+    """Makes arguments of many lanes from window arguments."""
 
     lanes: list[int]
     samples: int
@@ -141,8 +142,7 @@ class _Widened:
         if isinstance(value, list) and len(value) == self.samples and not self._are_batches(value):
             return [_item(part, j) for part in value for j in self.lanes]
         if isinstance(value, list | tuple):
-            parts = [self(part, name) for part in value]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+            return rebuilt(value, [self(part, name) for part in value])
         if type(value) is dict:
             return {key: self(part, key) for key, part in value.items()}
         return value
@@ -154,7 +154,7 @@ class _Widened:
         )
 
     def _repeat(self, value: Tensor) -> Tensor:
-        """The same for every lane. Conditioning is the same object in every round: it is repeated once."""
+        """A tensor repeated for every lane; conditioning is the same object in every round, and is repeated once."""
         dim, groups = 0, len(value) // self.samples
         if len(value) != self.samples:
             dim = 1 if value.dim() > 1 and value.shape[1] == self.samples else 0
@@ -165,7 +165,7 @@ class _Widened:
         if kept is None or kept[0] is not value or kept[1] is None or kept[1] != version(value):
             if dim == 1:
                 wide = value.repeat_interleave(len(self.lanes), 1)
-            else:  # rows that belong to one row of the state stay together
+            else:  # the rows for one row of the state stay together
                 wide = value.unflatten(0, (self.samples, groups)).repeat_interleave(len(self.lanes), 0).flatten(0, 1)
             kept = self.repeated[key] = value, version(value), wide
             while len(self.repeated) > 16:
@@ -182,35 +182,33 @@ def _in_a_row(lanes: list[int]) -> bool:
 
 
 def _part(out: Any, j: int, width: int, samples: int, like: Any = None) -> Any:
-    """The output of lane ``j`` of ``width``; ``like`` is one of a single lane."""
+    """The output of lane ``j`` of ``width``; ``like`` is the output of a single lane, if known."""
     if isinstance(out, Tensor):
         rows = len(like) if isinstance(like, Tensor) and like.dim() else samples
         if out.dim() == 0 or len(out) != width * rows:
             raise RuntimeError(f"given {width * samples} states, the denoiser returned shape {tuple(out.shape)}")
         return out[j::width]
     if isinstance(out, dict):
-        return type(out)(**{key: _part(out[key], j, width, samples, _at(like, key)) for key in out})
+        return rebuilt(out, {key: _part(out[key], j, width, samples, _at(like, key)) for key in out})
     if isinstance(out, list | tuple):
         one_each = len(out) == width * (len(like) if isinstance(like, list | tuple) else samples)
         if isinstance(out, list) and one_each and (like is None or len(like) != len(out)):
             return out[j::width]
-        parts = [_part(value, j, width, samples, _at(like, k)) for k, value in enumerate(out)]
-        return type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
+        return rebuilt(out, [_part(value, j, width, samples, _at(like, k)) for k, value in enumerate(out)])
     if isinstance(getattr(out, "sample", None), Tensor):
         return with_sample(out, _part(out.sample, j, width, samples, getattr(like, "sample", None)))
     return out
 
 
 def _whole(out: Any, width: int, samples: int, like: Any, lanes: Lanes) -> Any:
-    """The outputs of all lanes in one, with window tensors for tensors."""
+    """One output for all lanes, with window tensors in the place of tensors."""
     if isinstance(out, Tensor):
         rows = len(like) if isinstance(like, Tensor) and like.dim() else samples
         return lanes.tensor(out.unflatten(0, (rows, width)).transpose(0, 1)[: lanes.count])
     if isinstance(out, dict):
-        return type(out)(**{key: _whole(out[key], width, samples, _at(like, key), lanes) for key in out})
+        return rebuilt(out, {key: _whole(out[key], width, samples, _at(like, key), lanes) for key in out})
     if isinstance(out, tuple):
-        parts = [_whole(value, width, samples, _at(like, k), lanes) for k, value in enumerate(out)]
-        return type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
+        return rebuilt(out, [_whole(value, width, samples, _at(like, k), lanes) for k, value in enumerate(out)])
     return joined([_part(out, j, width, samples, like) for j in range(lanes.count)], lanes.tensor)
 
 
@@ -221,40 +219,23 @@ def _at(like: Any, key: Any) -> Any:
         return None
 
 
-def joined(outputs: list[Any], join: Callable[[list[Any]], Any]) -> Any:
-    """One output whose tensors are made by ``join`` of those of the lanes."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return join(outputs)
-    if isinstance(first, dict):
-        return type(first)(**{key: joined([out[key] for out in outputs], join) for key in first})
-    if isinstance(first, list | tuple):
-        parts = [joined([out[k] for out in outputs], join) for k in range(len(first))]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    if isinstance(getattr(first, "sample", None), Tensor):
-        return with_sample(first, joined([out.sample for out in outputs], join))
-    return first
+def with_another_lane(value: Any, plain: Any) -> Any:
+    """Window arguments with one more lane, from plain arguments.
 
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors in nested arguments or outputs, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value)]
-    if isinstance(value, list | tuple):
-        return [tensor for part in value for tensor in tensors(part)]
-    sample = getattr(value, "sample", None)
-    return [sample] if isinstance(sample, Tensor) else []
-
-
-def copied(out: Any) -> Any:
-    """The same output in memory of its own."""
-    return joined([out], lambda values: values[0].clone())
-
-
-def with_sample(out: Any, sample: Any) -> Any:
-    """The same kind of object with another ``sample``."""
-    changed = copy.copy(out)
-    object.__setattr__(changed, "sample", sample)
-    return changed
+    Raises:
+        LookupError: the two do not have the same form, or differ in what is not a window tensor.
+    """
+    if isinstance(value, WindowTensor):
+        if not isinstance(plain, Tensor) or plain.shape != value.items[0].shape:
+            raise LookupError
+        return Lanes(len(value.items) + 1).tensor([*value.items, plain])
+    if isinstance(value, dict) and isinstance(plain, dict) and value.keys() == plain.keys():
+        return rebuilt(value, {key: with_another_lane(part, plain[key]) for key, part in value.items()})
+    if isinstance(value, list | tuple) and isinstance(plain, list | tuple) and len(value) == len(plain):
+        return rebuilt(value, [with_another_lane(part, other) for part, other in zip(value, plain, strict=True)])
+    if isinstance(value, Tensor) and isinstance(plain, Tensor):
+        if value is plain or torch.equal(value, plain):
+            return value
+    elif value is plain or (isinstance(value, bool | int | float | str) and value == plain):
+        return value
+    raise LookupError

@@ -1,4 +1,4 @@
-"""Answers to the denoiser's calls: remembered ones, batches over a window, or the call itself."""
+"""The denoiser's calls: each is answered by a remembered call, by a batch over a window, or by the call itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, Watch, WatchedDenoiser
 from picardsolve.integrations.diffusers.predicted_gain import called_before
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, tensors
+from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, with_another_lane
+from picardsolve.integrations.diffusers.run.nested import distance as distance_of
+from picardsolve.integrations.diffusers.run.nested import tensors
 from picardsolve.integrations.diffusers.run.replay import Call, Replay
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find, pick
 
-# How far a state's output in company may be from its output alone, relative to its size. Rounding, in single precision
-# with tensor cores included, is below; a batch norm in training mode, or conditioning given to the wrong rows, above.
+# Largest distance of a state's output in a batch from its output alone, relative to its size. Rounding is below, in
+# single precision with tensor cores too; a batch norm in training mode, or conditioning in the wrong rows, is above.
 _COMPANY = 2e-3
 _SAME = 1e-6  # between two calls of the same input
 CHANGED = "The denoiser was changed between steps: what had been evaluated ahead was dropped."
@@ -24,25 +26,28 @@ _GRADIENT = (
     "a gradient goes through the denoiser, whose outputs must hang on the graph of this very step; if none is wanted, "
     "run the loop under torch.no_grad()"
 )
-# What a denoiser raises that cannot take more states than the pipeline gives it.
+# Errors of a denoiser that cannot take more states than the pipeline gives it.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
 @dataclass
-class Answers:
-    """Answers the calls of one iteration of the loop after the other.
+class DenoiserCalls:
+    """Answers the denoiser's calls, one iteration of the loop after the other.
 
     Attributes:
+        batch: makes one call for many lanes.
+        replay: the remembered calls.
+        report: counts the calls.
         lanes: of this iteration, if it is a round.
-        replaying: whether this iteration's step is accepted, its outputs remembered.
-        missed: a remembered output did not fit in this iteration.
+        replaying: whether this iteration's step is accepted, so that its outputs are remembered.
+        missed: whether a remembered output did not fit in this iteration.
         evaluated: lanes in this iteration's largest call.
-        rows: of the states that the denoiser is given for one step (guidance doubles them).
-        started: when this iteration first really called the denoiser.
-        seconds: from there to the end of its step.
-        warm: whether all calls of this iteration were of kinds that had been made before in this process.
-        watch: over the denoisers' memory.
+        rows: rows of states that the denoiser gets for one step (guidance doubles them).
+        started: time of this iteration's first real call.
+        seconds: from ``started`` to the end of the step.
+        warm: whether all calls of this iteration were of kinds that this process had made before.
         renewed: whether a denoiser was changed since the latest round.
+        watch: on the denoisers' memory.
     """
 
     batch: Batch
@@ -56,35 +61,34 @@ class Answers:
     started: float | None = None
     seconds: float = 0.0
     warm: bool = False
-    _kinds: list[tuple[Any, Any]] = field(default_factory=list)  # of this iteration's calls
     renewed: bool = False
+    watch: Watch = field(default_factory=Watch)
     _step: int = 0
-    _number: int = 0
+    _number: int = 0  # of the call within the step
     _busy: bool = False
     _counted: bool = False
+    _kinds: list[tuple[Any, Any]] = field(default_factory=list)  # of this iteration's calls
     _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, by the shapes of the call
     _first: dict[int, tuple[nn.Module, tuple, dict, Call]] = field(default_factory=dict)
-    watch: Watch = field(default_factory=Watch)
-    _seen: dict[int, Snapshot] = field(default_factory=dict)  # what the denoiser remembered, by the number of the call
+    _seen: dict[int, Snapshot] = field(default_factory=dict)  # the denoiser's memory after the call, by its number
 
     @property
     def checked(self) -> bool:
-        """Whether an output of a batch has been compared to that of a call of its own."""
+        """Whether an output of a batch has been compared to the output of a call for one step."""
         return not self._first
 
     def begin(self, step: int, lanes: Lanes | None, replaying: bool) -> None:
-        """A new iteration."""
+        """Begin an iteration."""
         if self.lanes is not None and not self.renewed:
-            self._first.clear()  # what was not compared in the first round is not called again
+            self._first.clear()  # the comparison is made in the first round, or never
         self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
-        self._kinds = []
-        self.renewed = False
+        self._kinds, self.renewed = [], False
         if not replaying:
             self.replay.keep(range(0))
 
     def end(self, state: Any) -> None:
-        """The step is taken: note the time, once the device is there."""
+        """End the iteration after its step, and note its time when the device has finished."""
         if isinstance(state, Tensor) and state.is_cuda:
             torch.cuda.synchronize(state.device)
         self.seconds = 0.0 if self.started is None else perf_counter() - self.started
@@ -92,8 +96,8 @@ class Answers:
         self.warm = bool(before) and all(before)
 
     def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        """What the module returns."""
-        if self._busy:  # called by another module of the pipeline
+        """Answer a call of a module."""
+        if self._busy:  # another module of the pipeline calls this one
             return original(*args, **kwargs)
         number, self._number = self._number, self._number + 1
         if torch.is_grad_enabled() and wants_gradient((args, kwargs)):
@@ -107,7 +111,8 @@ class Answers:
                 return output
             self.missed = True
             self.report.misses += 1
-        if self.lanes is not None and self._changed_since(number, watched):
+        seen = self._seen.get(number)
+        if self.lanes is not None and seen is not None and not watched.same_as(seen):
             self.renewed = True
             self.report.note(CHANGED)
             self.lanes.cut(1)
@@ -119,7 +124,7 @@ class Answers:
                 self.replay.remember(self._step, number, module, args, kwargs, output, watched.now)
             return output
         if lanes is not None and all(window.items[0].dim() < 2 for window in windows):
-            lanes.cut(1)  # times travel through the loop, but no states: it went on with others of its own
+            lanes.cut(1)  # the loop continues with states of its own, which are no window tensors
         if lanes is not None and watched.undecided:
             lanes.cut(1)
         if lanes is None or lanes.count == 1:
@@ -141,14 +146,14 @@ class Answers:
         return outputs.window(lanes)
 
     def _one_at_a_time(self, why: str) -> None:
-        """From this call on nothing is evaluated ahead, or given back."""
+        """Evaluate nothing ahead from this call on, and use no remembered output."""
         self.report.sequential = self.report.sequential or why
         self.replay.keep(range(0))
         if self.lanes is not None:
             self.lanes.cut(1)
 
     def _recalled(self, number: int, watched: WatchedDenoiser, args: tuple, kwargs: dict) -> tuple[bool, Any]:
-        """Whether a call is a remembered one, of a denoiser that nobody has changed since; and its output."""
+        """Whether a call is a remembered one, of a denoiser that was not changed since; and its output."""
         found, output = self.replay.recall(self._step, number, watched.module, args, kwargs)
         memory = self.replay.memory(number)
         if found and memory is not None and not watched.same_as(memory):
@@ -156,13 +161,8 @@ class Answers:
             return False, None
         return found, output
 
-    def _changed_since(self, number: int, watched: WatchedDenoiser) -> bool:
-        """Whether somebody changed the denoiser since the latest round."""
-        memory = self._seen.get(number)
-        return memory is not None and not watched.same_as(memory)
-
     def _plain(self, watched: WatchedDenoiser, original: Callable, args: tuple, kwargs: dict) -> Any:
-        """Call for one step, as the pipeline would; what the denoiser remembers of it decides how to go on."""
+        """Call for one step, as the pipeline would, and look at what the denoiser remembers of the call."""
         undecided = watched.undecided
         output = self._call(watched, original, args, kwargs)
         if self.report.sequential is not None:
@@ -179,16 +179,16 @@ class Answers:
     def _differs_emptied(
         self, watched: WatchedDenoiser, original: Callable, args: tuple, kwargs: dict, output: Any
     ) -> str | None:
-        """What its first call left in the denoiser that matters; None if it is the same whatever is asked first."""
+        """What the first call changed in the denoiser; None if any first call has the same effect."""
         if not watched.empty():
             return watched.why
         again = self._call(watched, original, args, kwargs)
-        return watched.refill(_distance(again, output) <= _SAME)
+        return watched.refill(distance_of(again, output) <= _SAME)
 
     def _batched(
         self, watched: WatchedDenoiser, original: Callable, number: int, lanes: Lanes, args: tuple, kwargs: dict
     ) -> Outputs | None:
-        """The outputs of the lanes; None, and a reason in the report, if the denoiser cannot be batched."""
+        """The outputs of the lanes; None, with a reason in the report, if the denoiser cannot be batched."""
         first, why = self._first.pop(number, None), ""
         for nested in dict.fromkeys([self.batch.nested, True]):
             self.batch.nested = nested
@@ -208,22 +208,20 @@ class Answers:
                 why = f"the denoiser has a memory of its own: {change}"
                 break
             self._reproduces(watched, original, first)
-            why = (
-                why
-                or f"the denoiser's output for a state changes by {distance:.1g} of its size in the company of others"
-            )
+            changed = f"changes by {distance:.1g} of its size in the company of others"
+            why = why or f"the denoiser's output for a state {changed}"
         self._one_at_a_time(why)
         return None
 
     def _reproduces(self, watched: WatchedDenoiser, original: Callable, first: Any) -> None:
-        """Make sure that a denoiser gives the first output again, so that it was the company that changed it.
+        """Check that a denoiser gives the first output again, so that the batch is what changed the output.
 
         Raises:
-            MemoryLost: it gives another one: it remembers its calls where nobody sees it.
+            MemoryLost: it gives another output, since it remembers its calls where they cannot be seen.
         """
         if first is not None:
             again = self._call(watched, original, *first[1:3])
-            if _distance(again, first[3].output(0)) > _COMPANY:
+            if distance_of(again, first[3].output(0)) > _COMPANY:
                 raise MemoryLost(
                     f"{type(watched.module).__name__}: its output for the same input differs from call to call, by "
                     "something that can neither be seen nor put back; call the pipeline itself, or pass window=1."
@@ -240,17 +238,17 @@ class Answers:
     def _compared(
         self, watched: WatchedDenoiser, original: Callable, first: Any, lanes: Lanes, args: tuple, kwargs: dict
     ) -> tuple[Outputs, float]:
-        """The outputs of the lanes, and how far the first iteration's is from itself, in their company."""
+        """The outputs of the lanes, and how far the batch changes the first iteration's output."""
         called, module = list(range(lanes.count)), watched.module
         form = self._forms.get(_form(module, args, kwargs))
         try:
             if first is None or first[0] is not module or not first[3].intact:
                 raise LookupError
-            args, kwargs = _with_another_lane((args, kwargs), first[1:3])
+            args, kwargs = with_another_lane((args, kwargs), first[1:3])
         except LookupError:
             return self._call(watched, original, args, kwargs, called, form), 0.0
         outputs = self._call(watched, original, args, kwargs, [*called, lanes.count], form)
-        distance = _distance(outputs.lane(lanes.count), first[3].output(0))
+        distance = distance_of(outputs.lane(lanes.count), first[3].output(0))
         self.report.company = max(self.report.company, distance)
         return outputs, distance
 
@@ -261,9 +259,9 @@ class Answers:
         args: tuple,
         kwargs: dict,
         lanes: list[int] | None = None,
-        form: Any = None,
+        like: Any = None,
     ) -> Any:
-        """Really call, for one step or for some lanes, and count."""
+        """Call for real, for one step or for some lanes, and count."""
         if self.started is None:
             self.started = perf_counter()
         if self.report.sequential is None:
@@ -273,7 +271,7 @@ class Answers:
             if lanes is None:
                 out, calls, evaluated = original(*args, **kwargs), 1, 1
             else:
-                out = self.batch.call(original, lanes, args, kwargs, form)
+                out = self.batch.call(original, lanes, args, kwargs, like)
                 calls, evaluated = len(out.chunks), out.evaluated
         finally:
             self._busy = False
@@ -297,42 +295,8 @@ def wants_gradient(value: Any) -> bool:
 
 
 def _form(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-    return id(module), tuple(tensor.shape for tensor in tensors((args, kwargs)))  # a window tensor's is its items'
+    return id(module), tuple(tensor.shape for tensor in tensors((args, kwargs)))  # of one lane, for window tensors
 
 
 def _kind(args: tuple, kwargs: dict) -> Any:
     return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors((args, kwargs)))
-
-
-def _distance(output: Any, expected: Any) -> float:
-    """The largest distance between the tensors of two outputs, relative to their size; NaN is equal to NaN."""
-    distances = [0.0]
-    for now, then in zip(tensors(output), tensors(expected), strict=True):
-        both = now.isnan() & then.isnan()
-        change, size = (torch.linalg.vector_norm(x.double().masked_fill(both, 0)) for x in (now - then, then))
-        distances.append(float(change / size.clamp(min=1e-30)))
-    return max(distances)
-
-
-def _with_another_lane(value: Any, plain: Any) -> Any:
-    """Window arguments with one more lane, of plain arguments.
-
-    Raises:
-        LookupError: the two do not have the same form, or differ in what is not a window tensor.
-    """
-    if isinstance(value, WindowTensor):
-        if not isinstance(plain, Tensor) or plain.shape != value.items[0].shape:
-            raise LookupError
-        return Lanes(len(value.items) + 1).tensor([*value.items, plain])
-    if isinstance(value, dict) and isinstance(plain, dict) and value.keys() == plain.keys():
-        parts = {key: _with_another_lane(part, plain[key]) for key, part in value.items()}
-        return parts if type(value) is dict else type(value)(**parts)
-    if isinstance(value, list | tuple) and isinstance(plain, list | tuple) and len(value) == len(plain):
-        listed = [_with_another_lane(part, other) for part, other in zip(value, plain, strict=True)]
-        return type(value)(*listed) if hasattr(value, "_fields") else type(value)(listed)
-    if isinstance(value, Tensor) and isinstance(plain, Tensor):
-        if value is plain or torch.equal(value, plain):
-            return value
-    elif value is plain or (isinstance(value, bool | int | float | str) and value == plain):
-        return value
-    raise LookupError

@@ -1,4 +1,4 @@
-"""The denoiser's calls, remembered from a round and given back when the pipeline's own loop gets there."""
+"""The denoiser's calls of a round, remembered until the pipeline's own loop reaches their steps."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,23 +7,24 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import Snapshot, version
-from picardsolve.integrations.diffusers.run.batching import Outputs, copied
-from picardsolve.integrations.diffusers.run.batching import tensors as flat_tensors
+from picardsolve.integrations.diffusers.run.batching import Outputs
+from picardsolve.integrations.diffusers.run.nested import copied, described
+from picardsolve.integrations.diffusers.run.nested import tensors as flat_tensors
 from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor
 
 
 @dataclass
 class Call:
-    """One call, alone or for a whole window.
+    """One call, for one step or for a whole window.
 
     Attributes:
         form: what must agree exactly between two calls.
-        inputs: its tensors; of a window those of all lanes, stacked, where they differ.
-        versions: of the inputs and the outputs: a pipeline may write to them afterwards.
+        inputs: its tensors; those that differ between lanes are stacked.
+        versions: of the inputs and the outputs, since a pipeline may write to them afterwards.
         varies: which of the inputs differ between lanes.
-        outputs: of the window, or the output of a call of its own.
-        first: the step of its first lane.
-        memory: what the denoiser remembered after it.
+        outputs: of the window, or the output for one step.
+        first: the step of the first lane.
+        memory: what the denoiser remembered after the call.
     """
 
     form: Any
@@ -37,7 +38,7 @@ class Call:
     @staticmethod
     def of(module: Any, args: tuple, kwargs: dict, outputs: Any, first: int = 0, copying: bool = False) -> "Call":
         """Remember a call."""
-        form, tensors = described(module, args, kwargs)
+        form, tensors = _described(module, args, kwargs)
         varies = [isinstance(tensor, WindowTensor) for tensor in tensors]
         inputs = [tensor.stack if isinstance(tensor, WindowTensor) else tensor for tensor in tensors]
         if copying or any(tensor.is_inference() for tensor in inputs):
@@ -53,15 +54,15 @@ class Call:
 
     @property
     def intact(self) -> bool:
-        """Whether its inputs and its outputs are as they were."""
+        """Whether nobody has written to its inputs and outputs."""
         return self._present() == self.versions
 
     def input(self, number: int, lane: int) -> Tensor:
-        """One of its tensors."""
+        """An input for one lane."""
         return self.inputs[number][lane] if self.varies[number] else self.inputs[number]
 
     def output(self, lane: int) -> Any:
-        """What the denoiser returned."""
+        """The output for one lane."""
         return self.outputs.lane(lane) if isinstance(self.outputs, Outputs) else self.outputs
 
 
@@ -70,9 +71,9 @@ class Replay:
     """Remembered calls of the latest round, by their number within a step.
 
     Attributes:
-        tolerance: how far an input may be from the remembered one, relative to its size.
-        copying: whether inputs are copied, once a pipeline was seen to write to them.
-        steps: those that calls are given back for.
+        tolerance: largest distance of an input from the remembered one, relative to its size.
+        copying: whether inputs are copied: once a pipeline has written to them.
+        steps: the steps for which remembered outputs may be used.
     """
 
     tolerance: float
@@ -85,7 +86,7 @@ class Replay:
         call = self._calls.get(number)
         if call is None or step not in self.steps:
             return False, None
-        form, tensors = described(module, args, kwargs)
+        form, tensors = _described(module, args, kwargs)
         if form != call.form:
             return False, None
         if not call.intact:
@@ -100,7 +101,7 @@ class Replay:
         return True, copied(output) if self.copying or (call.versions and call.versions[0] is None) else output
 
     def _close(self, now: Tensor, then: Tensor) -> bool:
-        """Equal, or states of which every sample is within tolerance; NaN is equal to NaN."""
+        """Whether two tensors are equal, or two states agree to tolerance in every sample; NaN is equal to NaN."""
         if not now.is_floating_point() or now.dim() < 2:
             return torch.equal(now, then)
         distance, size = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in ((now - then).float(), then.float()))
@@ -124,28 +125,16 @@ class Replay:
         call.memory = memory
 
     def memory(self, number: int) -> Snapshot | None:
-        """What the denoiser remembered after a call."""
+        """The denoiser's memory after a call."""
         return self._calls[number].memory if number in self._calls else None
 
     def keep(self, steps: range) -> None:
-        """Give back calls for these steps only; forget what is for none of them."""
+        """Use remembered outputs for these steps only; without steps, drop the calls."""
         self.steps = steps
         if not steps:
             self._calls = {}
 
 
-def described(module: Any, args: tuple, kwargs: dict) -> tuple[Any, list[Tensor]]:
-    """What must agree exactly between two calls, and their tensors, in order."""
-    tensors: list[Tensor] = []
-
-    def describe(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            return value.shape, value.dtype
-        if isinstance(value, list | tuple):
-            return tuple([describe(part) for part in value])
-        if isinstance(value, dict):
-            return tuple([(key, describe(value[key])) for key in sorted(value)])
-        return value if isinstance(value, int | float | str | bool | type(None)) else id(value)
-
-    return (id(module), torch.is_grad_enabled(), describe(args), describe(kwargs)), tensors
+def _described(module: Any, args: tuple, kwargs: dict) -> tuple[Any, list[Tensor]]:
+    form, tensors = described((args, kwargs))
+    return (id(module), torch.is_grad_enabled(), form), tensors

@@ -1,4 +1,4 @@
-"""A diffusers scheduler, taken as it is, as a chain for the core's window."""
+"""A diffusers scheduler, unchanged, as a chain for the core's window."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,139 +7,150 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from picardsolve.extend import Chain, Evaluated, Hold, Index, Steps, rms
+from picardsolve.extend import Chain, Evaluated, Hold, Index, Steps, Visit, rms
 from picardsolve.integrations.diffusers.scheduler.closed_form import closed_form
-from picardsolve.integrations.diffusers.scheduler.copied_steps import Held, Walk
+from picardsolve.integrations.diffusers.scheduler.copied_steps import CopiedSteps, OutputAt
 from picardsolve.integrations.diffusers.scheduler.noise_tape import State
-from picardsolve.integrations.diffusers.scheduler.probe import LAGS, Probe, probe_of
+from picardsolve.integrations.diffusers.scheduler.probe import LAGS, Probe, probe_of, scaled_ahead
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
-Visit = tuple[Tensor, Tensor]  # the state and the output at one step
-
-_TABLE_ERROR = 1e-4  # a table whose step is further from the scheduler's own, relative to its size, is dropped
+_TABLE_ERROR = 1e-4  # largest distance of a table's step from the scheduler's own, relative to its size
 
 
 @dataclass
 class SchedulerChain(Chain):
     """``Phi_n(x) = scheduler.step(output_n, timesteps[n], x)``; the output is what the pipeline passes to ``step``.
 
-    The scheduler is never told that it works ahead. Its steps are taken by a table where a step is a linear map, and
-    by copies of the scheduler elsewhere.
+    The pipeline's own scheduler takes no step ahead. A table takes these steps where a step is a linear map, and copies
+    of the scheduler take them elsewhere.
 
     Attributes:
-        scheduler: the pipeline's, in the state it has at the window's first step.
-        walk: copies of it, stepped ahead.
+        scheduler: the pipeline's, in its state at the window's first step.
+        copies: copies of the scheduler, stepped ahead.
         use_table: whether rounding in the last bits is allowed; a table differs from the scheduler by that.
+        probe: finds the table; None where a closed form is known.
     """
 
     scheduler: Any
-    walk: Walk
+    copies: CopiedSteps
     use_table: bool
     probe: Probe | None = field(init=False, default=None)
     _closed: SchedulerTable | None = field(init=False, default=None)
     _noise: dict[int, Tensor] = field(init=False, default_factory=dict)
-    _past: list[Visit] = field(init=False, default_factory=list)  # the latest accepted steps, as tables need them
-    _tail: tuple[int, list[Visit]] = field(init=False, default=(-1, []))  # the same of the window, and where it ends
+    _past: list[Visit] = field(init=False, default_factory=list)  # the latest accepted steps, for tables with memory
+    _tail: tuple[int, list[Visit]] = field(init=False, default=(-1, []))  # the window's end, and its latest steps
 
     def __post_init__(self):
-        walk = self.walk
-        self.length = len(walk.timesteps)
-        if walk.output_shape == walk.shape:
-            self._closed = closed_form(self.scheduler, walk.timesteps, walk.extra)
+        copies = self.copies
+        self.length = len(copies.timesteps)
+        if copies.output_shape == copies.shape:
+            self._closed = closed_form(self.scheduler, copies.timesteps, copies.extra)
         if self._closed is None:
-            self.probe = probe_of(self.scheduler, walk.timesteps, walk.table, walk.extra)
-        self._levels = _signal_and_noise(self.scheduler, walk.timesteps)
+            self.probe = probe_of(self.scheduler, copies.timesteps, copies.own, copies.extra)
+        self._levels = _signal_and_noise(self.scheduler, copies.timesteps)
 
     # ---- what the window asks for
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
-        """The window's steps."""
-        return _SchedulerSteps(
-            self, int(n[0, 0]), x, outputs, noise_scale=rms(x)
-        )  # the only scale that every scheduler has
+        """The window's steps; their scale is the size of the states, the only one that every scheduler has."""
+        return _SchedulerSteps(self, int(n[0, 0]), x, outputs, noise_scale=rms(x))
 
     def images(self, first: int, x: Tensor, outputs: Tensor) -> Tensor:
-        """Steps ``first ...`` of the states ``x``, with the given outputs."""
+        """Steps ``first ...``, each from its own state of ``x``, with the given outputs."""
         table = self._table(first + len(x))
         if table is None:
-            return self.walk.images(self.scheduler, first, x, outputs)
-        self._note_tail(table, first, x, outputs)
+            return self.copies.images(self.scheduler, first, x, outputs)
+        self._note_tail(first, x, outputs)
         return table.images(first, x, outputs, self._noise_of(table, first, len(x), x), self._past)
 
     def path(self, first: int, start: Tensor, outputs: Tensor) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, with the given outputs."""
-        held: list[Held] = [lambda n, y, out=out: out for out in outputs]
-        table = self._table(first + len(held))
+        given: list[OutputAt] = [lambda n, y, out=out: out for out in outputs]
+        table = self._table(first + len(given))
         if table is None:
-            return self.walk.path(self.scheduler, first, start, held)
-        noise = self._noise_of(table, first, len(held), start)
-        path = table.path(first, start, held, noise, self._past)
-        self._note_tail(table, first, torch.cat([start[None], path[:-1]]), outputs)
+            return self.copies.path(self.scheduler, first, start, given)
+        path = table.path(first, start, given, self._noise_of(table, first, len(given), start), self._past)
+        self._note_tail(first, torch.cat([start[None], path[:-1]]), outputs)
         return path
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
-        """Go on behind the window with the last output, or towards the last predicted sample."""
-        first, held = int(n[0, 0]), [self._held(hold, int(source.step[0, 0]), source)] * len(n)
-        table = self._table(first + len(held))
+        """Extrapolate behind the window with the last output, or towards the last predicted sample."""
+        first, given = int(n[0, 0]), [self._extrapolated(hold, int(source.step[0, 0]), source)] * len(n)
+        table = self._table(first + len(given))
         if table is None:
-            return self.walk.go_on(first, start, held)
+            return self.copies.go_on(first, start, given)
         end, past = self._tail
         if end != first:  # after a divergence
             past = [(start, source.output)] * table.lags
         past = past[len(past) - table.lags :] if len(past) > table.lags else past
         if hold == "output" or self._levels is None:
-            guess = table.held(first, len(n), start, source.output, past)
+            guess = table.path_of_one_output(first, len(n), start, source.output, past)
             if guess is not None:
                 return guess
-        return table.path(first, start, held, self._noise_of(table, first, len(held), start), past)
+        return table.path(first, start, given, self._noise_of(table, first, len(given), start), past)
 
     # ---- what the pipeline's loop tells it
 
     def stand(self, step: int, scheduler: Any, states: State) -> None:
         """The loop has reached ``step``, with the scheduler and the random generators in these states."""
         self.scheduler = scheduler
-        if not self.walk.tape.found(step, states):
+        if not self.copies.tape.found(step, states):
             self._noise.clear()
 
     def check(self, step: int, x: Tensor, output: Tensor, image: Tensor) -> None:
-        """Drop a table that does not lead from ``x`` to ``image`` in ``step``, as the scheduler really did."""
+        """Stop the use of a table that does not lead from ``x`` to ``image``, the result of the scheduler's step."""
         table = self._table(step + 1)
         if table is not None:
             noise = self._noise_of(table, step, 1, x)
-            ours, image = table.images(step, x[None], output[None], noise, self._past)[0], self.walk.tied(image)
+            ours, image = table.images(step, x[None], output[None], noise, self._past)[0], self.copies.tied(image)
             self.use_table = bool((ours - image).abs().max() <= _TABLE_ERROR * image.abs().max())
 
     def take(self, step: int, x: Tensor, output: Tensor) -> None:
-        """The scheduler has really taken ``step`` from ``x``."""
-        if self.probe is not None and self.use_table:  # how much of it is needed shows later
+        """The scheduler has taken ``step`` from ``x`` for real."""
+        if self.probe is not None and self.use_table:  # the probe finds later how many steps are needed
             self._past = [*self._past, (x, output)][-LAGS:]
 
-    def forget(self, step: int) -> None:
+    def drop_before(self, step: int) -> None:
         """Drop what was kept for the steps before ``step``."""
         self._noise = {n: noise for n, noise in self._noise.items() if n >= step}
-        self.walk.tape.forget(step)
+        self.copies.tape.drop_before(step)
 
     def held_slopes(self) -> Tensor | None:
-        """By how much each step scales a change of its state with the output held fixed, ``(N,)`` float64.
+        """Derivative of each step with respect to its state, at a fixed output, ``(N,)`` float64.
 
-        Where nothing of a predicted sample is clipped. None where it is not known.
+        It is that of steps whose predicted sample is not clipped. None where no table is known.
         """
         table = self._table(self.length)
         if table is None:
             return None
         return torch.from_numpy(table.x[:, 0] + (0 if table.clip is None else table.clip.q * table.clip.c))
 
+    def scales(self, first: int, count: int, like: Tensor) -> Tensor | None:
+        """Factors of ``scale_model_input`` at steps ``first ...``, ``(count, 1, ...)``; None where not known."""
+        if self.probe is None or not self.use_table or not self.probe.reach(first + count):
+            return None
+        factors = torch.from_numpy(self.probe.scales[first : first + count]).to(like.device, like.dtype)
+        return factors.reshape(-1, *[1] * like.dim())
+
+    def scaled(self, first: int, inputs: list[Tensor]) -> list[Tensor]:
+        """``scale_model_input`` at steps ``first ...`` by copies of the scheduler, which stands at step first - 1."""
+        copies = self.copies
+        return [
+            scaled_ahead(self.probe, self.scheduler, copies.own, first + j, j + 1, x, copies.timesteps[first + j])
+            for j, x in enumerate(inputs)
+        ]
+
     # ---- how
 
     def _table(self, end: int) -> SchedulerTable | None:
-        """The table, good for the steps before ``end``."""
+        """The table, valid for the steps before ``end``."""
         if not self.use_table:
             return None
         if self.probe is None:
             return self._closed
         return self.probe.table if self.probe.reach(end) else None
 
-    def _note_tail(self, table: SchedulerTable, first: int, x: Tensor, outputs: Tensor) -> None:
+    def _note_tail(self, first: int, x: Tensor, outputs: Tensor) -> None:
         if self.probe is not None:
             visits = [*self._past, *zip(x[-LAGS:], outputs[-LAGS:], strict=True)]
             self._tail = first + len(x), visits[-LAGS:]
@@ -148,23 +159,23 @@ class SchedulerChain(Chain):
         """The noise that the scheduler will draw in steps ``first ...``, drawn once for each."""
         if not table.noisy[first : first + count].any():
             return None
-        walk, tape = self.walk, self.walk.tape
-        dtype = table.noise_dtype or walk.output_dtype
+        copies, tape = self.copies, self.copies.tape
+        dtype = table.noise_dtype or copies.output_dtype
         generators = list(tape.generators) if len(tape.generators) > 1 else tape.generators[0]
         with tape.ahead():
             for n in range(first, first + count):
                 if n in self._noise:
                     continue
                 tape.start(n)
-                self._noise[n] = torch.zeros(walk.shape, dtype=dtype, device=like.device)
+                self._noise[n] = torch.zeros(copies.shape, dtype=dtype, device=like.device)
                 if table.noisy[n]:
-                    self._noise[n] = randn_tensor(tuple(walk.shape), generators, like.device, dtype)
+                    self._noise[n] = randn_tensor(tuple(copies.shape), generators, like.device, dtype)
                 tape.end(n)
-        noise = [walk.tied(self._noise[n].flatten(1)) for n in range(first, first + count)]
+        noise = [copies.tied(self._noise[n].flatten(1)) for n in range(first, first + count)]
         return torch.stack(noise).to(like.dtype)
 
-    def _held(self, hold: Hold, step: int, source: Evaluated) -> Held:
-        """The output to give at a later step."""
+    def _extrapolated(self, hold: Hold, step: int, source: Evaluated) -> OutputAt:
+        """The output at later steps, from the evaluation ``source`` at ``step``."""
         if hold != "sample" or self._levels is None or source.output.shape != source.state.shape:
             return lambda n, y: source.output
         alpha, sigma = self._levels
@@ -204,5 +215,4 @@ class _SchedulerSteps(Steps):
         return y, torch.sub(y, x[1:], out=scratch), None
 
     def passed(self, change: Tensor) -> Tensor:
-        moved = self.chain.images(self.first, self.x + change, self.outputs).clone()
-        return moved - self.images()
+        return self.chain.images(self.first, self.x + change, self.outputs) - self.images()

@@ -1,4 +1,4 @@
-"""The random generators' states before each step: what makes a step's noise a function of the step."""
+"""The random generators' states before each step, so that the same step always draws the same noise."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ State = list[Tensor]
 class NoiseTape:
     """Generator states by step.
 
-    The first visit of a step finds the generators where the sequential loop would have left them; every later visit
-    is given the same state again.
+    At the first visit of a step the generators are in the state that the sequential loop would leave them in. Every
+    later visit starts from the same state.
     """
 
     generators: Sequence[torch.Generator]
@@ -24,7 +24,7 @@ class NoiseTape:
 
     @staticmethod
     def of(given: Any, device: torch.device) -> "NoiseTape":
-        """Of what a pipeline passes as ``generator``: one, a list, or None for the device's own."""
+        """The tape of a pipeline's ``generator``: one, a list, or None for the device's own."""
         if given is None:
             cuda = device.type == "cuda"
             return NoiseTape([torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator])
@@ -35,13 +35,13 @@ class NoiseTape:
         return [generator.get_state() for generator in self.generators]
 
     def wind(self, states: State) -> None:
-        """Put the generators into given states."""
+        """Set the states of the generators."""
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
-        """Visit steps ahead, and leave the generators as they were."""
+        """Draw ahead within this context; at its end the generators are as before."""
         present = self.states()
         try:
             yield
@@ -49,28 +49,28 @@ class NoiseTape:
             self.wind(present)
 
     def start(self, step: int) -> None:
-        """Wind to where ``step`` starts; at its first visit that is where the generators are."""
+        """Set the states at the start of ``step``; at the first visit they are the present ones."""
         if step in self.before:
             self.wind(self.before[step])
         else:
             self.before[step] = self.states()
 
     def end(self, step: int) -> None:
-        """Note where ``step`` ended: the next one starts there."""
+        """Note the states at the end of ``step``, where the next step starts."""
         if step + 1 not in self.before:
             self.before[step + 1] = self.states()
 
     def found(self, step: int, states: State) -> bool:
-        """Whether ``step``, reached for real in ``states``, was foreseen so; if not, forget what was foreseen."""
-        foreseen = self.before.get(step)
+        """Whether ``step``, reached for real in ``states``, is as predicted; if not, drop all predictions."""
+        predicted = self.before.get(step)
         self.before[step] = states
-        if foreseen is None or same(foreseen, states):
-            return foreseen is not None
+        if predicted is None or same(predicted, states):
+            return predicted is not None
         self.before = {step: states}
         return False
 
-    def forget(self, step: int) -> None:
-        """Drop the states of the steps before ``step``."""
+    def drop_before(self, step: int) -> None:
+        """Drop the states of steps before ``step``."""
         for old in [n for n in self.before if n < step]:
             del self.before[old]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.extend import Visit, linear_multistep, linear_multistep_alone
-from picardsolve.integrations.diffusers.scheduler.copied_steps import Held
+from picardsolve.integrations.diffusers.scheduler.copied_steps import OutputAt
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class SchedulerTable:
         return linear_multistep(p, x, q, outputs, *inputs, past=past)
 
     def path(
-        self, first: int, start: Tensor, held: Sequence[Held], noise: Tensor | None, past: Sequence[Visit] = ()
+        self, first: int, start: Tensor, given: Sequence[OutputAt], noise: Tensor | None, past: Sequence[Visit] = ()
     ) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, ``(B, D)``."""
-        path, visits, y = start.new_empty(len(held), *start.shape), deque(past, self.lags + 1), start
-        for j, output in enumerate(held):
+        path, visits, y = start.new_empty(len(given), *start.shape), deque(past, self.lags + 1), start
+        for j, output in enumerate(given):
             n = first + j
             visits.append((y, output(n, y)))
             p, q = self.x[n, : self.lags + 1].tolist(), self.o[n, : self.lags + 1].tolist()
@@ -76,7 +76,9 @@ class SchedulerTable:
             y = linear_multistep_alone(p, q, visits, *inputs, out=path[j])
         return path
 
-    def held(self, first: int, count: int, start: Tensor, output: Tensor, past: Sequence[Visit] = ()) -> Tensor | None:
+    def path_of_one_output(
+        self, first: int, count: int, start: Tensor, output: Tensor, past: Sequence[Visit] = ()
+    ) -> Tensor | None:
         """The path from ``start`` with one output for all steps, as one product.
 
         None where a step draws noise or clips: it is not a product then.
