@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,34 +10,25 @@ import torch
 from torch import Tensor
 
 from picardsolve.analysis.constants import Constants
-from picardsolve.analysis.trial import Trial, Trials, wait_for
+from picardsolve.analysis.trial import Trials, seconds_of_a_step
 from picardsolve.brownian.path import Path
-from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
-from picardsolve.fixed_point.guesses import guess_for
-from picardsolve.fixed_point.iterations import Iteration, iteration_for
-from picardsolve.fixed_point.sequential import Stepper
+from picardsolve.certificate.grid_solve import GridSolve
+from picardsolve.fixed_point.iterations import Iteration
 from picardsolve.fixed_point.window import Window
-from picardsolve.integrators import DriftChain, Integrator
+from picardsolve.integrators import Integrator
 from picardsolve.integrators.posed import posed
 from picardsolve.problem.checks import check_type
-from picardsolve.problem.denoiser import Denoiser
-from picardsolve.problem.machine import drive
-from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import SDE, Term
+from picardsolve.problem.terms import Term
 from picardsolve.problem.tolerances import Tolerance
-from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.plot import plot_expected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WORTH = 1.1  # gain below which a parallel solve is not worth it
-_NARROWEST, _FIRST, _WIDER = 4, 8, 4  # widths: of the table, of the first trial; how much wider the next trial is
-_LEAST, _MOST = 5, 40  # rounds of a trial
-_SHARE = 5  # all trials take at most one over this of the sequential solver's calls and of their time
+_NARROWEST = 4  # width in the table
 _USUAL = 32  # the width of a solve that is given none
 _SHOWN = 8  # widths in print
-_ROUNDING = 10.0  # tolerance, in units of rounding, that precision is judged by where a smaller one is asked for
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ class Analysis:
     """What `analyze` found out.
 
     Constants are those that were seen along the changes of states in the rounds, extrapolated to the rest of the grid;
-    NaN where no change was well above rounding.
+    NaN where no change was well above rounding, or ``tol`` is 0.
 
     Attributes:
         steps: steps N of the grid.
@@ -195,15 +185,20 @@ def analyze(
     """
     problem, y = posed(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     check_type("integrator", integrator, Integrator, "one with fixed steps, such as picardsolve.RK4()")
-    tolerance = tolerance_of(term, problem.layout, tol, rtol, atol, "error")
     chain = integrator.chain(problem)
-    method = iteration_for(iteration, chain)
-    if method.stop is not None:
-        raise TypeError(f"iteration: analyze reads error estimates, and {method!r} makes none; pass another.")
-    step = min(_seconds_of_a_step(chain, y) for _ in range(3))  # the first of many calls is slow
-    trials = _trials(problem, chain, y, cast(Iteration, method), tolerance, step)
-    seen, room = Constants.of(problem, [trial.window for trial in trials.each[:2]]), _room(trials, tolerance)
-    table = _table(trials, cast(Iteration, method), step, room * chain.length / max(seen.contraction, 1e-300))
+
+    def start(width: int) -> GridSolve:
+        return GridSolve.of(problem, y, chain, iteration, None, width, "error", (tol, rtol, atol), False)
+
+    narrow = start(1)  # refuses wrong arguments before any work
+    if narrow.method.stop is not None:
+        raise TypeError(f"iteration: analyze reads error estimates, and {narrow.method!r} makes none; pass another.")
+    step = min(seconds_of_a_step(chain, y) for _ in range(3))  # the first of many calls is slow
+    widest = chain.length if max_batch is None else min(chain.length, max(max_batch // len(y), 1))
+    trials = Trials.run(lambda width: cast(Window, start(width).machine), chain, widest, step)
+    method = cast(Iteration, narrow.method)
+    seen, room = Constants.of(problem, [trial.window for trial in trials.each[:2]]), _room(trials, narrow.tolerance)
+    table = _table(trials, method, step, room * chain.length / max(seen.contraction, 1e-300))
     best = _best(table)
     pays = best is not None and best.gain >= _WORTH
     (call, row), (calls, evaluations) = trials.seconds("call"), chain.counts()
@@ -211,7 +206,7 @@ def analyze(
         steps=chain.length,
         table=table,
         width=best.width if pays and best else 1,
-        iteration=cast(Iteration, method),
+        iteration=method,
         pays=pays,
         **vars(seen),
         seconds=(call + row, row / len(y)),
@@ -224,63 +219,11 @@ def analyze(
     return replace(analysis, notes=_notes(analysis, trials.each[0].window, room))
 
 
-def _seconds_of_a_step(chain: DriftChain, y: Tensor) -> float:
-    began = perf_counter()
-    stepper = Stepper(chain, y)
-    drive(stepper, 1)
-    wait_for(stepper.y)
-    return perf_counter() - began
-
-
-def _trials(
-    problem: Problem, chain: DriftChain, y: Tensor, iteration: Iteration, tolerance: Tolerance, step: float
-) -> Trials:
-    """Try windows of 8 steps, of 32, and wider ones as long as rounds fall and the trials are cheap."""
-    length, most = chain.length, problem.max_batch
-    trials = Trials(length if most is None else min(length, max(most // len(y), 1)))
-    width, rounds = min(_FIRST, trials.widest), min(max((length // _SHARE - 3) // 2, _LEAST), _MOST)
-    while True:
-        trial = Trial(_window(problem, chain, y, iteration, tolerance, width))
-        drive(trial, rounds)
-        trials.each.append(trial)
-        if width == trials.widest:
-            return trials
-        width = min(width * _WIDER, trials.widest)
-        if len(trials.each) > 1:
-            call, row = trials.seconds("call")
-            seconds = sum(trial.spent for trial in trials.each) + rounds * (call + row * width)
-            calls = chain.counts()[0] + rounds * chain.rounds
-            dear = seconds > step * length / _SHARE or calls > length * chain.rounds / _SHARE
-            if dear or trials.level:
-                return trials
-
-
-def _window(
-    problem: Problem, chain: DriftChain, y: Tensor, iteration: Iteration, tolerance: Tolerance, width: int
-) -> Window:
-    """The window that `solve` would run; where the tolerance is 0, with a meter that estimates errors."""
-    term, meter = problem.term, None
-    denoises, together = isinstance(term, Denoiser), isinstance(term, SDE) and term.takes == "batch"
-    if tolerance.nothing:
-        meter = ErrorEstimate(_above_rounding(tolerance, y), chain.length, denoises, implicit=chain.implicit)
-    stopping = stopping_of("error", tolerance, chain, denoises)
-    guess = guess_for(None, problem, chain)
-    how = {"width": width, "guess": guess, "stopping": stopping, "meter": meter, "lockstep": together}
-    return iteration.machine(chain, y, None, **how)
-
-
-def _above_rounding(tolerance: Tolerance, y: Tensor) -> Tolerance:
-    """The tolerance; where it is 0, a multiple of rounding."""
-    least, rtol = _ROUNDING * torch.finfo(y.dtype).eps, tolerance.rtol
-    rtol = rtol.clamp(min=least) if isinstance(rtol, Tensor) else max(rtol, least) if rtol else rtol
-    return replace(tolerance, rtol=rtol, state=tolerance.state + least)
-
-
 def _room(trials: Trials, tolerance: Tolerance) -> float:
     """Largest Picard number of a window in which rounding stays below the tolerance (`theory.largest_contraction`)."""
     states = trials.each[0].window.x
-    rounding = _above_rounding(tolerance, states).measure(torch.finfo(states.dtype).eps * states, states, None)[0]
-    largest = float(rounding.nan_to_num(0, 0, 0).max())
+    rounding = tolerance.measure(torch.finfo(states.dtype).eps * states, states, None)[0].nan_to_num(0, 0, 0)
+    largest = float(rounding.max())
     return max(-math.log(largest), 0.0) if largest else math.inf
 
 

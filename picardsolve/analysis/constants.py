@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.window import Window
-from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import arriving, rms
 
@@ -42,7 +41,7 @@ class Constants:
             lipschitz=_largest(lipschitz),
             one_sided=_largest((slope - 1) / h),
             stiff=bool(((dying > _STIFF) & (growing < dying / 4)).any()),
-            growth=_largest(exponent.exp()) if isinstance(problem.term, Denoiser) else math.nan,
+            growth=_largest(exponent.exp()) if windows[0].chain.trusts_slopes else math.nan,
         )
 
 

@@ -1,6 +1,7 @@
 """The first rounds of a solve with windows of one width: how long they take, and what they say of the whole grid."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
@@ -9,10 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from picardsolve.fixed_point.automatic_width import fitted_line
+from picardsolve.fixed_point.sequential import Stepper
 from picardsolve.fixed_point.window import Window
-from picardsolve.integrators.base import Rows
-from picardsolve.problem.machine import Machine
+from picardsolve.integrators.base import DriftChain, Rows
+from picardsolve.problem.machine import Machine, drive
 
+_FIRST, _WIDER = 8, 4  # width of the first trial; how many times wider each next one is
+_LEAST, _MOST = 5, 40  # rounds that a trial may take: on short grids, on long ones
+_SHARE = 5  # all trials take at most one over this of the sequential solver's calls, and of their time
 _FEWEST = 8  # rounds: the first three or four accept one step each, whatever the width
 _SETTLED = 1  # widths that a window has to advance before its pace is about the one that it keeps
 _ENOUGH = 2  # widths that it has to advance before more rounds would say nothing new
@@ -61,7 +66,7 @@ class Trial(Machine):
     def evaluate(self, rows: Rows) -> Tensor:
         """The drift's outputs at the rows; returns when the device has computed them."""
         began = perf_counter()
-        outputs = wait_for(self.window.evaluate(rows))
+        outputs = _wait_for(self.window.evaluate(rows))
         self._call = perf_counter() - began
         return outputs
 
@@ -85,7 +90,16 @@ class Trial(Machine):
         return np.where(window.failed, 0, rounds)
 
 
-def wait_for(values: Tensor) -> Tensor:
+def seconds_of_a_step(chain: DriftChain, y: Tensor) -> float:
+    """The time that the sequential solver takes for its first step."""
+    began = perf_counter()
+    stepper = Stepper(chain, y)
+    drive(stepper, 1)
+    _wait_for(stepper.y)
+    return perf_counter() - began
+
+
+def _wait_for(values: Tensor) -> Tensor:
     """The values, once their device has computed them."""
     if values.device.type != "cpu":
         values.flatten()[:1].tolist()
@@ -103,6 +117,32 @@ class Trials:
 
     widest: int
     each: list[Trial] = field(default_factory=list)
+
+    @staticmethod
+    def run(start: Callable[[int], Window], chain: DriftChain, widest: int, step: float) -> "Trials":
+        """Try windows of 8 steps, of 32, and wider ones as long as rounds fall and the trials are cheap.
+
+        Args:
+            start: makes the window of a solve, of so many steps.
+            chain: the chain of all these solves.
+            widest: the widest window that there can be.
+            step: seconds of a step of the sequential solver.
+        """
+        trials, width, length = Trials(widest), min(_FIRST, widest), chain.length
+        rounds = min(max((length // _SHARE - 3) // 2, _LEAST), _MOST)
+        while True:
+            trials.each.append(Trial(start(width)))
+            drive(trials.each[-1], rounds)
+            if width == widest:
+                return trials
+            width = min(width * _WIDER, widest)
+            if len(trials.each) > 1:
+                call, row = trials.seconds("call")
+                seconds = sum(trial.spent for trial in trials.each) + rounds * (call + row * width)
+                calls = chain.counts()[0] + rounds * chain.rounds
+                dear = seconds > step * length / _SHARE or calls > length * chain.rounds / _SHARE
+                if dear or trials.level:
+                    return trials
 
     def seconds(self, of: Literal["call", "round"]) -> tuple[float, float]:
         """``a`` and ``b`` of the seconds ``a + b w`` that a drift call or a round of w steps takes."""
