@@ -66,7 +66,7 @@ def test_the_recurrent_network_is_solved_in_few_rounds():
     zero, steps = torch.zeros(8, dtype=torch.float64), torch.arange(201.0)
     ref = ps.sequential(ps.ODE(SHOWN["cell"]), zero, steps, integrator=INTEGRATORS["Discrete"])
     torch.testing.assert_close(SHOWN["states"].ys, ref.ys, rtol=0, atol=1e-8)
-    assert SHOWN["states"].stats.rounds < 15
+    assert SHOWN["states"].stats.rounds < 10
 
 
 class Never(extend.Stopping):

@@ -16,25 +16,25 @@ from picardsolve.problem.recurrence import linear_sweep, rms
 
 @dataclass(frozen=True)
 class Anderson(Iteration):
-    """A base sweep ``G``, corrected by what the last rounds show of how its residual ``R = G(X) - X`` answers to ``X``.
+    """A base sweep ``G``, corrected by the differences of its residual ``R = G(X) - X`` between the last rounds.
 
-    ``Y = X + R - sum_i gamma_i (dX_i + dR_i)`` with differences of successive rounds and ``gamma`` the least-squares
-    solution of ``sum_i gamma_i dR_i = R``. Triangular (Tang et al. 2024, ParaTAA): state n has its own ``gamma``, from
-    the states up to n, so that what has converged is not disturbed by what has not; ``Anderson(order=20, memory=1,
-    absolute_ridge=1e-3, base="exponential")`` are the settings published there. Otherwise one ``gamma`` for the window
-    (Pokle et al. 2022, DEQ-DDIM). States that follow on unmoved ones are left as the base made them.
+    ``Y = X + R - sum_i gamma_i (dX_i + dR_i)``, where d are differences of successive rounds and ``gamma`` is the
+    least-squares solution of ``sum_i gamma_i dR_i = R``. Triangular (Tang et al. 2024, ParaTAA): state n has its own
+    ``gamma``, from the states up to n, so that states that have converged are not disturbed by later ones. Otherwise
+    there is one ``gamma`` for the window (Pokle et al. 2022, DEQ-DDIM). Where no state before has changed, the base is
+    not corrected. `picardsolve.presets` has the published settings of both.
 
-    The change that is held against the tolerance is the larger of the base's and this iteration's: a correction may
-    cancel a residual that is not small.
+    A correction may cancel a residual that is not small. The change that is compared with the tolerance is therefore
+    the larger one of the base and of this iteration.
 
     Args:
-        memory: differences kept, at least 1; each costs two windows of states.
-        triangular: a ``gamma`` for every state, not one for the window.
-        base: "picard", or "exponential".
-        ridge: added to the diagonal of the normal equations, relative to their trace.
-        order: the base reaches a state by so many steps from an old one (ParaTAA's k-th order equations); None: from
-            the start of the window.
-        absolute_ridge: added to the same diagonal as it is.
+        memory: number of differences that are kept, at least 1, 2 by default; each costs two windows of states.
+        triangular: True, the default: a ``gamma`` for every state. False: one for the window.
+        base: "picard", the default, or "exponential".
+        ridge: added to the diagonal of the normal equations, relative to their trace; 1e-8 by default.
+        order: the number of steps by which the base reaches a state from an old one (the k-th order equations of
+            ParaTAA). None, the default: from the start of the window.
+        absolute_ridge: added to the same diagonal as it is; 0 by default.
 
     Raises:
         TypeError: an argument has the wrong type.
