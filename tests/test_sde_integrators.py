@@ -278,7 +278,7 @@ def test_gradients_of_stiff_chains_halve_the_windows():
     ("change", "message"),
     [
         ({"save": "last"}, "save='all'"),
-        ({"ts": torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)}, "by ts"),
+        ({"ts": torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)}, "with respect to ts"),
         ({"integrator": ps.BackwardEuler()}, "implicit"),
     ],
     ids=["last state only", "times", "implicit"],
