@@ -12,7 +12,6 @@ from picardsolve.fixed_point.iterations import Method
 from picardsolve.fixed_point.stopping import Stopping
 from picardsolve.integrators.base import DriftChain
 from picardsolve.problem.checks import check_optional_positive_integer, check_positive_integer
-from picardsolve.problem.tolerances import Stop
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Parareal(Method):
         ValueError: a number is out of range, or starts are not more than ``coarse`` steps apart.
     """
 
+    stop = "increment"  # differences of cores are increments, and no errors are estimated from them
     blocks: int | None = None
     starts: tuple[int, ...] | None = None
     coarse: int = 1
@@ -92,11 +92,6 @@ class Parareal(Method):
         count = max(min(wanted, most, steps // (self.coarse + 1)), 1)
         length = steps // count
         return (0, *(steps - length * left for left in range(count - 1, 0, -1)))
-
-    @property
-    def stop(self) -> Stop:
-        """Only differences of cores are known, which are increments: no errors are estimated."""
-        return "increment"
 
     def machine(
         self,
