@@ -1,4 +1,4 @@
-"""What a parallel run of a pipeline cost."""
+"""The cost of a parallel run of a pipeline, and the distance of its result from the sequential one."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,23 +25,22 @@ class Report:
         states: states of the whole batch that the denoiser was given, in all.
         samples: size of the batch.
         width: most steps in a round.
-        misses: cached outputs that did not fit when they were needed, and were computed again.
-        company: how far a denoiser's output for a state was from its output in a batch, relative to its size: checked
-            once a run.
-        tolerance: the one that was used; never below what the states' type can show.
+        misses: remembered outputs that did not fit when their steps were reached, and were computed again.
+        company: distance of a denoiser's output for a state in a batch from its output for the state alone, relative
+            to its size; checked once a run.
+        tolerance: the one that was used; at least the resolution of the states' type.
         seconds: time of the loop.
-        round_seconds: of each round, from its first denoiser call to the end of its step: ``(width, seconds)``.
-        single_seconds: the same of rounds of one step, but for those with a call of a kind (network, shapes, types)
-            that had not been made before in this process: the first of a kind takes longer. Empty where there was none.
-        predicted_gain: what `measured_gain` was foreseen to be when a quarter of the steps was done, from the time that
-            those took, replays and all; None where no step taken alone had been measured by then, or the run was too
-            short to tell.
+        round_seconds: ``(width, seconds)`` of each round, from its first denoiser call to the end of its step.
+        single_seconds: seconds of rounds of one step. Rounds with the first call of a kind (network, shapes, types) in
+            this process are left out, since it takes longer.
+        predicted_gain: prediction of `measured_gain` after a quarter of the steps, from the time that these steps and
+            their replays took. None where no round of one step had been measured by then, or the run was too short.
         sequential: why the run, or the rest of it, went one step at a time; None if it did not.
-        notes: what else a user should know, a sentence each.
+        notes: further sentences for the user.
         history: one record per round of the window.
         state: the last state of the loop; None before the first step.
-        held_slopes: ``(N,)`` by how much the scheduler's steps scale a change of their state with the denoiser's output
-            held fixed; None where that is not known.
+        held_slopes: ``(N,)`` derivatives of the scheduler's steps with respect to their state, with the denoiser's
+            output held fixed; None where they are not known.
     """
 
     steps: int = 0
@@ -65,11 +64,11 @@ class Report:
 
     @property
     def certificate(self) -> Certificate:
-        """How far the states may be from the untouched pipeline's, ``(steps + 1, samples)``.
+        """Estimates of the distance of the states from the untouched pipeline's, ``(steps + 1, samples)``.
 
-        Remembered outputs are taken for those of states that were moved a little since: that is the error. Steps that
-        the pipeline took one at a time carry on the error of the step before. Its distances are in the states' own
-        units, and the tolerance is not: see `distance`.
+        The error arises because remembered outputs belong to states that the last sweep has changed a little. Steps
+        that the pipeline took one at a time pass on the error of the step before. The distances are in the states' own
+        units, and the tolerance is relative: see `distance`.
 
         Raises:
             ValueError: the loop has not run yet.
@@ -84,11 +83,11 @@ class Report:
 
     @property
     def distance(self) -> Tensor:
-        """How far the last state is from the untouched pipeline's, relative to its size, as estimated: ``(samples,)``.
+        """Estimated distance of the last state from the untouched pipeline's, relative to its size, ``(samples,)``.
 
-        On 73 small pipelines 1/3 to 30 times the true distance in 138 of 146 runs, 3 times in the median; 17 to 66
-        times where the scheduler's steps cannot be told from its states (UniPC), since nothing is measured there. It
-        does not see a sample that ends elsewhere, as one that is about to choose between two modes.
+        On 73 small pipelines the estimate was 1/3 to 30 times the true distance in 138 of 146 runs, and 3 times in the
+        median. It was 17 to 66 times the true distance where the weights of the scheduler's steps are not known
+        (UniPC), since nothing is measured there. It does not show a sample that ends in another mode.
 
         Raises:
             ValueError: the loop has not run yet.
@@ -99,22 +98,21 @@ class Report:
 
     @property
     def evaluations(self) -> int:
-        """States of one sample that the denoiser was given."""
+        """States of one sample that the denoiser was given, in all."""
         return self.states * self.samples
 
     @property
     def measured_gain(self) -> float | None:
         """How many times faster than ``steps`` calls of one step each; None where no such call was measured.
 
-        A single step takes what the fastest of `single_seconds` took, so that the first run of a network in a process
-        mostly cannot tell, and the second can. What a pipeline does in its loop beside its denoiser and its scheduler
-        is not in it.
+        The time of one step is the shortest of `single_seconds`. The first run of a network in a process often has
+        none; the second has. The pipeline's own work in its loop, besides its denoiser and its scheduler, is left out.
         """
         return None if not self.single_seconds or not self.seconds else self.steps * self.single / self.seconds
 
     @property
     def single(self) -> float:
-        """Seconds of a step that is taken alone; NaN where that was not measured."""
+        """Seconds of a round of one step; NaN where none was measured."""
         return min(self.single_seconds, default=float("nan"))
 
     def note(self, sentence: str) -> None:
@@ -123,7 +121,7 @@ class Report:
             self.notes.append(sentence)
 
     def plot(self, sample: int = 0) -> "Figure":
-        """Draw what every step still changed in every round, and the window sliding through it (needs matplotlib)."""
+        """Draw the change of every step in every round, and the window (needs matplotlib)."""
         return plot_rounds(self.history, self.steps, self.rounds, sample)
 
     def __str__(self) -> str:

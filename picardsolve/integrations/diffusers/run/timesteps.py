@@ -1,4 +1,4 @@
-"""The scheduler's timesteps, watched: whoever iterates them is the pipeline's sampling loop."""
+"""The scheduler's timesteps, whose iteration is the pipeline's sampling loop."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,13 +10,13 @@ from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor, f
 
 
 class Timesteps(Tensor):
-    """The scheduler's timesteps, whose iteration is told to the sampler; anything else yields plain tensors."""
+    """The scheduler's timesteps: iterating them starts a `Loop`; other operations give plain tensors."""
 
     iterate: Callable[[Tensor], Iterator[Tensor]]
 
     @staticmethod
     def of(timesteps: Tensor, iterate: Callable[[Tensor], Iterator[Tensor]]) -> "Timesteps":
-        """Watch ``timesteps``."""
+        """Timesteps that ``iterate`` iterates."""
         watched = Tensor._make_subclass(Timesteps, timesteps)
         watched.iterate = iterate
         return watched
@@ -25,14 +25,14 @@ class Timesteps(Tensor):
         return self.iterate(self.plain())
 
     def plain(self) -> Tensor:
-        """The tensor itself."""
+        """The plain tensor."""
         with torch._C.DisableTorchFunctionSubclass():
             return self.as_subclass(Tensor)
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Slices and moved copies stay watched: pipelines iterate those."""
-        if find((args, kwargs)):  # comparisons tell only of the first argument's type
+        """Slices and copies on other devices remain `Timesteps`, since pipelines iterate them."""
+        if find((args, kwargs)):  # comparisons dispatch on the first argument's type only
             return WindowTensor.__torch_function__(func, types, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **(kwargs or {}))

@@ -18,10 +18,10 @@ _FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray, torch.full)
 
 
 class Lanes:
-    """One pass of several steps side by side through a loop body written for one: the makers of window tensors.
+    """One pass of several steps at once through a loop body that is written for one step; makes its window tensors.
 
     Attributes:
-        count: lanes that still take the branches that the first one takes.
+        count: lanes that have taken the same branches as the first lane.
     """
 
     def __init__(self, count: int):
@@ -35,7 +35,7 @@ class Lanes:
         return wrapped
 
     def spread(self, target: Tensor) -> None:
-        """Make of a plain tensor that is about to be written to a window tensor, in place."""
+        """Turn a plain tensor into a window tensor, in place, before it is written to."""
         items = [target.detach(), *(target.detach().clone() for _ in range(self.count - 1))]
         target.__class__ = WindowTensor
         self._carry(target, items)
@@ -46,11 +46,11 @@ class Lanes:
         self._made.append(ref(wrapped))
 
     def cut(self, count: int) -> None:
-        """Go on with the first ``count`` lanes only."""
+        """Continue with the first ``count`` lanes only."""
         self.count = min(self.count, count)
 
     def close(self) -> None:
-        """Make every window tensor of this pass, wherever it is kept, the plain tensor of its first lane."""
+        """Turn every window tensor of this pass into the plain tensor of its first lane, in place."""
         for made in self._made:
             window = made()
             if window is not None:
@@ -58,11 +58,11 @@ class Lanes:
                 del window.lanes, window._stack, window._items
                 window.__class__ = Tensor
                 if not alone:
-                    window.data = window.data.clone()  # whoever keeps it does not keep the other lanes
+                    window.data = window.data.clone()  # so that the other lanes' memory is released
         self._made.clear()
 
     def joined(self, outs: list[Any]) -> Any:
-        """One value for the outcomes of all lanes: a window tensor, or what the first lane sees."""
+        """One value for the results of all lanes: a window tensor, or the first lane's value."""
         first = outs[0]
         if isinstance(first, Tensor):
             return self.tensor(outs)
@@ -80,11 +80,12 @@ class Lanes:
 
 
 class WindowTensor(Tensor):
-    """``W`` tensors in the place of one; every operation is applied to each of them.
+    """``W`` tensors in the place of one; an operation is applied to each of them.
 
-    Code that looks at a value (``bool``, ``item``, ``float``) is shown the first item's; where others disagree, the
-    lanes are cut to the items before them, so that no item takes another one's branch. Random numbers are drawn once,
-    as the sequential loop draws them. A plain tensor that a window tensor is written into becomes one.
+    Code that reads a value (``bool``, ``item``, ``float``) gets the first lane's value. Where another lane has another
+    value, that lane and all behind it are dropped, so that no lane takes another lane's branch. Random numbers are
+    drawn once, as the sequential loop draws them. A plain tensor that a window tensor is written into becomes a window
+    tensor.
     """
 
     lanes: Lanes
@@ -103,7 +104,7 @@ class WindowTensor(Tensor):
     def stack(self) -> Tensor:
         """All lanes in one, ``(W, ...)``."""
         if self._stack is None:
-            # the list stays what it is: others may hold its tensors
+            # not kept: others may have references to the tensors in the list
             return torch.stack(self.items)
         return self._stack[: self.lanes.count]
 
@@ -134,10 +135,10 @@ class WindowTensor(Tensor):
 
 
 class LaneMode(TorchFunctionMode):
-    """Lets functions that make tensors of values, such as ``torch.tensor([t])``, take a window tensor as a value."""
+    """Lets functions that make tensors from values, such as ``torch.tensor([t])``, accept window tensors as values."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Apply those functions to every item; leave all others alone."""
+        """Apply these functions to every item; all others run as usual."""
         kwargs = kwargs or {}
         windows = find((args, kwargs)) if func in _FROM_VALUES else []
         if not windows:
@@ -148,7 +149,7 @@ class LaneMode(TorchFunctionMode):
 
 @contextmanager
 def without_lane_mode() -> Iterator[None]:
-    """Step out of the `LaneMode` of this thread, if it is the innermost mode: for code that has no use for it."""
+    """Leave the `LaneMode` of this thread for a while, if it is the innermost mode."""
     if isinstance(_get_current_function_mode(), LaneMode):
         with _pop_mode_temporarily():
             yield
@@ -166,7 +167,7 @@ def find(value: Any) -> list[WindowTensor]:
 
 
 def pick(value: Any, j: int) -> Any:
-    """Nested arguments with item j in the place of every window tensor."""
+    """Nested arguments with the item of lane j in the place of every window tensor."""
     if isinstance(value, WindowTensor):
         return value.items[j]
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):

@@ -1,4 +1,4 @@
-"""Tables of the two schedulers that clip their predicted sample by default, and take the most steps."""
+"""Tables of DDPM and DDIM, which clip their predicted sample by default, in closed form."""
 
 from typing import Any, cast
 
@@ -14,11 +14,11 @@ PREDICTIONS = "epsilon", "sample", "v_prediction"
 
 
 def closed_form(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> SchedulerTable | None:
-    """The table of a scheduler's steps, or None where there is none.
+    """The table of a scheduler's steps; None where there is no closed form.
 
     Args:
         scheduler: with its timesteps set.
-        timesteps: ``(N,)`` those to step through.
+        timesteps: ``(N,)`` of the steps.
         extra: arguments of ``step`` beyond the usual three.
     """
     config, given = scheduler.config, {key for key, value in extra.items() if value is not None}

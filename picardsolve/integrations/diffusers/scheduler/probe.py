@@ -1,7 +1,7 @@
-"""What a scheduler does in its steps, found out by stepping a copy of it with unit vectors.
+"""The weights of a scheduler's steps, measured by stepping a copy of it with unit vectors.
 
-Most schedulers take steps that are linear in the state, the outputs and the noise, with some memory of earlier ones.
-A copy that is given another unit vector at every step shows the coefficients, whatever class it is.
+The steps of most schedulers are linear in the state, the outputs and the noise, with some memory of earlier ones. A
+copy gets another unit vector at every step, and its results are the weights, whatever the class of the scheduler.
 """
 
 from collections import OrderedDict
@@ -17,16 +17,16 @@ from picardsolve.integrations.diffusers.scheduler.copied_steps import PATCHED, c
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, same
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
-LAGS = 16  # steps of memory that are told apart; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
-_SPARE = 2  # columns of zeros, which show the noise
-_SMALL = 1e-6  # below, a coefficient is rounding, of single precision where noise is drawn in that
-_KEPT = 8  # schedulers whose tables are kept from run to run
+LAGS = 16  # steps of memory that can be measured; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
+_SPARE = 2  # further columns of zeros, whose results are the noise
+_SMALL = 1e-6  # a smaller weight is rounding, in single precision where noise is drawn in that
+_KEPT = 8  # number of schedulers whose tables are kept from run to run
 _LOCK = Lock()
 _probes: "OrderedDict[Any, Probe]" = OrderedDict()
 
 
 def probe_of(scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, Any]) -> "Probe":
-    """The probe of a scheduler at the beginning of its timesteps; that of an earlier run of an equal one."""
+    """The probe of a scheduler at the start of its timesteps; an earlier run's probe, if the schedulers are equal."""
     arguments = {key: value for key, value in extra.items() if key not in ("generator", "return_dict")}
     parts = {**vars(scheduler), "loop": timesteps, "own": own, **arguments, "takes": "generator" in extra}
     try:
@@ -44,10 +44,10 @@ def probe_of(scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, An
 
 
 def _print_of(value: Any) -> Any:
-    """What two equal attributes have in common, and two different ones have not.
+    """A key that is the same for equal attributes only.
 
     Raises:
-        LookupError: it may have more to it than can be seen.
+        LookupError: the attribute may have parts that cannot be seen.
     """
     if isinstance(value, Tensor):
         return str(value.device), value.dtype, tuple(value.shape), value.detach().cpu().numpy().tobytes()
@@ -63,12 +63,12 @@ def _print_of(value: Any) -> Any:
 
 
 class Probe:
-    """The table of a scheduler's steps as far as it has been asked for, and the scheduler's stage at each of them.
+    """The table of a scheduler's steps, measured as far as needed, and a copy of the scheduler before each step.
 
     Attributes:
-        table: filled up to the steps that were reached.
-        scales: by what ``scale_model_input`` multiplies.
-        linear: False once a step was not a linear map, or one of too long a memory: the table ends before it.
+        table: filled for the steps that were reached.
+        scales: ``(N,)`` factors of ``scale_model_input``.
+        linear: False after a step that is not a linear map, or has too long a memory; the table ends before that step.
     """
 
     def __init__(self, scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, Any]):
@@ -77,7 +77,7 @@ class Probe:
             np.zeros((steps, LAGS)), np.zeros((steps, LAGS)), np.zeros(steps), np.zeros(steps, dtype=bool)
         )
         config = getattr(scheduler, "config", {})
-        limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # unit vectors may not show it
+        limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # which unit vectors may not reach
         self.scales = np.ones(steps)
         self.linear = not limited and not any(isinstance(value, Tensor) for value in extra.values())
         self._scheduler, self._timesteps, self._own = copy_of(scheduler, own), timesteps, own
@@ -91,10 +91,10 @@ class Probe:
         self._alive = True
 
     def reach(self, end: int) -> bool:
-        """Probe the steps before ``end``; whether the table has all of them."""
+        """Measure the steps before ``end``; whether the table has all of them."""
         if self._alive and self._reached < end:
             with _LOCK, self._tape.ahead(), torch.no_grad():
-                if self._reached >= end:  # another thread was here meanwhile
+                if self._reached >= end:  # another thread has measured them
                     return end <= self._noted
                 results = [self._step(n) for n in range(self._reached, end) if self._alive]
                 if self.linear and self._alive:
@@ -103,17 +103,17 @@ class Probe:
         return end <= self._noted
 
     def stage(self, n: int) -> Any:
-        """A copy of the scheduler as it stands before step ``n``, but for the states it keeps; None if unknown."""
+        """A copy of the scheduler before step ``n``, whose states are unit vectors; None if unknown."""
         self.reach(n + 1)
         return self._stages.get(n)
 
     def carries_forward(self) -> bool:
-        """Whether the steps so far start from the state they are given, most of them, more than from earlier ones."""
+        """Whether most measured steps give their own state more weight than earlier states."""
         x = np.abs(self.table.x[: self._noted])
         return self._noted == 0 or bool(np.mean(x[:, 0] < x[:, 1:].sum(1)) < 0.25)
 
     def _step(self, n: int) -> tuple[Tensor, Tensor, bool] | None:
-        """The step's outcome for unit vectors, what noise it can have drawn, and whether it drew."""
+        """The step's result for unit vectors, the noise that it can have drawn, and whether it drew."""
         columns = 2 * LAGS + _SPARE
         x = torch.zeros(1, columns, 1, 1, dtype=torch.float64, device=self._timesteps.device)
         output = torch.zeros_like(x)
@@ -128,7 +128,7 @@ class Probe:
         try:
             step = type(self._scheduler).step
             y = step(self._scheduler, output, self._timesteps[n], x, **self._extra, return_dict=False)[0]
-        except Exception:  # a scheduler that wants states of its own shape; its steps are walked instead
+        except Exception:  # a scheduler that needs states of another shape; copies take its steps
             self._alive = False
             return None
         drew = not same(before, self._tape.states())
@@ -164,7 +164,7 @@ class Probe:
 
 
 def scaled_ahead(probe: Probe | None, scheduler: Any, own: Tensor, n: int, ahead: int, x: Tensor, t: Tensor) -> Tensor:
-    """``scale_model_input`` as the scheduler will do it ``ahead`` steps from now, at step ``n``."""
+    """``scale_model_input`` at step ``n``, which is ``ahead`` steps after the scheduler's own."""
     stage = None if probe is None else probe.stage(n)
     if stage is None:
         stage = copy_of(scheduler, own)
