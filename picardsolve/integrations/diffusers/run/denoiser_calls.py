@@ -288,10 +288,8 @@ class DenoiserCalls:
 
 def wants_gradient(value: Any) -> bool:
     """Whether a tensor in nested arguments or outputs is part of a graph."""
-    parts = [
-        part for tensor in tensors(value) for part in (tensor.items if isinstance(tensor, WindowTensor) else [tensor])
-    ]
-    return any(part.requires_grad for part in parts)
+    lanes = [tensor.items if isinstance(tensor, WindowTensor) else [tensor] for tensor in tensors(value)]
+    return any(part.requires_grad for items in lanes for part in items)
 
 
 def _form(module: nn.Module, args: tuple, kwargs: dict) -> Any:
