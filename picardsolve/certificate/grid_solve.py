@@ -15,7 +15,7 @@ from picardsolve.certificate.growth import Growth, measurable
 from picardsolve.certificate.running import last_states, result_of, run_rounds
 from picardsolve.certificate.sharpening import Sharpening
 from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
-from picardsolve.fixed_point.grid_machine import GridMachine
+from picardsolve.fixed_point.grid_machine import GridMachine, forget_beyond
 from picardsolve.fixed_point.guesses import guess_for
 from picardsolve.fixed_point.iterations import Method, iteration_for
 from picardsolve.fixed_point.stopping import MakesRule
@@ -105,6 +105,8 @@ class GridSolve:
     def run(self, max_rounds: int | None, bar: Progress) -> None:
         """Run the rounds, and those of samples whose errors are then estimated beyond the tolerance."""
         self.rounds = run_rounds(self.machine, self.paced, max_rounds, bar)
+        if self.machine.path is not None:
+            forget_beyond(self.machine.path, self.machine.begin)
         if self.method.stop is None:
             sharpening = Sharpening(self.problem, cast(Window, self.machine), self.y, max_rounds)
             if self.chain.trusts_slopes:

@@ -17,7 +17,8 @@ class GridMachine(Machine):
         begin: ``(B,)`` steps accepted so far.
         failed: ``(B,)`` whether a step of the sample was not finite.
         stopped: ``(B,)`` whether a sample ended by a limit of the method, not by tolerance.
-        path: ``(N + 1, B, D)`` accepted states, NaN where there are none yet; None if they are not kept.
+        path: ``(N + 1, B, D)`` accepted states; None if they are not kept. States beyond ``begin`` do not count, see
+            `forget_beyond`.
         x: states of which row 0, ``(B, D)``, is the last accepted one.
         history: one record per round.
         notes: sentences for the user about how it was solved.
