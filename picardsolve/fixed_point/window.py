@@ -19,42 +19,15 @@ from torch import Tensor
 
 from picardsolve.fixed_point.acceptance import Acceptance
 from picardsolve.fixed_point.checked_sweep import checked
-from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.grid_machine import GridMachine
-from picardsolve.fixed_point.guesses import Entering, Guess, Trail
+from picardsolve.fixed_point.guesses import Entering, Trail
 from picardsolve.fixed_point.guesses.checked_guess import checked as checked_guess
 from picardsolve.fixed_point.increments import Increments
 from picardsolve.fixed_point.placement import Placement, alike, extended, on_device, padded, rows_from, shifted
-from picardsolve.fixed_point.stopping import Stopping
-from picardsolve.fixed_point.sweep import Memory, Sweep
+from picardsolve.fixed_point.settings import Settings
+from picardsolve.fixed_point.sweep import Memory
 from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Index, Rows, Steps
 from picardsolve.results.history import History
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides how many rounds a solve takes.
-
-    Attributes:
-        width: steps in the window at first.
-        iteration: how the states of a window follow from a round.
-        guess: what states that enter the window start from.
-        stopping: which states may be accepted; it belongs to one solve, because it remembers the rounds.
-        lockstep: whether all samples share one position, that of the slowest.
-        meter: estimates errors where the stopping rule does not; it belongs to one solve, too.
-    """
-
-    width: int
-    iteration: Sweep
-    guess: Guess
-    stopping: Stopping
-    lockstep: bool = False
-    meter: ErrorEstimate | None = None
-
-    @property
-    def rules(self) -> tuple[Stopping, ...]:
-        """The stopping rule, and the meter if there is one."""
-        return (self.stopping,) if self.meter is None else (self.stopping, self.meter)
 
 
 @dataclass
