@@ -465,7 +465,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     made = Clock()
-    for module in ("denoiser_calls", "loop"):
+    for module in ("denoiser_calls", "loop", "window"):
         monkeypatch.setattr(f"picardsolve.integrations.diffusers.run.{module}.perf_counter", made)
     return made
 
