@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.certificate.pieces import Pieces, changes, cut, first_edges
+from picardsolve.certificate.pieces import GrowthPieces, changes, cut, first_edges
 from picardsolve.certificate.step_jacobians import StepJacobians
 from picardsolve.integrators.base import DriftChain
 from picardsolve.problem.denoiser import Denoiser
@@ -106,7 +106,7 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
         edges = {b: own for b, own in edges.items() if 3 * len(own) <= most}
         if not edges:
             break
-        pieces = Pieces.between(edges)
+        pieces = GrowthPieces.between(edges)
         seen = jacobians.at(pieces.places, pieces.sample)
         moved = changes(seen)
         parts = np.minimum(np.ceil(moved * pieces.count / reach[pieces.sample]), pieces.count).clip(1)

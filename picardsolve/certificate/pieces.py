@@ -1,4 +1,4 @@
-"""Pieces of a grid, and the propagators of the linearised steps over each."""
+"""GrowthPieces of a grid, and the propagators of the linearised steps over each."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +15,7 @@ _DEGREE = 9  # of the series of an exponential, for matrices with norms of about
 
 
 @dataclass(frozen=True)
-class Pieces:
+class GrowthPieces:
     """P pieces of the grid, sample by sample; each has an odd number of steps, so that one step is in its middle.
 
     Attributes:
@@ -29,11 +29,11 @@ class Pieces:
     count: np.ndarray
 
     @staticmethod
-    def between(edges: dict[int, np.ndarray]) -> "Pieces":
+    def between(edges: dict[int, np.ndarray]) -> "GrowthPieces":
         """The pieces between the edges of each sample."""
         sample = np.repeat(list(edges), [len(own) - 1 for own in edges.values()])
         begin = np.concatenate([own[:-1] for own in edges.values()])
-        return Pieces(sample, begin, np.concatenate([np.diff(own) for own in edges.values()]))
+        return GrowthPieces(sample, begin, np.concatenate([np.diff(own) for own in edges.values()]))
 
     @property
     def _inset(self) -> np.ndarray:

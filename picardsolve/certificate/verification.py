@@ -1,17 +1,14 @@
 """Claims of a certificate beside the sequential solution."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.problem.recurrence import rms
-
-if TYPE_CHECKING:
-    from picardsolve.certificate.certificate import Certificate
-    from picardsolve.results.solution import Solution
+from picardsolve.results.abstract_certificate import AbstractCertificate
+from picardsolve.results.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,8 @@ class Verification:
     """
 
     error: Tensor
-    certificate: "Certificate"
-    reference: "Solution"
+    certificate: AbstractCertificate
+    reference: Solution
 
     @property
     def effectivity(self) -> Tensor:
@@ -40,7 +37,7 @@ class Verification:
         The roundings of all steps have either sign, and grow as the precision floor does. The rounding of the states
         themselves is added: in half precision states are less precise than what they are computed from.
         """
-        floor = self.certificate.precision_floor * len(self.certificate.residuals) ** 0.5
+        floor = self.certificate.precision_floor * self.reference.stats.steps**0.5
         leaves = pytree.tree_leaves(self.reference.ys)
         sizes = [leaf.reshape(*self.error.shape, -1).abs().amax(-1).double().cpu() for leaf in leaves]
         return floor + torch.finfo(leaves[0].dtype).eps * torch.stack(sizes).amax(0)
@@ -82,7 +79,7 @@ def latest(values: Tensor) -> float:
     return float(torch.cat(last).max()) if sum(map(len, last)) else float("nan")
 
 
-def distance(solution: "Solution", reference: "Solution", batched: bool) -> Tensor:
+def distance(solution: Solution, reference: Solution, batched: bool) -> Tensor:
     """Root mean square distance at each time, ``(T,)`` or ``(T, B)``, over all tensors of a state."""
     pairs = zip(pytree.tree_leaves(solution.ys), pytree.tree_leaves(reference.ys), strict=True)
     apart = [(_reals(a) - _reals(b)).reshape(*a.shape[: 1 + batched], -1) for a, b in pairs]

@@ -115,7 +115,7 @@ def _number(value: Any) -> float:
         raise TypeError(f"events: expected a function that returns one number for one state, got {got}.") from None
 
 
-class Watch:
+class EventWatch:
     """Finds the events of one sample in its accepted segments, in order; the first segment of a march begins again.
 
     Attributes:

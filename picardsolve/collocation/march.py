@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from picardsolve.collocation.check import Check, CheckedSegment
-from picardsolve.collocation.events import Watch
+from picardsolve.collocation.events import EventWatch
 from picardsolve.collocation.failures import Stuck
 from picardsolve.collocation.flight import Flight, Quality
 from picardsolve.collocation.initial_value import InitialValueProblem, Limits
@@ -58,7 +58,7 @@ class March:
     sweep: SegmentSweep
     check: Check
     limits: Limits
-    watch: Watch | None = None
+    watch: EventWatch | None = None
     guide: Guide | None = None
     span: float = 0.0
     accepted: list[CheckedSegment] = field(default_factory=list)

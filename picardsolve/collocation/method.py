@@ -7,7 +7,7 @@ from typing import ClassVar, get_args
 import numpy as np
 
 from picardsolve.collocation.check import Check
-from picardsolve.collocation.events import EventFunction, Watch
+from picardsolve.collocation.events import EventFunction, EventWatch
 from picardsolve.collocation.finite_differences import Differences
 from picardsolve.collocation.initial_value import InitialValueProblem, Limits
 from picardsolve.collocation.iteration_choice import usual_iteration, usual_order
@@ -95,7 +95,7 @@ class Collocation(Discretization):
         limits = Limits(problem.rtol, problem.atol, problem.unit, in_flight, *lengths)
         if not newton:
             limits = limits.sharpened(_ahead(problem), in_flight)
-        watch = Watch(events, problem, at) if events else None
+        watch = EventWatch(events, problem, at) if events else None
         return March(problem, sweep, Check(at, differences), limits, watch)
 
 

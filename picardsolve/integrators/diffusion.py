@@ -14,7 +14,7 @@ from picardsolve.problem.recurrence import recurrence
 
 
 @dataclass(frozen=True)
-class Levels:
+class NoiseLevels:
     """Signal and noise levels at the start and the end of every step, each ``(N,)`` float64."""
 
     alpha: Tensor
@@ -23,7 +23,7 @@ class Levels:
     sigma_next: Tensor
 
     @staticmethod
-    def of(term: Denoiser, ts: Tensor) -> "Levels":
+    def of(term: Denoiser, ts: Tensor) -> "NoiseLevels":
         """The levels of a term's schedule on a grid, which must lead from much noise to little.
 
         Raises:
@@ -44,7 +44,7 @@ class Levels:
                 "ts: expected sigma / alpha of the schedule to fall along the grid, from noise to sample; reverse ts "
                 "or check the schedule."
             )
-        return Levels(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
+        return NoiseLevels(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
 
     def posterior_std(self) -> Tensor:
         """Deviation of ``q(x' | x, x_0)``, the noise of an ancestral step (Kingma et al. 2021, eq. 24)."""
@@ -87,7 +87,7 @@ class DDIM(Integrator):
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of a `Denoiser`."""
         term = accepted(self, problem, Denoiser)
-        levels = Levels.of(term, problem.ts)
+        levels = NoiseLevels.of(term, problem.ts)
         s = self.eta * levels.posterior_std()
         p = (levels.sigma_next**2 - s**2).clamp(min=0).sqrt() / levels.sigma
         coefficients = Coefficients(p, (levels.alpha_next - p * levels.alpha)[None], s)
@@ -116,7 +116,7 @@ class DiffusionChain(DriftChain):
 
     iteration, trusts_slopes = "multi-secant", True
 
-    def __init__(self, problem: Problem, term: Denoiser, levels: Levels, coefficients: Coefficients):
+    def __init__(self, problem: Problem, term: Denoiser, levels: NoiseLevels, coefficients: Coefficients):
         self.length = len(problem.ts) - 1
         self.memory = len(coefficients.q) - 1
         self.function = problem.row_function("model", term.model)
@@ -127,7 +127,7 @@ class DiffusionChain(DriftChain):
             self._brownian.check(problem.ts[:-1], problem.ts[1:], problem.layout.batch)
         self._tabulate(problem, term, levels)
 
-    def _tabulate(self, problem: Problem, term: Denoiser, levels: Levels) -> None:
+    def _tabulate(self, problem: Problem, term: Denoiser, levels: NoiseLevels) -> None:
         """The coefficients that `evaluate`, `steps`, `extend` and `predict` multiply with, for all steps."""
         alpha, sigma, variance = levels.alpha, levels.sigma, term.sigma_data**2
         p, q, s = self._coefficients.p, self._coefficients.q, self._coefficients.s
@@ -199,7 +199,7 @@ class DiffusionChain(DriftChain):
         return constants.T
 
 
-def _scale(levels: Levels) -> Tensor:
+def _scale(levels: NoiseLevels) -> Tensor:
     """The scale of noise in each new state, ``(N,)``: the deviation of the ancestral step that leaves it.
 
     The last step removes all noise; its new state gets the scale of the one before.

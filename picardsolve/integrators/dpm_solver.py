@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrators.base import DriftChain, Integrator, accepted
-from picardsolve.integrators.diffusion import Coefficients, DiffusionChain, Levels
+from picardsolve.integrators.diffusion import Coefficients, DiffusionChain, NoiseLevels
 from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
 
@@ -40,12 +40,12 @@ class DPMSolver(Integrator):
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of a `Denoiser`."""
         term = accepted(self, problem, Denoiser)
-        levels = Levels.of(term, problem.ts)
+        levels = NoiseLevels.of(term, problem.ts)
         coefficients = _sde(self.order, levels) if self.sde else _ode(self.order, levels)
         return DiffusionChain(problem, term, levels, coefficients)
 
 
-def _ode(order: int, levels: Levels) -> Coefficients:
+def _ode(order: int, levels: NoiseLevels) -> Coefficients:
     decay, h, r0, r1 = _steps(levels)
     first = levels.alpha_next * (1 - decay)
     q = torch.stack([first, *[torch.zeros_like(first)] * (order - 1)])
@@ -68,7 +68,7 @@ def _ode(order: int, levels: Levels) -> Coefficients:
     return Coefficients(levels.sigma_next / levels.sigma, q, torch.zeros_like(first))
 
 
-def _sde(order: int, levels: Levels) -> Coefficients:
+def _sde(order: int, levels: NoiseLevels) -> Coefficients:
     decay, h, r0, _ = _steps(levels)
     first = levels.alpha_next * (1 - decay**2)
     q = torch.stack([first, *[torch.zeros_like(first)] * (order - 1)])
@@ -79,7 +79,7 @@ def _sde(order: int, levels: Levels) -> Coefficients:
     return Coefficients(levels.sigma_next / levels.sigma * decay, q, levels.sigma_next * (1 - decay**2).sqrt())
 
 
-def _steps(levels: Levels) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _steps(levels: NoiseLevels) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``exp(-h)``, h, and the ratios of the two steps before to h. h is infinite where noise starts or ends at 0."""
     decay = levels.alpha * levels.sigma_next / (levels.sigma * levels.alpha_next)
     h = -torch.log(decay)

@@ -1,12 +1,9 @@
 """What every certificate answers, whatever solved the equation."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from picardsolve.results.solution import Solution
 
 Kind = Literal["estimated", "certified"]
 
@@ -26,7 +23,7 @@ class AbstractCertificate(ABC):
             known.
         rounds: batched calls of the user's function that the certificate rests on.
         warnings: what to know, and what to do about it: a sentence each.
-        solution: the solution that this is about; None where it was not kept.
+        solution: the `Solution` that this is about; None where it was not kept.
     """
 
     error: Tensor
@@ -36,7 +33,7 @@ class AbstractCertificate(ABC):
     growth: Tensor
     rounds: int
     warnings: tuple[str, ...]
-    solution: "Solution | None"
+    solution: Any
 
     @abstractmethod
     def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> "AbstractCertificate":
