@@ -1,4 +1,4 @@
-"""Published methods that are kept for comparison."""
+"""Published methods for comparison."""
 
 from picardsolve.baselines.anderson import Anderson
 from picardsolve.baselines.jacobi import Jacobi

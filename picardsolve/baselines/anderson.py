@@ -18,23 +18,23 @@ from picardsolve.problem.recurrence import linear_sweep, rms
 class Anderson(Iteration):
     """A base sweep ``G``, corrected by the differences of its residual ``R = G(X) - X`` between the last rounds.
 
-    ``Y = X + R - sum_i gamma_i (dX_i + dR_i)``, where d are differences of successive rounds and ``gamma`` is the
+    ``Y = X + R - sum_i gamma_i (dX_i + dR_i)``. Here d is a difference of successive rounds, and ``gamma`` is the
     least-squares solution of ``sum_i gamma_i dR_i = R``. Triangular (Tang et al. 2024, ParaTAA): state n has its own
-    ``gamma``, from the states up to n, so that states that have converged are not disturbed by later ones. Otherwise
-    there is one ``gamma`` for the window (Pokle et al. 2022, DEQ-DDIM). Where no state before has changed, the base is
-    not corrected. `picardsolve.presets` has the published settings of both.
+    ``gamma``, from the states up to n, so that later states do not disturb converged ones. Otherwise the window has one
+    ``gamma`` (Pokle et al. 2022, DEQ-DDIM). Where no earlier state has changed, the base is not corrected.
+    `picardsolve.presets` has the published settings of both.
 
-    A correction may cancel a residual that is not small. The change that is compared with the tolerance is therefore
-    the larger one of the base and of this iteration.
+    A correction may cancel a residual that is not small. So the change that is compared with the tolerance is the
+    larger of the base's change and the corrected change.
 
     Args:
-        memory: number of differences that are kept, at least 1, 2 by default; each costs two windows of states.
+        memory: number of stored differences, at least 1, 2 by default; each costs two windows of states.
         triangular: True, the default: a ``gamma`` for every state. False: one for the window.
         base: "picard", the default, or "exponential".
         ridge: added to the diagonal of the normal equations, relative to their trace; 1e-8 by default.
-        order: the number of steps by which the base reaches a state from an old one (the k-th order equations of
-            ParaTAA). None, the default: from the start of the window.
-        absolute_ridge: added to the same diagonal as it is; 0 by default.
+        order: number of steps over which the base propagates changes (the k-th order equations of ParaTAA). None, the
+            default: from the start of the window.
+        absolute_ridge: added to the same diagonal, unscaled; 0 by default.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -61,7 +61,7 @@ class Anderson(Iteration):
                 raise ValueError(f"{name}: expected a number >= 0, got {value!r}.")
 
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
-        """``Y = G(X) - sum_i gamma_i dG_i``, where ``G(X)`` differs from the sequential solution."""
+        """``Y = G(X) - sum_i gamma_i dG_i``, where ``G(X)`` is not yet the sequential solution."""
         y, residual, size = self._base(steps, x, scratch)
         seen, *past = memory or (torch.zeros_like(y[..., :1]),)
         kept = (seen + 1, residual.clone(), y.clone(), *past)[: 1 + 2 * self.memory]
@@ -95,12 +95,12 @@ class Anderson(Iteration):
         return images + passed, change, rms(residual)
 
     def _correction(self, residuals: tuple[Tensor, ...], images: tuple[Tensor, ...], seen: Tensor) -> Tensor:
-        """``sum_i gamma_i dG_i``, shape ``(W, B, D)``, of the current round and earlier ones, newest first."""
+        """``sum_i gamma_i dG_i``, ``(W, B, D)``, of the current round and earlier ones, newest first."""
         dr, dg = (
             torch.stack([torch.where(seen > age, new - old, 0.0) for age, (new, old) in enumerate(pairwise(rounds))])
             for rounds in (residuals, images)
         )
-        scale = dr.abs().amax((0, 1, 3))[:, None]  # squares of small changes would underflow
+        scale = dr.abs().amax((0, 1, 3))[:, None]  # otherwise squares of small changes underflow
         dr, r = dr / scale, residuals[0] / scale
         gram, target = torch.einsum("iwbd,jwbd->wbij", dr, dr), torch.einsum("iwbd,wbd->wbi", dr, r)
         if self.triangular:

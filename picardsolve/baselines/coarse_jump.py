@@ -1,4 +1,4 @@
-"""Coarse runs of parareal: over the steps of a block with few outputs."""
+"""Coarse runs of parareal: coarse steps over a block."""
 
 from dataclasses import dataclass, field
 
@@ -13,15 +13,15 @@ from picardsolve.integrators.base import Chain, Evaluated
 class CoarseJump:
     """A coarse run from the states ``(B, D)`` of one core.
 
-    Each of its coarse steps takes the fine steps that it covers with the output of its first state held fixed.
+    A coarse step covers several fine steps, with the output of its first state held fixed.
 
     Attributes:
         state: ``(B, D)``, at step ``at``.
         at: the step reached so far.
         ahead: the steps where the next coarse steps end.
-        leader: the highest leader for whose samples the jump is of use.
-        finite: ``(B,)`` whether the state is finite.
-        sample: the samples that have a row in this round.
+        leader: the jump matters only for samples whose leader is at most this core.
+        finite: ``(B,)``, whether the state is finite.
+        sample: the samples with a row in this round.
     """
 
     state: Tensor
@@ -32,7 +32,7 @@ class CoarseJump:
     sample: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def advance(self, chain: Chain, outputs: Tensor) -> None:
-        """Take one coarse step with the outputs ``(R, K)`` of ``sample``; the states of other samples become NaN."""
+        """Take one coarse step with the outputs ``(R, K)`` of ``sample``; states of other samples become NaN."""
         held = outputs.new_full((len(self.state), outputs.shape[-1]), torch.nan)
         held.index_copy_(0, torch.from_numpy(self.sample).to(held.device), outputs)
         end = self.ahead.pop(0)

@@ -1,4 +1,4 @@
-"""Parareal: its hyper-parameters, and where cores start."""
+"""Parareal: its hyperparameters, and the steps where cores start."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,33 +18,35 @@ from picardsolve.problem.checks import check_optional_positive_integer, check_po
 class Parareal(Method):
     """``delta = G(y) - G(x)`` over blocks of steps, G a coarse solver (Lions, Maday & Turinici 2001), pipelined.
 
-    Cores step the same chain from starts along the grid. A core starts from a coarse jump of the core before, and is
-    corrected by the difference of two coarse jumps, from the new and from the old state of the step where it was
-    corrected last. With equal blocks, the state of a core at the end of a block is that of parareal. Core 0 is the
-    sequential solver, so there are never more rounds than steps. A jump is one step of the same integrator with the
-    output of its first state held fixed (DDIM over DDIM, Euler over Euler, for a Runge-Kutta method its slope), with
-    the noise of the steps that it covers. That evaluation also serves the first fine step: a coarse step costs no row.
-    SRDS (Selvam et al. 2024) and CHORDS (Han et al. 2025) are choices of starts, see `picardsolve.presets`.
+    Cores step the same chain from starts along the grid. A core starts from a coarse jump of the core before. Its
+    correction is the difference of two coarse jumps, from the new and the old state at the step of its last correction.
+    With equal blocks, a core's state at the end of a block is that of parareal. Core 0 is the sequential solver, so
+    there are never more rounds than steps. A jump is one step of the same integrator (DDIM over DDIM, Euler over Euler,
+    for a Runge-Kutta method its slope), with the output of its first state held fixed and the noise of the steps that
+    it covers. The first fine step uses the same evaluation, so a coarse step costs no row. SRDS (Selvam et al. 2024)
+    and CHORDS (Han et al. 2025) are choices of starts, see `picardsolve.presets`.
 
     In `picardsolve.solve`, ``guess`` is unused, and ``window`` is the largest number of cores. A core takes one row of
-    each sample in a round. All samples share one schedule; each stops by itself.
+    each sample in a round. All samples share one schedule, but each sample stops separately.
 
     Args:
         blocks: number of blocks of equal length; the first block takes the remainder. Default: the square root of the
-            number of steps. There are fewer where blocks would not be longer than ``coarse``, or ``window`` is smaller.
+            number of steps. There are fewer blocks if they would not be longer than ``coarse``, or if ``window`` is
+            smaller.
         starts: instead of ``blocks``, the steps where cores start, 0 first.
-        coarse: number of steps of a coarse jump, 1 by default. All but the first take rows and rounds of their own.
-        iterations: stop when the core that makes this iteration reaches the end, whatever the tolerance says. 1 is
-            the last core, which arrives first. None, the default: stop by tolerance only.
-        grid: number of steps of the grid that ``starts`` are for. On another grid they are scaled to it, and starts
-            that come too close to the one before are left out. None, the default: ``starts`` are steps of any grid.
+        coarse: number of steps of a coarse jump, 1 by default. All but the first need rows and rounds of their own.
+        iterations: stop when the core that makes this iteration reaches the end, whatever the tolerance. 1 is the last
+            core, which arrives first. None, the default: stop by tolerance only.
+        grid: number of steps of the grid that ``starts`` are for. On another grid they are scaled, and starts too close
+            to the one before are dropped. None, the default: ``starts`` are steps of any grid.
 
     Raises:
-        TypeError: ``blocks``, ``coarse``, ``iterations`` or ``grid`` is no integer, or ``starts`` no tuple of integers.
+        TypeError: ``blocks``, ``coarse``, ``iterations`` or ``grid`` is not an integer, or ``starts`` not a tuple of
+            integers.
         ValueError: a number is out of range, or starts are not more than ``coarse`` steps apart.
     """
 
-    stop = "increment"  # differences of cores are increments, and no errors are estimated from them
+    stop = "increment"  # differences of cores are increments, and give no error estimate
     blocks: int | None = None
     starts: tuple[int, ...] | None = None
     coarse: int = 1
@@ -70,11 +72,11 @@ class Parareal(Method):
             )
 
     def cores(self, steps: int, most: int) -> tuple[int, ...]:
-        """The steps that cores start at.
+        """The steps where cores start.
 
         Args:
-            steps: of the grid.
-            most: cores there may be.
+            steps: number of steps of the grid.
+            most: largest number of cores.
 
         Raises:
             ValueError: a start lies beyond the grid.
@@ -108,7 +110,7 @@ class Parareal(Method):
 
         Raises:
             TypeError: steps of the chain read outputs of earlier steps.
-            ValueError: cores cannot start where a subclass says.
+            ValueError: a subclass gives invalid starts.
         """
         if chain.memory:
             raise TypeError(
@@ -135,7 +137,7 @@ class Parareal(Method):
 
 
 def _scaled(starts: tuple[int, ...], grid: int, steps: int, coarse: int) -> tuple[int, ...]:
-    """Starts on a grid of other length, to the nearest step."""
+    """Starts on a grid of another length, to the nearest step."""
     kept = [0]
     for start in starts:
         scaled = (2 * start * steps + grid) // (2 * grid)

@@ -1,13 +1,13 @@
-"""Pipelined parareal: cores along the grid, each a few steps behind the next one's start.
+"""Pipelined parareal: cores along the grid, each some steps behind the next one's start.
 
-Core c starts at step ``start[c]`` from a coarse jump off core c - 1, and takes one fine step in every round. With
-``gap[c] = start[c] - start[c - 1]`` it is corrected every ``gap[c]`` steps. By then core c - 1, as many rounds behind,
-has jumped from the step where core c was corrected last. So no core waits: the rounds follow a schedule, and core c at
-step ``start[c] + k gap[c]`` has the state of parareal's iteration k (Lions, Maday & Turinici 2001; pipelined, Selvam et
-al. 2024). With unequal gaps it is CHORDS (Han et al. 2025).
+Core c starts at step ``start[c]`` from a coarse jump of core c - 1, and takes one fine step in every round. With
+``gap[c] = start[c] - start[c - 1]``, core c is corrected every ``gap[c]`` steps. By then core c - 1, which is as many
+rounds behind, has jumped from the step of core c's last correction. So no core waits: the rounds follow a schedule, and
+core c at step ``start[c] + k gap[c]`` has the state of parareal's iteration k (Lions, Maday & Turinici 2001; pipelined,
+Selvam et al. 2024). With unequal gaps the method is CHORDS (Han et al. 2025).
 
-The leader of a sample is the core whose states are accepted, at first core 0, the sequential solver. When the leader
-reaches the state from which the next core went on, and the two states agree within tolerance, the next core leads. The
+The leader of a sample is the core whose states are accepted, at first core 0, the sequential solver. The next core
+leads once the leader reaches the state from which that core continued, and the two states agree within tolerance. The
 old leader is evaluated once more, for the correction of the new one.
 """
 
@@ -26,16 +26,16 @@ from picardsolve.results.history import History
 
 @dataclass
 class Wavefront(GridMachine):
-    """The state of one solve of C cores; see `GridMachine`.
+    """The state of one solve with C cores; see `GridMachine`.
 
     Attributes:
         path: also has states beyond ``begin``, which are not accepted yet.
         starts: the steps where cores start, 0 first.
-        coarse: steps of a coarse jump.
+        coarse: number of steps of a coarse jump.
         iterations: stop when the core that makes this iteration reaches the end; None: stop by tolerance only.
         lockstep: a core leads all samples, or none.
-        history: its increments are, for each row in the order of cores, how far the core is from the state of the next
-            one where it has just reached that state, NaN elsewhere and for coarse rows.
+        history: for each row, in the order of cores, the distance of the core from the next core's state that it has
+            just reached; NaN elsewhere and for coarse rows.
     """
 
     chain: DriftChain
@@ -58,12 +58,12 @@ class Wavefront(GridMachine):
         self._final = cores - min(self.iterations or cores, cores)
         self._state = self.y0.new_full((cores, *self.y0.shape), torch.nan)
         self._state[0] = self.y0
-        self._corrected = self._state.clone()  # where each core was corrected last
-        self._jumps: dict[tuple[int, int, int], CoarseJump] = {}  # by core and the steps from and to
+        self._corrected = self._state.clone()  # each core's state at its last correction
+        self._jumps: dict[tuple[int, int, int], CoarseJump] = {}  # by core, first step and last step
         self._leader, self.begin = np.zeros((2, samples), dtype=np.int64)
         self.failed, self.stopped = np.zeros((2, samples), dtype=bool)
         self._finite = np.arange(cores)[:, None] == np.zeros(samples)
-        self._retiring = np.zeros((cores, samples), dtype=bool)  # has just handed over
+        self._retiring = np.zeros((cores, samples), dtype=bool)  # has just lost the lead
         self.x = self.y0[None]
         if self.path is not None:
             self.path[0] = self.y0
@@ -74,7 +74,7 @@ class Wavefront(GridMachine):
         return not self._running().any()
 
     def ask(self) -> Rows:
-        """The rows of the next round: a fine step of every core that is of use, then coarse ones."""
+        """The rows of the next round: a fine step of every useful core, then coarse steps."""
         running = self._running()
         self._fine = running & self._finite & self._useful()
         self._core, self._sample = np.nonzero(self._fine)
@@ -94,7 +94,7 @@ class Wavefront(GridMachine):
         return self.chain.evaluate(rows)
 
     def tell(self, outputs: Tensor) -> None:
-        """Take the outputs of the rows that were asked for, shape ``(R, K)``."""
+        """Process the outputs of the requested rows, ``(R, K)``."""
         running, begin, fine = self._running(), self.begin, len(self._core)
         unfinished = self._unfinished()
         coarse = outputs[fine:].split([len(jump.sample) for jump in unfinished])
@@ -115,7 +115,7 @@ class Wavefront(GridMachine):
         return ~(self.failed | (self.begin == self.chain.length))
 
     def _useful(self) -> np.ndarray:
-        """``(C, B)``: which cores step, or are evaluated for the correction of a leader that has just taken over."""
+        """``(C, B)``: the cores that step, or whose evaluation corrects a new leader."""
         ahead = np.arange(len(self._at))[:, None] - self._leader
         due = np.append(self._corrected_at[1:] + self._gap[1:] <= self.chain.length, False)[:, None]
         corrects = self._retiring & (ahead == -1) & due
@@ -128,7 +128,7 @@ class Wavefront(GridMachine):
         return torch.from_numpy(host).to(self.y0.device)
 
     def _begin_jumps(self, outputs: Tensor) -> None:
-        """Jump from where cores were evaluated, where a correction of this core or of the next one starts there."""
+        """Jump from evaluated states where a correction of this core or of the next one starts."""
         everyone = np.ones(len(self._leader), dtype=bool)
         for core in np.unique(self._core).tolist():
             at, rows = int(self._at[core]), slice(*np.searchsorted(self._core, (core, core + 1)))
@@ -156,21 +156,17 @@ class Wavefront(GridMachine):
         return scale.new_ones(len(states)).index_copy_(0, self._row, scale[0]).reshape(self._state.shape[:2])
 
     def _correct(self) -> np.ndarray:
-        """Put ``F + (G_new - G_old)`` in the place of F where a core's correction is due, G_new where a core starts.
-
-        Returns:
-            ``(C,)``: which cores were launched.
-        """
+        """Correct F to ``F + (G_new - G_old)`` where due, or G_new where a core starts; return the launched cores."""
         to, launched = self._corrected_at + self._gap, np.zeros(len(self._at), dtype=bool)
         arrived = self._moved & (self._at == np.append(self._corrected_at[1:], 0) + self.coarse)
         for core in (np.flatnonzero(arrived[:-1] & (to[1:] <= self.chain.length)) + 1).tolist():
             since, end = int(self._corrected_at[core]), int(to[core])
             new, old = self._jumps.get((core - 1, since, end)), self._jumps.get((core, since, end))
             launched[core], self._corrected_at[core] = since < self._start[core], end
-            if new is not None:  # else the core before is not finite, and this core goes on uncorrected
+            if new is not None:  # otherwise the core before is not finite, and this core continues uncorrected
                 here = self._state[core]
                 corrected = here + (new.state - (torch.nan if old is None else old.state))
-                # a core that is not finite starts anew, but a leader does not: its steps are the solution's
+                # a core that is not finite restarts, but a leader does not: its steps are the solution's
                 instead = torch.where(self._on_device(self._leader == core)[:, None], here, new.state)
                 corrected = torch.where(_is_finite(corrected)[:, None], corrected, instead)
                 self._state[core] = torch.where(_is_finite(new.state)[:, None], corrected, here)
@@ -178,7 +174,7 @@ class Wavefront(GridMachine):
         return launched
 
     def _keep(self, launched: np.ndarray) -> None:
-        """Write down the new states, so that each step has that of the lowest core that has come by."""
+        """Store the new states; each step has the state of the lowest core that has passed it."""
         self._jumps = {key: jump for key, jump in self._jumps.items() if self._at[key[0]] < key[2]}
         if self.path is not None:
             cores = np.arange(len(self._at))[:, None]
@@ -187,7 +183,7 @@ class Wavefront(GridMachine):
             self.path[step, sample] = self._state[core, sample]
 
     def _choose_leaders(self, running: np.ndarray, noise: Tensor | None) -> np.ndarray:
-        """Return ``(C, B)``: how far a core is from the next one, where it has reached the next one's path."""
+        """Return ``(C, B)``: distance of a core from the next core's path, where it has just reached that path."""
         unfinished, sample = self._unfinished(), np.arange(len(running))
         met = self._moved[:-1] & (self._at[:-1] == self._corrected_at[1:]) & (self._at[:-1] < self.chain.length)
         met = np.flatnonzero(met)
@@ -213,14 +209,14 @@ class Wavefront(GridMachine):
         return distance
 
     def _stop(self) -> None:
-        """End the samples whose iterations are done."""
+        """End the samples whose iterations are complete."""
         for core in np.flatnonzero(self._moved[: self._final + 1] & (self._at[: self._final + 1] == self.chain.length)):
             ends = self._running() & self._finite[core]
             self._leader[ends], self.begin[ends] = core, self.chain.length
             self.stopped = self.stopped | ends
 
     def _record(self, begin: Index, distance: np.ndarray) -> None:
-        """Note the round, with the rows of each sample below each other."""
+        """Record the round, with the rows of each sample below each other."""
         step, sample = self._asked
         rows = np.full(len(step), np.nan)
         rows[: len(self._core)] = distance[self._core, self._sample]

@@ -1,4 +1,4 @@
-"""The dtype in which the user's functions get times: float64 wherever rounding them would change the result."""
+"""The dtype of the times that the user's functions get: float64 wherever rounding would change the result."""
 
 import math
 import warnings
@@ -14,26 +14,26 @@ from picardsolve.results.diagnostics import ConvergenceWarning
 
 Out = TypeVar("Out")
 
-RESOLVED = 100.0  # steps of a grid within which a drift is expected to change by its own size
-_NEAR = 16.0  # such changes between zero and a time: up to here, rounding the time does as little as rounding a state
-_FINE = 0.02  # part of the shortest step that rounding may move a time by without a warning
-_COARSE = 0.25  # part of the shortest step that rounding may move a time by at all
+RESOLVED = 100.0  # number of grid steps within which a drift is expected to change by its own size
+_NEAR = 16.0  # up to this many such lengths from zero, rounding a time does as little as rounding a state
+_FINE = 0.02  # largest shift of a time by rounding without a warning, as a fraction of the shortest step
+_COARSE = 0.25  # largest shift without an error, as a fraction of the shortest step
 
 
 @dataclass
 class Clock:
     """The dtype of the times that the functions of one solve get.
 
-    Times are kept in float64, and functions get them in float64. On a grid near zero they get the dtype of the state
-    instead, because rounding a time does no more harm there than rounding a state. A function that raises an error for
-    float64 times gets the dtype of the state, too, as in torchdiffeq. A warning says so where this moves times
-    noticeably. An error is raised where it moves them by more than a quarter of a step.
+    Times are stored in float64, and functions get float64 times. On a grid near zero, functions get the state's dtype
+    instead, because there rounding a time changes no more than rounding a state. A function that raises an error for
+    float64 times also gets the state's dtype, as in torchdiffeq. A noticeable shift of the times gives a warning. A
+    shift of more than a quarter of a step gives an error.
 
     Attributes:
-        far: the largest time, in absolute value.
-        span: from the first time to the last.
+        far: the largest absolute time.
+        span: length from the first time to the last.
         shortest: the shortest step.
-        ladder: dtypes; the first is in use, the others are tried if a function raises an error.
+        ladder: dtypes; the first is in use, and the others follow if a function raises an error.
         settled: whether a function has raised an error for a dtype.
     """
 
@@ -48,9 +48,9 @@ class Clock:
         """The clock of a grid.
 
         Args:
-            ts: ``(N + 1,)``, or one grid for each sample, ``(T, B)``.
-            layout: of the state.
-            resolved: the number of steps within which the drift is expected to change by its own size.
+            ts: ``(N + 1,)``, or one grid per sample, ``(T, B)``.
+            layout: layout of the state.
+            resolved: number of steps within which the drift is expected to change by its own size.
         """
         far, shortest = float(ts.abs().max()), float(ts.diff(dim=0).abs().min())
         span = float((ts[-1] - ts[0]).abs().min())
@@ -68,7 +68,7 @@ class Clock:
         return self.ladder[0] == torch.float64
 
     def resolves(self, far: float, length: float) -> None:
-        """Account for a drift that changes by its own size within ``length``, at times up to ``far``."""
+        """Use float64 if times up to ``far`` need it for a drift that changes by its own size within ``length``."""
         if far > _NEAR * length and not self.settled and not self.exact:
             self.ladder = (torch.float64, *self.ladder)
 
@@ -76,13 +76,13 @@ class Clock:
         """The value of ``function(dtype)`` for the first dtype of the ladder that raises no RuntimeError.
 
         Raises:
-            ValueError: times are too far off in this dtype.
+            ValueError: rounding to this dtype shifts times too far.
         """
         first: RuntimeError | None = None
         for rung, dtype in enumerate(self.ladder):
             try:
                 out = function(dtype)
-            except RuntimeError as error:  # such as torch's "expected m1 and m2 to have the same dtype"
+            except RuntimeError as error:  # for example torch's "expected m1 and m2 to have the same dtype"
                 first = first or error
                 continue
             if rung:
@@ -92,7 +92,7 @@ class Clock:
         raise first
 
     def _settle(self, name: str, rung: int, error: Exception | None) -> None:
-        """Take a lower dtype from here on."""
+        """Use a lower dtype from now on."""
         better, self.ladder, self.settled = self.ladder[0], self.ladder[rung:], True
         moved = self.far * torch.finfo(self.ladder[0]).eps / 2
         if self.far <= _NEAR * self.span and moved <= _FINE * self.shortest:

@@ -1,4 +1,4 @@
-"""Calling a function of one state, or of one batch, for many at once: by `torch.func.vmap`, or one after the other."""
+"""A function of one state, or of one batch, called for many: by `torch.func.vmap`, or in a loop."""
 
 import inspect
 import warnings
@@ -15,20 +15,21 @@ from picardsolve.results.diagnostics import ConvergenceWarning
 Out = TypeVar("Out")
 MANY = "write it for many states at once and pass vectorized=True (in odeint and sdeint options={'vectorized': True})"
 SINGLE = "pass vectorized=False (in odeint and sdeint leave options['vectorized'] out)"
-# what one call is written for: many states with their times, one state and its time, all samples at one time, or a
-# network with states first, times ``(rows,)``, and further arguments by name
+# What one call takes: many states with their times; one state and its time; all samples at one time; or a
+# network's states first, then times ``(rows,)``, then further arguments by name.
 Takes: TypeAlias = Literal["rows", "state", "batch", "model"]
 
 
 @dataclass
 class Lifted:
-    """A function ``function(t, y, *args)`` of one time as a function of many.
+    """A function ``function(t, y, *args)`` of one time as a function of many times.
 
     Attributes:
         name: the argument's name in messages.
-        function: of one state, or of one batch.
-        branches: whether a function that branches on values is called for one time after the other, or refused.
-        one_by_one: whether vmap has failed, so that the function is called for one time after the other.
+        function: a function of one state, or of one batch.
+        branches: True: a function that branches on values is called in a loop over the times. False: it raises an
+            error.
+        one_by_one: whether vmap has failed, so that the function is called in a loop over the times.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Lifted:
     def __call__(self, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
         """The values at times ``(K,)`` and states ``(K, ...)``.
 
-        ``dims`` is 0 for an argument with an entry for each time, and None for a common one.
+        ``dims`` is 0 for an argument with one entry per time, and None for a shared argument.
 
         Raises:
             ValueError: vmap cannot lift the function, because it branches on values or is random.
@@ -88,7 +89,7 @@ class Lifted:
 
 
 def random(name: str) -> ValueError:
-    """The error for a function whose value at one state changes from call to call."""
+    """The error for a function whose value at one state differs between calls."""
     return ValueError(
         f"{name}: it is random, and an iteration needs one value at one state; call .eval() where it is dropout, or "
         "draw random numbers before the solve and let it close over them."
@@ -96,9 +97,9 @@ def random(name: str) -> ValueError:
 
 
 def not_random(name: str, device: torch.device, call: Callable[[], Out]) -> Out:
-    """The value of a call, which must not draw from torch's generators.
+    """The value of a call that must not draw from torch's generators.
 
-    Comparing two calls would not do: the function may seed the generators itself.
+    Comparing two calls is not enough: the function may seed the generators itself.
 
     Raises:
         ValueError: the call draws random numbers.
@@ -110,12 +111,12 @@ def not_random(name: str, device: torch.device, call: Callable[[], Out]) -> Out:
 
 
 def _generators(device: torch.device) -> list[Tensor]:
-    """States of the generators that are used on a device."""
+    """States of the CPU's generator and of the device's own."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def check_takes_arguments(name: str, function: Callable[..., Any], arguments: Sequence[Any], error: Exception) -> None:
-    """Explain an error that comes from a function with other arguments than it is called with.
+    """Raise a clearer error if a function failed because it takes other arguments.
 
     Raises:
         TypeError: the function does not take the arguments.

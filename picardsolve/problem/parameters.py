@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MOST = 100_000  # objects that are visited
-# modules without parameters of the user's; assertions that pytest has rewritten would lead into its whole session
+_MOST = 100_000  # largest number of objects to visit
+# Modules without the user's parameters. Assertions that pytest has rewritten would lead into its whole session.
 _OTHERS = {"torch", "numpy", "scipy", "_pytest", "pytest", "pluggy", "hypothesis", *sys.stdlib_module_names} - {
     "__main__"
 }
@@ -21,32 +21,32 @@ _PLAIN = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.
 
 
 def recordable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy that autograd may save if the tensor was made in inference mode."""
+    """The tensor itself, or a copy that autograd may save if the tensor was made in inference mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def detached(value: Any) -> Any:
-    """A tensor without its graph; any other value as it is."""
+    """A tensor without its graph; any other value unchanged."""
     return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def leaves(output: Tensor) -> tuple[Tensor, ...]:
-    """The leaves of an output's graph, such as the parameters that the function closes over."""
+    """The leaves of an output's graph, such as parameters in the function's closure."""
     found, seen, ahead = [], set(), [output.grad_fn]
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)  # a node that accumulates gradients has one
-        if leaf is not None and not leaf.is_inference():  # a tensor of inference mode gets no gradient in torch, either
+        leaf = getattr(node, "variable", None)  # only a node that accumulates gradients has a variable
+        if leaf is not None and not leaf.is_inference():  # torch gives no gradient to inference tensors
             found.append(leaf)
         ahead += [following for following, _ in node.next_functions]
     return tuple(found)
 
 
 def within_reach(*roots: Any) -> tuple[Tensor, ...]:
-    """Leaves that require gradients and that functions can reach, whether a call uses them or not."""
+    """Leaves that require gradients and that functions can reach, even if a call does not use them."""
     found: dict[int, Tensor] = {}
     for tensor in reachable(*roots):
         if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_inference():
@@ -57,10 +57,10 @@ def within_reach(*roots: Any) -> tuple[Tensor, ...]:
 def reachable(*roots: Any) -> Iterator[Tensor | np.ndarray]:
     """Tensors and arrays that functions can reach.
 
-    They are searched for in modules, closures, defaults, bound objects, partial functions, containers, attributes, and
-    the globals that a function's code names.
+    The search covers modules, closures, defaults, bound objects, partial functions, containers, attributes, and the
+    globals that a function's code names.
     """
-    seen: dict[int, Any] = {}  # keeps the objects alive, because an id may be used again
+    seen: dict[int, Any] = {}  # keeps the objects alive, because Python reuses ids
     ahead = list(roots)
     while ahead and len(seen) < _MOST:
         item = ahead.pop()
@@ -100,7 +100,7 @@ def _slots(kind: type) -> Sequence[str]:
 
 
 def _of_class(kind: type) -> Iterator[Any]:
-    """The tensors, modules and containers that are attributes of a class."""
+    """The tensors, modules and containers among a class's attributes."""
     for base in kind.__mro__:
         if not _is_others(base):
             yield from (
@@ -117,7 +117,7 @@ def _read(function: FunctionType, owner: type | None) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # empty cell
             continue
     yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values())
     names, attributes = _names(function.__code__)
@@ -132,7 +132,7 @@ def _read(function: FunctionType, owner: type | None) -> Iterator[Any]:
 
 
 def _names(code: CodeType) -> tuple[list[str], list[str]]:
-    """Names of the globals and attributes that a code object reads, with those of the functions inside it."""
+    """Names of the globals and attributes that a code object and its inner functions read."""
     names, attributes, ahead = [], [], [code]
     while ahead:
         at = ahead.pop()

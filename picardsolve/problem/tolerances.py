@@ -1,4 +1,4 @@
-"""How much a state may be off, and the forms in which users give it."""
+"""The allowed error of a state, and the forms in which users give it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,21 +12,21 @@ from picardsolve.problem.state import Layout, sorted_keys
 
 Stop = Literal["error", "residual", "increment"]
 
-_TINY = 1e-30  # weights at least as large are normal numbers in every dtype that states are kept in
+_TINY = 1e-30  # weights of this size are normal numbers in every dtype of states
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The unit in which changes and errors of states are measured, in root mean square over the state.
+    """The unit in which changes and errors of states are measured, as a root mean square over the state.
 
-    Each field is a number, or a tensor of shape ``(B,)`` with one value for each sample. ``atol`` and ``rtol`` may also
-    be ``(1, D)`` or ``(B, D)``, with one value for each element of a state.
+    Each field is a number, or a tensor of shape ``(B,)`` with one value per sample. ``atol`` and ``rtol`` may also be
+    ``(1, D)`` or ``(B, D)``, with one value per element of a state.
 
     Args:
         atol: absolute tolerance.
         rtol: tolerance relative to the size of each element of the state.
-        noise: tolerance relative to the noise of a step as the chain gives it (`Steps.noise_scale`). In a solve this is
-            the standard deviation of the noise that the step adds (Shih et al. 2023, section 3.2); for a pipeline's
+        noise: tolerance relative to the noise scale of a step (`Steps.noise_scale`). In a solve this scale is the
+            standard deviation of the noise that the step adds (Shih et al. 2023, section 3.2); for a pipeline's
             scheduler, the size of the state.
         state: tolerance relative to the root mean square of the whole state.
     """
@@ -38,23 +38,23 @@ class Tolerance:
 
     @property
     def nothing(self) -> bool:
-        """Whether no change at all is allowed."""
+        """Whether the tolerance is 0, so that no change is allowed."""
         return all(map(_is_zero, (self.rtol, self.atol, self.noise, self.state)))
 
     def scaled(self, factor: float | Tensor) -> "Tolerance":
-        """The tolerance times a number, or times one for each sample."""
+        """The tolerance times a number, or times one number per sample."""
         given = self.atol, self.rtol, self.noise, self.state
         return Tolerance(*(value if _is_zero(value) else _times(value, factor) for value in given))
 
     @property
     def smallest(self) -> float:
-        """The smallest relative tolerance of any sample, or the absolute one where there is none."""
+        """The smallest relative tolerance of any sample; a sample without one counts with its absolute tolerance."""
         rtol, state, atol = (torch.as_tensor(_column(value)) for value in (self.rtol, self.state, self.atol))
         relative = rtol + state
         return float(torch.where(relative > 0, relative, atol).min())
 
     def size(self, y: Tensor) -> Tensor:
-        """The root mean square error that is allowed for states ``(..., D)``, without the part relative to noise."""
+        """The allowed root mean square error of states ``(..., D)``, without the part relative to noise."""
         if not (_has_elements(self.rtol) or _has_elements(self.atol)):
             return rms(y) * (self.rtol + self.state) + self.atol
         return rms(y.abs() * _column(self.rtol) + _column(self.atol)) + rms(y) * self.state
@@ -65,15 +65,15 @@ class Tolerance:
         Args:
             change: ``(W, B, D)``.
             y: the states that changed, ``(W, B, D)``.
-            noise: standard deviation of the step's noise, ``(W, B)``, or None where there is none.
+            noise: standard deviation of the step's noise, ``(W, B)``; None without noise.
 
         Returns:
             The size of each change in units of the tolerance, and its root mean square, both ``(W, B)``. Where the
-            tolerance is 0, the former is 0 for no change at all and infinite for any other.
+                tolerance is 0, the first is 0 without a change, and infinite otherwise.
         """
         size = rms(change)
         if self.nothing:
-            return _any(change), size  # from the elements: the squares in the size may underflow
+            return _any(change), size  # from the elements, because the squares in the size may underflow
         relative = not (_is_zero(self.state) and (noise is None or _is_zero(self.noise)))
         if not relative or not _is_zero(self.rtol) or _has_elements(self.atol):  # the squares of changes may underflow
             return self._by_element(change, y, noise), size
@@ -103,18 +103,18 @@ class Tolerance:
 
 
 def read_tolerance(name: str, value: Any, layout: Layout, by_component: bool) -> float | Tensor:
-    """A user's tolerance as a field of `Tolerance`: a number, ``(B,)``, or ``(1, D)`` or ``(B, D)`` for components.
+    """Convert a user's tolerance to a field of `Tolerance`: a number, ``(B,)``, or ``(1, D)`` or ``(B, D)``.
 
     Args:
         name: the argument's name in messages.
-        value: a number, or a tensor ``(B,)``; with ``by_component`` also a tensor of the state's shape, with or without
+        value: a number, or a tensor ``(B,)``. With ``by_component`` also a tensor of the state's shape, with or without
             the samples, or any of these in the structure of y0.
-        layout: of the state.
+        layout: layout of the state.
         by_component: whether components may have different tolerances.
 
     Raises:
-        TypeError: the value is neither a number nor a real tensor, nor made of these.
-        ValueError: it has another shape or structure than y0, or a value is negative or NaN.
+        TypeError: the value is not a number, a real tensor, or a structure of these.
+        ValueError: the value has another shape or structure than y0, or is negative or NaN.
     """
     if isinstance(value, Tensor) and value.dim():
         out = _read_tensor(name, value, layout, by_component)
@@ -153,7 +153,7 @@ def _read_structure(name: str, value: Any, layout: Layout) -> Tensor:
 
 
 def _rows_of_leaf(name: str, value: Any, layout: Layout, shape: torch.Size) -> Tensor:
-    """The tolerances of one tensor of the state, ``(1 or B, numbers in it)``."""
+    """The tolerances of one tensor of the state, ``(1 or B, elements)``."""
     if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
         raise TypeError(f"{name}: expected numbers or tensors, got {value!r}.")
     value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
@@ -178,7 +178,7 @@ def _check_real(name: str, value: Tensor) -> None:
 
 
 def _any(change: Tensor) -> Tensor:
-    """Infinity where there is any change, otherwise 0."""
+    """Infinity where any element changes, otherwise 0."""
     return torch.where(change.abs().amax(-1) == 0, 0.0, torch.inf).to(change.dtype)
 
 
@@ -195,5 +195,5 @@ def _times(value: float | Tensor, factor: float | Tensor) -> float | Tensor:
 
 
 def _column(value: float | Tensor) -> float | Tensor:
-    """A value for each sample as a column, which broadcasts over the elements of states."""
+    """A value per sample as a column, which broadcasts over the elements of states."""
     return value[:, None] if isinstance(value, Tensor) and value.dim() == 1 else value

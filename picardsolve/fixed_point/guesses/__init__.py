@@ -1,4 +1,4 @@
-"""Guesses of the states that enter a window, one file for each kind."""
+"""Guesses of the states that enter a window; each file defines one kind."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ _USUAL: dict[str, Guess] = {"output": FrozenOutput(), "sample": FrozenSample(), 
 
 
 def guess_for(given: Any, problem: Problem, chain: Chain) -> Guess:
-    """The guess that a user gave, prepared for a problem; without one, the default of the chain."""
+    """The user's guess, prepared for a problem; without one, the default of the chain."""
     if given is None:
         return _USUAL[chain.guess]
     if callable(given) and not isinstance(given, type | Guess):

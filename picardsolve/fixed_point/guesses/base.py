@@ -1,4 +1,4 @@
-"""The interface of a guess: where the states that enter a window start."""
+"""The interface of a guess: the initial values of the states that enter a window."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from picardsolve.problem.problem import Problem
 
 @dataclass(frozen=True)
 class Trail:
-    """The states of the last round; sample s goes on from its state number ``last[s]``.
+    """The states of the last round; sample s continues from state number ``last[s]``.
 
     Attributes:
         start: ``(B, D)``, state number 0, where the window began.
-        y: ``(W, B, D)``, states number 1 to W, the new states of the round.
+        y: ``(W, B, D)``, states number 1 to W, the round's new states.
         last: ``(B,)``.
     """
 
@@ -34,15 +34,15 @@ class Trail:
 
 @dataclass(frozen=True)
 class Entering:
-    """The states that enter a window: the L states that follow ``start``.
+    """The states that enter a window: the L states after ``start``.
 
     Attributes:
-        chain: what is solved.
-        n: the steps that lead to the states, ``(L, B)``, or ``(L, 1)`` where all samples are at the same steps. Beyond
-            the end of the grid the last step is repeated.
-        wanted: ``(B,)``, how many of the L states each sample needs.
+        chain: the chain to solve.
+        n: the steps that lead to the states, ``(L, B)``, or ``(L, 1)`` where all samples share the steps. Beyond the
+            end of the grid the last step repeats.
+        wanted: ``(B,)``, number of the L states that each sample needs.
         start: ``(B, D)``, the last known state.
-        noise: increments of the steps, ``(L, B, noise_size)``, or None.
+        noise: increments of the steps, ``(L, B, noise_size)``; None without noise.
         source: the last evaluation; None before the first.
         trail: the states before ``start``; None before the first evaluation.
     """
@@ -56,7 +56,7 @@ class Entering:
     trail: Trail | None
 
     def predicted(self) -> Tensor | None:
-        """The chain's prediction of the states before anything is evaluated, ``(L, B, D)``; None if it has none."""
+        """The chain's prediction of the states before any evaluation, ``(L, B, D)``; None without a prediction."""
         return self.chain.predict(self.n, self.start, self.noise)
 
     def extended(self, hold: Hold) -> Tensor:
@@ -65,7 +65,7 @@ class Entering:
         return self.chain.extend(self.n, hold, self.start, self.source, self.noise)
 
     def copied(self) -> "Entering":
-        """The same with tensors of its own."""
+        """A copy with its own tensors."""
         noise, source, trail = self.noise, self.source, self.trail
         return replace(
             self,
@@ -78,33 +78,33 @@ class Entering:
 
 
 class Guess(ABC):
-    """What the states that enter a window start from. It changes the number of rounds, never the answer."""
+    """Initial values of the states that enter a window. They change the number of rounds, never the answer."""
 
     def first(self, entering: Entering) -> Tensor | None:
         """The states of the first window, ``(L, B, D)``, before any evaluation.
 
-        None, the default: nothing is known, and the first round is the first step alone.
+        The default is None: no prediction, and the first round evaluates the first step alone.
         """
         return None
 
     @abstractmethod
     def ahead(self, entering: Entering) -> Tensor:
-        """The states, ``(L, B, D)``."""
+        """The states after an evaluation, ``(L, B, D)``."""
 
     def prepared(self, problem: Problem, chain: Chain) -> "Guess":
         """This guess for one problem.
 
         Raises:
-            TypeError: the guess has no meaning for the problem, or what it was given has the wrong type.
-            ValueError: what it was given has the wrong shape.
+            TypeError: the guess does not apply to the problem, or one of its arguments has the wrong type.
+            ValueError: one of its arguments has the wrong shape.
         """
         return self
 
     def most(self, rounds: int, width: int) -> int:
-        """How many states may enter a window of ``width`` steps after ``rounds`` rounds; the default is all."""
+        """Largest number of states that enter a window of ``width`` steps after ``rounds`` rounds; by default all."""
         return width
 
 
 def copies_where_not_finite(states: Tensor, start: Tensor) -> Tensor:
-    """States ``(L, B, D)``; those that are not finite become copies of ``start`` (B, D)."""
+    """States ``(L, B, D)``; copies of ``start`` (B, D) replace states that are not finite."""
     return torch.where(states.isfinite().all(-1, keepdim=True), states, start)

@@ -1,4 +1,4 @@
-"""A guess from outside the library, whose mistakes cost rounds and never change the answer."""
+"""A guess from outside the library; its mistakes cost rounds and never change the answer."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ def checked(guess: Guess) -> Guess:
 
 @dataclass(frozen=True)
 class CheckedGuess(Guess):
-    """Another guess, which gets copies. The shape of its states is checked, and they are made finite.
+    """Calls another guess with copies, checks the shape of its states, and makes them finite.
 
     Attributes:
-        guess: the other one.
+        guess: the other guess.
     """
 
     guess: Guess
@@ -32,12 +32,12 @@ class CheckedGuess(Guess):
         """The states of the other guess.
 
         Raises:
-            ValueError: they have another shape.
+            ValueError: the states have another shape.
         """
         return self._checked(self.guess.ahead(entering.copied()), entering.start, len(entering.n))
 
     def most(self, rounds: int, width: int) -> int:
-        """The number of the other guess."""
+        """The limit of the other guess."""
         return self.guess.most(rounds, width)
 
     def _checked(self, states: object, start: Tensor, count: int) -> Tensor:

@@ -28,15 +28,15 @@ class Copy(Guess):
 class FrozenOutput(Guess):
     """Steps with the last output held fixed; the default for ODEs, SDEs and `DDIM`.
 
-    The output is the drift, for an `SDE` also the diffusion, and for a `Denoiser` the predicted noise.
+    The output is the drift for an ODE, drift and diffusion for an `SDE`, and the predicted noise for a `Denoiser`.
     """
 
     def first(self, entering: Entering) -> Tensor | None:
-        """The prediction of the chain, if it has any."""
+        """The prediction of the chain, if it has one."""
         return entering.predicted()
 
     def ahead(self, entering: Entering) -> Tensor:
-        """Steps with the output of the last evaluation and their own noise."""
+        """Steps with the output of the last evaluation and the steps' own noise."""
         return entering.extended("output")
 
 
@@ -44,11 +44,11 @@ class FrozenOutput(Guess):
 class FrozenSample(Guess):
     """Steps towards the last predicted clean sample, with their own noise (Lu et al. 2025, ParaSolver).
 
-    For a `Denoiser` with noise, where no other choice saves as many rounds.
+    For a `Denoiser` with noise, where no other guess saves as many rounds.
     """
 
     def first(self, entering: Entering) -> Tensor | None:
-        """The prediction of the chain, if it has any."""
+        """The prediction of the chain, if it has one."""
         return entering.predicted()
 
     def ahead(self, entering: Entering) -> Tensor:
@@ -56,7 +56,7 @@ class FrozenSample(Guess):
         return entering.extended("sample")
 
     def prepared(self, problem: Problem, chain: Chain) -> Guess:
-        """This guess; all terms but a `Denoiser` are refused."""
+        """This guess; a TypeError for any term but a `Denoiser`."""
         if not isinstance(problem.term, Denoiser):
             kind = "SDE" if isinstance(problem.term, SDE) else "ODE"
             raise TypeError(f"guess: FrozenSample needs a Denoiser, got an {kind}; pass FrozenOutput() or Copy().")

@@ -1,4 +1,4 @@
-"""Extrapolation of the last states as a guess."""
+"""A guess that extrapolates the last states."""
 
 from dataclasses import dataclass, field, replace
 
@@ -17,34 +17,33 @@ from picardsolve.problem.terms import SDE
 class Polynomial(Guess):
     """The polynomial through the last states of the window; beyond its reach, steps with the last output held fixed.
 
-    The nodes are spread over as many steps behind the window's end as states are asked for ahead of it, and the
-    polynomial reaches no further ahead than its nodes reach back. Errors of the nodes are therefore multiplied by a
-    bounded factor, whatever the window: on equal steps by at most 17 for degree 2, 111 for 3, 769 for 4. On smooth ODEs
-    it saves a third to a half of the rounds where many windows cover the grid, and none where one or two do. It does
-    not help on samplers.
+    The nodes cover as many steps before the window's end as there are states to guess after it. The polynomial
+    extrapolates no further than its nodes reach back. So errors of the nodes grow by a bounded factor for any window:
+    on equal steps by at most 17 for degree 2, 111 for 3, 769 for 4. On smooth ODEs it saves a third to a half of the
+    rounds where many windows cover the grid, and none where one or two do. It does not help on samplers.
 
     Args:
-        degree: degree of the polynomial, at least 1; it is lower where fewer states are known.
+        degree: degree of the polynomial, at least 1; 3 by default. The degree is lower where fewer states are known.
 
     Raises:
-        TypeError: the degree is no integer; in a solve, the chain has noise.
+        TypeError: the degree is not an integer; in a solve, the chain has noise.
         ValueError: the degree is below 1.
     """
 
     degree: int = 3
-    ts: Tensor | None = field(default=None, repr=False, compare=False, kw_only=True)  # once the problem is known
+    ts: Tensor | None = field(default=None, repr=False, compare=False, kw_only=True)  # set for a problem
 
     def __post_init__(self):
         check_positive_integer("degree", self.degree)
 
     def prepared(self, problem: Problem, chain: Chain) -> Guess:
-        """The guess on this grid; chains with noise are refused, for their paths are not smooth."""
+        """The guess on this grid; a TypeError for chains with noise, whose paths are not smooth."""
         if chain.noise_size > 0 or isinstance(problem.term, SDE):
             raise TypeError("guess: Polynomial needs a chain without noise; pass FrozenOutput() or FrozenSample().")
         return replace(self, ts=problem.ts)
 
     def ahead(self, entering: Entering) -> Tensor:
-        """The polynomial; beyond its reach, steps with the last output held fixed, moved to where it ends."""
+        """The polynomial; beyond its reach, steps with the last output held fixed, shifted to the polynomial's end."""
         assert self.ts is not None
         frozen, reach = entering.extended("output"), within_reach(entering)
         states = extrapolated(entering, self.ts, self.degree, None)
@@ -52,19 +51,19 @@ class Polynomial(Guess):
 
 
 def within_reach(entering: Entering) -> Index:
-    """For each of the L states its row, or the last row that an extrapolation reaches, ``(L, B)``."""
+    """For each of the L states its row, or the last row that the extrapolation reaches, ``(L, B)``."""
     assert entering.trail is not None
     reach = np.minimum(entering.trail.last, entering.wanted)
     return np.minimum(np.arange(len(entering.n))[:, None], np.maximum(reach - 1, 0))
 
 
 def extrapolated(entering: Entering, ts: Tensor, degree: int, path: Tensor | None) -> Tensor:
-    """The polynomial through the differences of earlier states and a path, ``(L, B, D)``; constant beyond its reach.
+    """The polynomial through earlier states minus a path, ``(L, B, D)``; constant beyond its reach.
 
     Args:
         entering: the states to guess.
         ts: ``(N + 1,)``, times of the grid.
-        degree: degree of the polynomial, where as many states are known.
+        degree: degree of the polynomial, where enough states are known.
         path: ``(N + 1, B, D)``; None for zeros.
     """
     trail, times, row = entering.trail, ts.numpy(), within_reach(entering)

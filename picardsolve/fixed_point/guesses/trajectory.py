@@ -1,4 +1,4 @@
-"""An earlier trajectory as a guess."""
+"""A guess from an earlier trajectory."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -18,17 +18,18 @@ from picardsolve.results.solution import Solution
 
 @dataclass(frozen=True, eq=False)
 class FromTrajectory(Guess):
-    """An earlier trajectory on the same grid, such as the one of the last plan, frame or prompt.
+    """An earlier trajectory on the same grid, such as the trajectory of the last plan, frame or prompt.
 
-    The trajectory is moved by its distance to the last known state. For an `ODE` the distance is extrapolated as by
-    `Polynomial`, for an `SDE` it stays, and for a `Denoiser` it shrinks as a step shrinks its state when the predicted
-    clean sample is held fixed. The first window is full from the first round.
+    The trajectory is shifted by its distance to the last known state. For an `ODE` the distance is extrapolated as in
+    `Polynomial`. For an `SDE` the distance is constant. For a `Denoiser` the distance shrinks as a step shrinks its
+    state while the predicted clean sample is held fixed. The first round already covers a full window.
 
     Args:
         previous: a `Solution` with ``save="all"``, or tensors ``(N + 1, *y0.shape)`` in the structure of y0. Copies of
             the last known state replace states that are not finite.
-        noise: "same", the default: the trajectory has the same Brownian path, or none. "new", for a `Denoiser`: it has
-            another path, and only its last state, the clean sample, is used; steps go towards it with the new noise.
+        noise: "same", the default: the trajectory has the same Brownian path, or none. "new", for a `Denoiser`: the
+            trajectory has another path. Then only its last state, the clean sample, is used, and steps go towards it
+            with the new noise.
 
     Raises:
         ValueError: ``noise`` is neither; in a solve, the trajectory has another length or shape.
@@ -37,14 +38,14 @@ class FromTrajectory(Guess):
 
     previous: Any = field(repr=False)
     noise: Literal["same", "new"] = "same"
-    rows: Tensor | None = field(default=None, repr=False, kw_only=True)  # (N + 1, B, D), once the problem is known
+    rows: Tensor | None = field(default=None, repr=False, kw_only=True)  # (N + 1, B, D), set for a problem
     problem: Problem | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self):
         check_choice("noise", self.noise, ("same", "new"))
 
     def prepared(self, problem: Problem, chain: Chain) -> Guess:
-        """The same with its states as rows."""
+        """This guess with the trajectory packed as rows."""
         given, times = self.previous, chain.length + 1
         if isinstance(given, Solution):
             if len(given.ts) != times:
@@ -62,11 +63,11 @@ class FromTrajectory(Guess):
         return replace(self, noise=noise, rows=problem.layout.pack_path("guess", given, times), problem=problem)
 
     def first(self, entering: Entering) -> Tensor:
-        """The same as after an evaluation."""
+        """As after an evaluation."""
         return self.ahead(entering)
 
     def ahead(self, entering: Entering) -> Tensor:
-        """The earlier states, moved."""
+        """The earlier states, shifted."""
         assert self.rows is not None
         chain, n, start = entering.chain, entering.n, entering.start
         if self.noise == "new":
@@ -78,7 +79,7 @@ class FromTrajectory(Guess):
         return copies_where_not_finite(states, start)
 
     def _distance(self, entering: Entering, now: Tensor) -> Tensor:
-        """The distance to the trajectory ahead, ``(L, B, D)`` or ``(B, D)``, from the one of the last known state."""
+        """The distance to the trajectory at later steps, ``(L, B, D)`` or ``(B, D)``, from the present distance."""
         assert self.problem is not None
         term: Term = self.problem.term
         if isinstance(term, Denoiser):

@@ -19,9 +19,9 @@ class UserGuess(Guess):
 
     Args:
         function: called with the times ``(L,)`` of the states to guess, in the dtype that the drift gets, and with the
-            last known state ``y``, in the structure, shape and dtype of y0. Returns one state for each time,
-            ``(L, *y0.shape)``. Where the windows of samples begin at different times, it is called once for each of
-            these times, and only the states of the samples that are there are used.
+            last known state ``y``, in the structure, shape and dtype of y0. Returns one state per time, ``(L,
+            *y0.shape)``. Where the windows of samples begin at different times, the function is called once for each of
+            these times. Each call gives the states of the samples at its time.
         layout: layout of y0.
         ts: ``(N + 1,)``, times of the grid.
     """
@@ -31,15 +31,15 @@ class UserGuess(Guess):
     ts: Tensor
 
     def first(self, entering: Entering) -> Tensor:
-        """The same as after an evaluation."""
+        """As after an evaluation."""
         return self.ahead(entering)
 
     def ahead(self, entering: Entering) -> Tensor:
-        """The function's states; those that are not finite become copies of the last state.
+        """The function's states; copies of the last state replace states that are not finite.
 
         Raises:
             TypeError: the function does not return floating-point tensors in the structure of y0.
-            ValueError: they have another shape.
+            ValueError: the states have another shape.
         """
         start, count = entering.start, len(entering.n)
         leaves_from = np.where(entering.wanted > 0, entering.n[0], -1)
@@ -51,7 +51,7 @@ class UserGuess(Guess):
         return copies_where_not_finite(states, start)
 
     def _call(self, ts: Tensor, start: Tensor) -> Tensor:
-        start = start.clone()  # which the function may write into
+        start = start.clone()  # the function may write to its argument
         y = self.layout.unpack(start if self.layout.batched else start[0])
         clock = Clock.of(self.ts, self.layout)
         said = clock.called("guess", lambda dtype: self.function(ts.to(start.device, dtype), y))

@@ -1,4 +1,4 @@
-"""Arguments for a pipeline or a model: one that is not read is refused, with the argument that is probably meant."""
+"""Checks of arguments for a pipeline or a model: unread arguments raise an error that suggests the likely one."""
 
 import dis
 import inspect
@@ -14,15 +14,15 @@ from torch import nn
 from picardsolve import solve
 
 _MEANT = {name: "tolerance" for name in ("tol", "rtol", "atol", "error")} | {"width": "window", "batch": "max_batch"}
-_MISSPELT = 0.85  # names that are at least this similar are taken for one another
-_CONDITIONING = {"args", "cond"}  # arguments of solve that models have, too
+_MISSPELT = 0.85  # names at least this similar count as a misspelling
+_CONDITIONING = {"args", "cond"}  # arguments of solve that models may have, too
 
 
 def merged(name: str, given: Mapping[str, Any] | None, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments given in a mapping and those given by keyword, together.
+    """The arguments of a mapping together with the keyword arguments.
 
     Raises:
-        TypeError: ``given`` is no mapping from names, or an argument is given twice.
+        TypeError: ``given`` is not a mapping from names, or an argument is given twice.
     """
     given = {} if given is None else given
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
@@ -36,11 +36,11 @@ def merged(name: str, given: Mapping[str, Any] | None, others: Mapping[str, Any]
 def refuse_unread_by_pipeline(pipe: Any, names: Iterable[str], ours: Collection[str]) -> None:
     """Refuse arguments that a pipeline's call would accept and ignore.
 
-    A call reads the arguments in its signature, those that its code names as strings (``kwargs.pop("callback")``), and
-    those in its docstring. If it passes its arguments on to a base class, it reads those of the base class, too.
+    A call reads the arguments in its signature, the strings in its code (``kwargs.pop("callback")``), and the arguments
+    in its docstring. A call that passes its arguments on to a base class also reads those of the base class.
 
     Raises:
-        TypeError: the call reads no argument of such a name.
+        TypeError: the call does not read an argument.
     """
     known: set[str] = set()
     for call in _calls_of(type(pipe)):
@@ -55,7 +55,7 @@ def refuse_unread_by_pipeline(pipe: Any, names: Iterable[str], ours: Collection[
 
 
 def named_like_ours(pipe: Any, ours: Collection[str]) -> list[str]:
-    """The arguments of a pipeline's call that have the name of one of ours."""
+    """The arguments of a pipeline's call that share a name with one of ours."""
     named = set().union(*map(_named, _calls_of(type(pipe))))
     return [name for name in ours if name in named]
 
@@ -63,16 +63,16 @@ def named_like_ours(pipe: Any, ours: Collection[str]) -> list[str]:
 def refuse_unread_by_model(model: Any, names: Iterable[str], ours: Collection[str]) -> None:
     """Refuse arguments that a model would accept and ignore.
 
-    A model that passes all its arguments on accepts any name, except those of `picardsolve.solve` and those that look
-    like a misspelt argument of ours.
+    A model that passes on all its arguments accepts any name, except the names of arguments of `picardsolve.solve` and
+    likely misspellings of our arguments.
 
     Raises:
-        TypeError: the model reads no argument of such a name.
+        TypeError: the model does not read an argument.
     """
     call = _forward_of(model)
     known = _named(call)
     if not known and not _swallows(call):
-        return  # its signature is unknown
+        return  # the signature is unknown
     read = _reads_all(call)
     foreign = set(inspect.signature(solve).parameters) - _CONDITIONING | _MEANT.keys()
     for name in names:
@@ -90,7 +90,7 @@ def _instead(name: str, ours: Collection[str], known: Collection[str]) -> str:
 
 
 def _calls_of(kind: type) -> Iterator[Callable[..., Any]]:
-    """The call of a class, and the base classes' calls that it passes its arguments on to."""
+    """The call of a class, and the base classes' calls that get its arguments."""
     for owner in kind.__mro__:
         call = vars(owner).get("__call__")
         if call is None:
@@ -119,7 +119,7 @@ def _named(call: Callable[..., Any]) -> set[str]:
 
 
 def _swallows(call: Callable[..., Any]) -> str | None:
-    """The name under which a call collects further keyword arguments (``kwargs``); None if it takes none."""
+    """The name of a call's ``**kwargs`` parameter; None without one."""
     return next((p.name for p in _parameters(call) if p.kind is inspect.Parameter.VAR_KEYWORD), None)
 
 
@@ -131,7 +131,7 @@ def _code_of(call: Any) -> CodeType | None:
 
 
 def _words(code: CodeType | None) -> set[str]:
-    """The strings in a function's code, and in that of its inner functions."""
+    """The strings in the code of a function and its inner functions."""
     found: set[str] = set()
     for value in () if code is None else code.co_consts:
         if isinstance(value, CodeType):
@@ -144,13 +144,13 @@ def _words(code: CodeType | None) -> set[str]:
 
 
 def _documented(call: Callable[..., Any]) -> set[str]:
-    """The names at the beginning of a docstring's lines: ``name (`type`): ...`` or ``name : type``."""
+    """The names at the start of a docstring's lines: ``name (`type`): ...`` or ``name : type``."""
     text = inspect.getdoc(call) or ""
     return set(re.findall(r"^\s*`*(\w+)`*\s*(?:\(.*\)\s*)?:", text, re.MULTILINE))
 
 
 def _reads_all(call: Callable[..., Any]) -> bool:
-    """Whether a call uses the further keyword arguments that it collects; True where that is unknown."""
+    """Whether a call uses its ``**kwargs``; True where that is unknown."""
     collected, code = _swallows(call), _code_of(call)
     if collected is None:
         return False

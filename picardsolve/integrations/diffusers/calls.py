@@ -21,13 +21,13 @@ from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_seque
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.sampler import Sampler
 
-# What a loop raises that cannot carry a window of states; it is run again, one step at a time.
+# Errors of a loop that cannot carry a window of states; it then runs again, one step at a time.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 _OURS = tuple(field.name for field in fields(Options))
 
 
 class _ReportedTuple(tuple):
-    """What a pipeline returns with ``return_dict=False``, with an attribute for the report."""
+    """A pipeline's result with ``return_dict=False``, with an attribute for the report."""
 
     report: Report
 
@@ -43,27 +43,28 @@ def sampler(
 ) -> Sampler:
     """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
 
-    The same seed gives the same image to a tolerance; ``docs/pipelines.md`` shows how close images were.
-    What cannot be run in parallel runs as it is, and ``report.sequential`` says why.
+    The same seed gives the same image to a tolerance; ``docs/pipelines.md`` shows how close images were. A run that
+    cannot be parallel is sequential, and ``report.sequential`` says why.
 
     Args:
         pipe: a diffusers pipeline with a ``scheduler`` and a denoiser.
-        window: steps solved at once, at least 1. "auto" tries widths and continues with the fastest, or with one step
-            at a time where that is the fastest. The fastest width depends on the clock, and so does the last digit of
-            the result.
-        tolerance: a state is accepted when two numbers are at most this, relative to the state's size: its change in a
-            round, and the sum of the residuals up to it (what Picard iteration would still change). The tolerance is
-            on what is left to change, and bounds no distance to the untouched pipeline's result: see
-            ``report.certificate``. 0 gives the sequential result, to the last bits of the denoiser's own batching.
-            Above 0 it is at least the resolution of the states' type (``report.tolerance``).
-        max_batch: rows that a denoiser call may have (guidance counts twice); a wider window is cut into chunks.
-        iteration: how the window computes its new states in a round; by default `picardsolve.Secant`, or
+        window: steps solved at once, at least 1; 32 by default. "auto" tries several widths and continues with the
+            fastest, or with one step at a time where that is fastest. Its choice depends on measured times, and so do
+            the last digits of the result.
+        tolerance: relative to the state's size; 1e-3 by default. A state is accepted when two numbers are at most this:
+            its change in a round, and the sum of the residuals up to it (what Picard iteration would still change). The
+            tolerance does not bound the distance to the untouched pipeline's result: see ``report.certificate``. 0
+            gives the sequential result, up to rounding of the denoiser's batches. Above 0 it is at least the resolution
+            of the states' dtype (``report.tolerance``).
+        max_batch: largest number of rows in a denoiser call (guidance counts twice); None, the default, for no limit. A
+            wider window is split.
+        iteration: how a round computes the window's new states. Default: `picardsolve.Secant`, or
             `picardsolve.Exponential` for schedulers whose step starts from an earlier state (UniPC, Heun).
-        guess: where states that enter the window start; by default the last predicted sample is held fixed where the
-            sampler draws noise, else the last output.
+        guess: initial values of states that enter the window. Default: the last predicted sample is held fixed where
+            the sampler draws noise, otherwise the last output.
 
     Raises:
-        TypeError: ``pipe`` has no scheduler to run, or one of integer tokens, or a denoiser with a step cache, or
+        TypeError: ``pipe`` has no scheduler, or a scheduler of integer tokens, or a denoiser with a step cache, or
             ``iteration`` is `picardsolve.Parareal` or `Newton`.
         ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
     """
@@ -87,8 +88,9 @@ def sample(
 ) -> Any:
     """Call ``pipe(*args, **kwargs)`` in parallel over its steps.
 
-    An argument that neither this call nor the pipeline reads is refused, even if the pipeline would accept and ignore
-    it. A pipeline reads the arguments of its signature, and those that its code or its documentation names.
+    An argument that neither this call nor the pipeline reads raises an error, even if the pipeline would accept and
+    ignore it. A pipeline reads the arguments in its signature, and the arguments that its code or its documentation
+    names.
 
     Args:
         pipe: a diffusers pipeline.
@@ -98,15 +100,15 @@ def sample(
         max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
-        pipeline_kwargs: passed on to the pipeline unchecked: for what it hands on to something else, and for arguments
-            of the pipeline that have one of the names above.
+        pipeline_kwargs: passed on to the pipeline without a check: arguments that the pipeline passes on, and arguments
+            of the pipeline with one of the names above.
         **kwargs: passed on to the pipeline.
 
     Returns:
-        What the pipeline returns, with an attribute ``report``.
+        The pipeline's result, with an attribute ``report``.
 
     Raises:
-        TypeError: nothing reads an argument; see `sampler` for more.
+        TypeError: an argument is not read; see `sampler` for more.
         ValueError: see `sampler`.
     """
     run = sampler(pipe, window=window, tolerance=tolerance, max_batch=max_batch, iteration=iteration, guess=guess)
@@ -157,9 +159,9 @@ def denoise(
     model_kwargs: Mapping[str, Any] | None = None,
     **conditioning: Any,
 ) -> tuple[Tensor, Report]:
-    """The sampling loop without a pipeline, for robot policies and research samplers.
+    """Run the sampling loop without a pipeline, for robot policies and research samplers.
 
-    Steps ``scheduler`` from ``x`` over its timesteps (call ``scheduler.set_timesteps`` before), in parallel.
+    Steps ``scheduler`` from ``x`` over its timesteps in parallel. Call ``scheduler.set_timesteps`` first.
 
     Args:
         model: ``model(x, t, **conditioning)``, a module or a function; returns the prediction, or an object with
@@ -173,15 +175,14 @@ def denoise(
         guess: as for `sampler`.
         generator: passed on to ``scheduler.step``.
         eta: passed on to ``scheduler.step``.
-        model_kwargs: passed on to the model unchecked: for arguments of the model that have one of the names above.
+        model_kwargs: passed on to the model without a check: arguments of the model with one of the names above.
         **conditioning: passed on to the model; tensors with leading dimension B are per sample.
 
     Returns:
         The denoised ``x`` and the report.
 
     Raises:
-        TypeError: the model reads no such argument, or ``scheduler.step`` takes no generator or eta; see `sampler` for
-            more.
+        TypeError: the model does not read an argument, or ``scheduler.step`` takes no generator or eta; see `sampler`.
         ValueError: see `sampler`.
     """
     refuse_tokens(scheduler)
@@ -208,7 +209,7 @@ def denoise(
 
 
 def _kept(pipe: Any) -> dict[str, Any]:
-    """What a pipeline keeps, apart from networks and tokenizers."""
+    """A pipeline's attributes, apart from networks and tokenizers."""
     parts = {name: part for name, part in vars(pipe).items() if not isinstance(part, nn.Module)}
     return {name: part for name, part in parts.items() if not type(part).__module__.startswith("transformers")}
 

@@ -9,7 +9,7 @@ from picardsolve import Copy, FrozenOutput, FrozenSample, Guess, Iteration
 from picardsolve.extend import check_not_negative, check_optional_positive_integer
 from picardsolve.integrations.diffusers.report import Report
 
-_WIDEST = 128  # steps of the widest window that window="auto" tries
+_WIDEST = 128  # largest window in steps that window="auto" tries
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Options:
     """How a run is solved; `sampler` documents each option.
 
     Raises:
-        TypeError: an option has a type that a pipeline cannot use.
+        TypeError: a pipeline cannot use the type of an option.
         ValueError: an option is out of range.
     """
 
@@ -41,11 +41,11 @@ class Options:
         _refuse_iteration(self.iteration)
 
     def widest(self, steps: int) -> int:
-        """Steps of the widest window."""
+        """Largest window, in steps."""
         return min(_WIDEST, steps) if self.window == "auto" else self.window
 
     def settled_tolerance(self, dtype: torch.dtype, report: Report) -> float:
-        """The tolerance for states of a type; the report notes where the type cannot show what was asked for."""
+        """The tolerance, at least the resolution of the dtype; the report notes a tolerance that was raised."""
         shows = torch.finfo(dtype).eps
         if 0 < self.tolerance < shows:
             report.note(f"The tolerance is {shows:.1g}, not {self.tolerance:.1g}: {dtype} shows no less.")

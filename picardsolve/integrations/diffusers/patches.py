@@ -1,4 +1,4 @@
-"""Methods replaced for a while by attributes of the instance, and restored."""
+"""Methods that instance attributes replace temporarily."""
 
 from collections.abc import Callable
 from functools import update_wrapper
@@ -11,7 +11,7 @@ _LOCK = Lock()
 
 
 class Denoising(Protocol):
-    """What answers a module's calls: one run of a pipeline's loop."""
+    """One run of a pipeline's loop, which answers a module's calls."""
 
     def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer one call."""
@@ -41,7 +41,7 @@ class PatchedMethod:
         self._owner.__dict__[self._name] = self
 
     def remove(self) -> None:
-        """Restore the method, unless other code has replaced it in the meantime."""
+        """Restore the method, unless other code has replaced it since."""
         if vars(self._owner).get(self._name) is self:
             del self._owner.__dict__[self._name]
             if self._before is not None:
@@ -51,19 +51,19 @@ class PatchedMethod:
 class PatchedForward:
     """Replaces a denoiser's forward: calls go to the loop that runs in the calling thread, if there is one.
 
-    Several pipelines may share a module. It is patched once, and restored when the last of them leaves.
+    Several pipelines may share a module. It is patched once, and restored after its last user.
     """
 
     def __init__(self, module: nn.Module, name: str):
         self.module, self.name = module, name
-        self.running: dict[int, list[Denoising]] = {}  # by thread; the innermost is last
+        self.running: dict[int, list[Denoising]] = {}  # by thread; the innermost run is last
         self.users = 0
         self._before = vars(module).get(name)
         self.original = getattr(module, name)
         update_wrapper(self, self.original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer, or call the module's own."""
+        """Answer the call, or call the module's own forward."""
         runs = self.running.get(get_ident())
         if not runs:
             return self.original(*args, **kwargs)
@@ -76,8 +76,8 @@ class PatchedForward:
 
     @staticmethod
     def on(module: nn.Module) -> "PatchedForward":
-        """Patch a module, or use the patch that it has."""
-        # torch.compile in place makes nn.Module call this instead of forward
+        """Patch a module, or reuse its patch."""
+        # after torch.compile in place, nn.Module calls this instead of forward
         name = "_compiled_call_impl" if getattr(module, "_compiled_call_impl", None) is not None else "forward"
         with _LOCK:
             patch = vars(module).get(name)
@@ -88,7 +88,7 @@ class PatchedForward:
             return patch
 
     def off(self) -> None:
-        """Leave. The last user restores the module, also where another wrapper keeps the patch as its original."""
+        """Remove one user; the last one restores the module, also where another wrapper has kept the patch."""
         with _LOCK:
             self.users -= 1
             if self.users:
@@ -100,12 +100,12 @@ class PatchedForward:
                     self.module.__dict__[name] = self.original
 
     def start(self, run: Denoising) -> None:
-        """Answer the calls of this thread with ``run``."""
+        """Let ``run`` answer the calls of this thread."""
         with _LOCK:
             self.running.setdefault(get_ident(), []).append(run)
 
     def stop(self, run: Denoising) -> None:
-        """Stop answering with ``run``, in all threads."""
+        """Let ``run`` answer no more calls, in any thread."""
         with _LOCK:
             for thread, runs in list(self.running.items()):
                 self.running[thread] = [other for other in runs if other is not run]

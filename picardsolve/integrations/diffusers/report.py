@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """The cost of one run, filled while it goes on.
+    """The cost of one run, filled during the run.
 
     Attributes:
-        steps: iterations of the pipeline's loop, each one denoiser call if run sequentially.
-        rounds: batched denoiser calls that follow each other (the calls of one iteration count once).
-        calls: denoiser calls in all: several an iteration with two-call guidance or a ControlNet, or where
-            ``max_batch`` cut a round into chunks.
-        states: states of the whole batch that the denoiser was given, in all.
+        steps: iterations of the pipeline's loop; each is one denoiser call in a sequential run.
+        rounds: batched denoiser calls, one after the other (the calls of one iteration count once).
+        calls: all denoiser calls; an iteration has several with two-call guidance, with a ControlNet, or where
+            ``max_batch`` splits a round.
+        states: states that the denoiser evaluated, counted per batch.
         samples: size of the batch.
         width: most steps in a round.
-        misses: remembered outputs that did not fit when their steps were reached, and were computed again.
-        company: distance of a denoiser's output for a state in a batch from its output for the state alone, relative
-            to its size; checked once a run.
-        tolerance: the one that was used; at least the resolution of the states' type.
+        misses: stored outputs that did not fit when their steps were reached, and were computed again.
+        company: distance between a state's output in a batch and its output alone, relative to the output's size;
+            measured once a run.
+        tolerance: the tolerance in use; at least the resolution of the states' dtype.
         seconds: time of the loop.
         round_seconds: ``(width, seconds)`` of each round, from its first denoiser call to the end of its step.
-        single_seconds: seconds of rounds of one step. Rounds with the first call of a kind (network, shapes, types) in
-            this process are left out, since it takes longer.
-        predicted_gain: prediction of `measured_gain` after a quarter of the steps, from the time that these steps and
-            their replays took. None where no round of one step had been measured by then, or the run was too short.
+        single_seconds: seconds of rounds of one step, without the first call of each kind (network, shapes, dtypes) in
+            this process, because first calls are slower.
+        predicted_gain: prediction of `measured_gain` after a quarter of the steps, from the times of these steps and
+            their replays. None for a short run, or before a round of one step was measured.
         sequential: why the run, or the rest of it, went one step at a time; None if it did not.
         notes: further sentences for the user.
         history: one record per round of the window.
         state: the last state of the loop; None before the first step.
-        held_slopes: ``(N,)`` derivatives of the scheduler's steps with respect to their state, with the denoiser's
-            output held fixed; None where they are not known.
+        held_slopes: ``(N,)``, derivative of each scheduler step with respect to its state, at a fixed output of the
+            denoiser; None where unknown.
     """
 
     steps: int = 0
@@ -66,9 +66,9 @@ class Report:
     def certificate(self) -> Certificate:
         """Estimates of the distance of the states from the untouched pipeline's, ``(steps + 1, samples)``.
 
-        The error arises because remembered outputs belong to states that the last sweep has changed a little. Steps
-        that the pipeline took one at a time pass on the error of the step before. The distances are in the states' own
-        units, and the tolerance is relative: see `distance`.
+        The error has one source: the last sweep changes the states slightly after the denoiser was evaluated. Steps
+        taken one at a time propagate the error of the step before. The distances are in the units of the states. The
+        tolerance is relative: see `distance`.
 
         Raises:
             ValueError: the loop has not run yet.
@@ -85,9 +85,9 @@ class Report:
     def distance(self) -> Tensor:
         """Estimated distance of the last state from the untouched pipeline's, relative to its size, ``(samples,)``.
 
-        On 73 small pipelines the estimate was 1/3 to 30 times the true distance in 138 of 146 runs, and 3 times in the
-        median. It was 17 to 66 times the true distance where the weights of the scheduler's steps are not known
-        (UniPC), since nothing is measured there. It does not show a sample that ends in another mode.
+        On 73 small pipelines the estimate was 1/3 to 30 times the true distance in 138 of 146 runs, with a median of 3.
+        It was 17 to 66 times the true distance where the weights of the scheduler's steps are unknown (UniPC), because
+        nothing is measured there. The estimate does not detect a sample that ends in another mode.
 
         Raises:
             ValueError: the loop has not run yet.
@@ -98,15 +98,15 @@ class Report:
 
     @property
     def evaluations(self) -> int:
-        """States of one sample that the denoiser was given, in all."""
+        """States that the denoiser evaluated, counted per sample."""
         return self.states * self.samples
 
     @property
     def measured_gain(self) -> float | None:
-        """How many times faster than ``steps`` calls of one step each; None where no such call was measured.
+        """Speedup over ``steps`` calls of one step each; None where no such call was measured.
 
-        The time of one step is the shortest of `single_seconds`. The first run of a network in a process often has
-        none; the second has. The pipeline's own work in its loop, besides its denoiser and its scheduler, is left out.
+        The time of one step is the shortest of `single_seconds`. The first run of a network in a process often has no
+        such time; the second has. The pipeline's own work in its loop, outside denoiser and scheduler, does not count.
         """
         return None if not self.single_seconds or not self.seconds else self.steps * self.single / self.seconds
 
@@ -116,7 +116,7 @@ class Report:
         return min(self.single_seconds, default=float("nan"))
 
     def note(self, sentence: str) -> None:
-        """Add a note, once."""
+        """Add a note, unless it is there already."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 

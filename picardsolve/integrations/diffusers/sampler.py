@@ -20,14 +20,14 @@ _LOCK = Lock()
 
 
 class Sampler:
-    """Runs every loop over ``scheduler.timesteps`` in parallel while the context is entered; made by `sampler`.
+    """Runs every loop over ``scheduler.timesteps`` in parallel within the context; made by `sampler`.
 
-    The loop calls ``scheduler.step`` and denoisers, whose calls the context answers.
+    The context answers the loop's calls of ``scheduler.step`` and of the denoisers.
 
     Attributes:
         report: the cost of the latest run.
         modules: the denoisers.
-        why: why every run goes one step at a time; None if it need not.
+        why: why every run goes one step at a time; None if runs can be parallel.
         failed: whether an error left the context while the pipeline had a window of states.
 
     Raises:
@@ -44,12 +44,12 @@ class Sampler:
         self.failed = False
         self._methods: list[PatchedMethod] = []
         self._forwards: list[PatchedForward] = []
-        self._loops: list[Loop] = []  # the innermost last
+        self._loops: list[Loop] = []  # the innermost loop is last
         self._watches: list[Watch] = []
         self._bar: Any = None
         self._shown = 0
 
-    # ---- instance attributes shadow the methods, and are removed again
+    # ---- instance attributes replace the methods within the context
 
     def __enter__(self) -> "Sampler":
         with _LOCK:
@@ -97,7 +97,7 @@ class Sampler:
             self._scheduler.timesteps = timesteps.plain()
 
     def _patch_modules(self) -> None:
-        """Patch the denoisers, and again those with a new forward: offload hooks replace it after every run."""
+        """Patch the denoisers; offload hooks replace a forward after every run, so that it needs a new patch."""
         for forward in [forward for forward in self._forwards if not forward.in_place]:
             forward.off()
             self._forwards.remove(forward)
@@ -130,7 +130,7 @@ class Sampler:
             self._stop(loop)
 
     def _join(self, loop: Loop) -> None:
-        """Patch the denoisers that a callback has given to the pipeline since the loop began."""
+        """Patch the denoisers that a callback has added to the pipeline since the loop began."""
         parts = {} if self._pipe is None else vars(self._pipe)
         components = parts.get("components")
         for part in (*parts.values(), *(components.values() if isinstance(components, dict) else ())):
@@ -140,7 +140,7 @@ class Sampler:
                 self._forwards[-1].start(loop)
 
     def restore(self) -> bool:
-        """Put the denoisers' memory back to before this context's first call; whether that was possible."""
+        """Restore the denoisers' internal state before this context's first call; whether that was possible."""
         return all([watch.restore() for watch in reversed(self._watches)])
 
     def _stop(self, loop: Loop) -> None:

@@ -1,7 +1,7 @@
-"""One denoiser call for many lanes: their arguments become one batch, and its outputs go back to the lanes.
+"""One denoiser call for many lanes: the lanes' arguments become one batch, and the lanes share its outputs.
 
-Row r of lane j is row ``r * W + j`` of the batch. So code in the denoiser that splits its batch into halves or thirds,
-such as attention processors with guidance, still finds the same rows together.
+Row r of lane j is row ``r * W + j`` of the batch. The rows that the denoiser splits into halves or thirds (attention
+processors with guidance) therefore stay together.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from picardsolve.integrations.diffusers.run.nested import copied, joined, rebuil
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find
 
 _SHARED = ("img_ids", "txt_ids")  # arguments of transformers without a batch dimension
-_SHARED_KINDS = ("rotary", "rope")  # words in the names of other such arguments
+_SHARED_KINDS = ("rotary", "rope")  # parts of the names of other arguments without a batch dimension
 
 
 @dataclass
@@ -24,10 +24,9 @@ class Batch:
     """How lanes are combined into batches.
 
     Attributes:
-        limit: rows that a call may have; None for any number. A single lane is never split.
-        pad: lanes in every call, the last one repeated if needed; None for as many as there are.
-        nested: whether arguments may have the batch elsewhere: as ``k`` rows for each row of the state, or in the
-            second dimension.
+        limit: largest number of rows in a call; None for no limit. A single lane is never split.
+        pad: number of lanes in every call, filled up with the last lane; None for no padding.
+        nested: whether the batch may be ``k`` rows for each row of the state, or the second dimension of an argument.
     """
 
     limit: int | None = None
@@ -43,8 +42,8 @@ class Batch:
         Args:
             function: the denoiser.
             lanes: numbers of the lanes.
-            args: its arguments by position.
-            kwargs: its arguments by name.
+            args: positional arguments.
+            kwargs: keyword arguments.
             like: an output for one lane, if known.
         """
         samples = _samples(args, kwargs)
@@ -58,7 +57,7 @@ class Batch:
             wide = _Widened(padded, samples, self.nested, self._repeated)
             out = function(*wide(args), **{key: wide(value, key) for key, value in kwargs.items()})
             outputs.chunks.append((out, len(padded), len(chunk)))
-        outputs.lane(0)  # shows whether the denoiser returned what it should
+        outputs.lane(0)  # checks the shapes of the denoiser's outputs
         return outputs
 
 
@@ -69,7 +68,7 @@ class Outputs:
     Attributes:
         samples: rows of one lane.
         like: an output of one lane, if known.
-        chunks: for each call its output, its number of lanes, and how many of them are not padding.
+        chunks: for each call, its output, its number of lanes, and the number of these lanes that are not padding.
     """
 
     samples: int
@@ -85,12 +84,12 @@ class Outputs:
         return [tensor for out, _, _ in self.chunks for tensor in tensors(out)]
 
     def copied(self) -> "Outputs":
-        """The same outputs in memory of their own."""
+        """A copy of the outputs in new memory."""
         return Outputs(self.samples, self.like, [(copied(out), width, count) for out, width, count in self.chunks])
 
     @property
     def evaluated(self) -> int:
-        """Lanes that were given to the denoiser, padding included."""
+        """Number of lanes that the denoiser evaluated, padding included."""
         return sum(width for _, width, _ in self.chunks)
 
     def lane(self, j: int) -> Any:
@@ -102,7 +101,7 @@ class Outputs:
         raise IndexError(j)
 
     def window(self, lanes: Lanes) -> Any:
-        """One output whose tensors carry the lanes."""
+        """One output whose tensors hold all lanes."""
         if len(self.chunks) == 1:
             out, width, _ = self.chunks[0]
             return _whole(out, width, self.samples, self.like, lanes)
@@ -110,7 +109,7 @@ class Outputs:
 
 
 def _samples(args: tuple, kwargs: dict) -> int:
-    """Rows of one lane: rows of the states, or of the times where the states are a list of single ones."""
+    """Rows of one lane: the rows of the states, or of the times where the states are a list of single states."""
     direct = [value for value in (*args, *kwargs.values()) if isinstance(value, WindowTensor)]
     for windows in (direct, find((args, kwargs))):
         sizes = {dim: [len(w.items[0]) for w in windows if w.items[0].dim() >= dim] for dim in (2, 1)}
@@ -121,7 +120,7 @@ def _samples(args: tuple, kwargs: dict) -> int:
 
 @dataclass
 class _Widened:
-    """Makes arguments of many lanes from window arguments."""
+    """Combines window arguments into arguments for many lanes."""
 
     lanes: list[int]
     samples: int
@@ -148,13 +147,13 @@ class _Widened:
         return value
 
     def _are_batches(self, parts: list[Any]) -> bool:
-        """Whether a list holds tensors of whole batches, such as feature maps, and not one entry per sample."""
+        """Whether a list holds tensors of whole batches, such as feature maps, instead of one entry per sample."""
         return any(
             isinstance(part, Tensor) and part.dim() > 0 and len(_item(part, 0)) == self.samples for part in parts
         )
 
     def _repeat(self, value: Tensor) -> Tensor:
-        """A tensor repeated for every lane; conditioning is the same object in every round, and is repeated once."""
+        """A tensor repeated for every lane; cached, because conditioning is the same object in every round."""
         dim, groups = 0, len(value) // self.samples
         if len(value) != self.samples:
             dim = 1 if value.dim() > 1 and value.shape[1] == self.samples else 0
@@ -165,7 +164,7 @@ class _Widened:
         if kept is None or kept[0] is not value or kept[1] is None or kept[1] != version(value):
             if dim == 1:
                 wide = value.repeat_interleave(len(self.lanes), 1)
-            else:  # the rows for one row of the state stay together
+            else:  # the rows that belong to one row of the state stay together
                 wide = value.unflatten(0, (self.samples, groups)).repeat_interleave(len(self.lanes), 0).flatten(0, 1)
             kept = self.repeated[key] = value, version(value), wide
             while len(self.repeated) > 16:
@@ -201,7 +200,7 @@ def _part(out: Any, j: int, width: int, samples: int, like: Any = None) -> Any:
 
 
 def _whole(out: Any, width: int, samples: int, like: Any, lanes: Lanes) -> Any:
-    """One output for all lanes, with window tensors in the place of tensors."""
+    """One output for all lanes, with a window tensor in place of each tensor."""
     if isinstance(out, Tensor):
         rows = len(like) if isinstance(like, Tensor) and like.dim() else samples
         return lanes.tensor(out.unflatten(0, (rows, width)).transpose(0, 1)[: lanes.count])
@@ -220,10 +219,10 @@ def _at(like: Any, key: Any) -> Any:
 
 
 def with_another_lane(value: Any, plain: Any) -> Any:
-    """Window arguments with one more lane, from plain arguments.
+    """Window arguments with one more lane, which comes from plain arguments.
 
     Raises:
-        LookupError: the two do not have the same form, or differ in what is not a window tensor.
+        LookupError: the two differ in structure, or in a part that is not a window tensor.
     """
     if isinstance(value, WindowTensor):
         if not isinstance(plain, Tensor) or plain.shape != value.items[0].shape:

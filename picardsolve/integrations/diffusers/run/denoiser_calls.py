@@ -1,4 +1,4 @@
-"""The denoiser's calls: each is answered by a remembered call, by a batch over a window, or by the call itself."""
+"""Answers to the denoiser's calls: a stored output, a batch over a window, or the call itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,16 +17,16 @@ from picardsolve.integrations.diffusers.run.nested import tensors
 from picardsolve.integrations.diffusers.run.replay import Call, Replay
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find, pick
 
-# Largest distance of a state's output in a batch from its output alone, relative to its size. Rounding is below, in
-# single precision with tensor cores too; a batch norm in training mode, or conditioning in the wrong rows, is above.
+# Largest distance between a state's output in a batch and its output alone, relative to the output's size. Rounding
+# errors are smaller, also in TF32. Batch norm in training mode, or conditioning in the wrong rows, gives more.
 _COMPANY = 2e-3
-_SAME = 1e-6  # between two calls of the same input
+_SAME = 1e-6  # largest distance between two calls with the same input
 CHANGED = "The denoiser was changed between steps: what had been evaluated ahead was dropped."
 _GRADIENT = (
     "a gradient goes through the denoiser, whose outputs must hang on the graph of this very step; if none is wanted, "
     "run the loop under torch.no_grad()"
 )
-# Errors of a denoiser that cannot take more states than the pipeline gives it.
+# Errors of a denoiser that accepts only the pipeline's own batch size.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
@@ -36,18 +36,18 @@ class DenoiserCalls:
 
     Attributes:
         batch: makes one call for many lanes.
-        replay: the remembered calls.
+        replay: the stored calls.
         report: counts the calls.
-        lanes: of this iteration, if it is a round.
-        replaying: whether this iteration's step is accepted, so that its outputs are remembered.
-        missed: whether a remembered output did not fit in this iteration.
+        lanes: lanes of this iteration if it is a round; otherwise None.
+        replaying: whether this iteration's step is accepted, so that stored outputs answer its calls.
+        missed: whether a stored output did not fit in this iteration.
         evaluated: lanes in this iteration's largest call.
         rows: rows of states that the denoiser gets for one step (guidance doubles them).
         started: time of this iteration's first real call.
-        seconds: from ``started`` to the end of the step.
-        warm: whether all calls of this iteration were of kinds that this process had made before.
+        seconds: time from ``started`` to the end of the step.
+        warm: whether this process has made calls of the same kinds (shapes, dtypes) before.
         renewed: whether a denoiser was changed since the latest round.
-        watch: on the denoisers' memory.
+        watch: observes the denoisers' internal state.
     """
 
     batch: Batch
@@ -64,23 +64,23 @@ class DenoiserCalls:
     renewed: bool = False
     watch: Watch = field(default_factory=Watch)
     _step: int = 0
-    _number: int = 0  # of the call within the step
+    _number: int = 0  # number of the call within the step
     _busy: bool = False
     _counted: bool = False
-    _kinds: list[tuple[Any, Any]] = field(default_factory=list)  # of this iteration's calls
+    _kinds: list[tuple[Any, Any]] = field(default_factory=list)  # kinds of this iteration's calls
     _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, by the shapes of the call
     _first: dict[int, tuple[nn.Module, tuple, dict, Call]] = field(default_factory=dict)
-    _seen: dict[int, Snapshot] = field(default_factory=dict)  # the denoiser's memory after the call, by its number
+    _seen: dict[int, Snapshot] = field(default_factory=dict)  # the denoiser's internal state after each call
 
     @property
     def checked(self) -> bool:
-        """Whether an output of a batch has been compared to the output of a call for one step."""
+        """Whether a batched output has been compared with the output of a call for one step."""
         return not self._first
 
     def begin(self, step: int, lanes: Lanes | None, replaying: bool) -> None:
         """Begin an iteration."""
         if self.lanes is not None and not self.renewed:
-            self._first.clear()  # the comparison is made in the first round, or never
+            self._first.clear()  # the comparison belongs to the first round only
         self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
         self._kinds, self.renewed = [], False
@@ -88,7 +88,7 @@ class DenoiserCalls:
             self.replay.keep(range(0))
 
     def end(self, state: Any) -> None:
-        """End the iteration after its step, and note its time when the device has finished."""
+        """End the iteration after its step, and measure its time once the device has finished."""
         if isinstance(state, Tensor) and state.is_cuda:
             torch.cuda.synchronize(state.device)
         self.seconds = 0.0 if self.started is None else perf_counter() - self.started
@@ -97,7 +97,7 @@ class DenoiserCalls:
 
     def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer a call of a module."""
-        if self._busy:  # another module of the pipeline calls this one
+        if self._busy:  # another module of the pipeline makes this call
             return original(*args, **kwargs)
         number, self._number = self._number, self._number + 1
         if torch.is_grad_enabled() and wants_gradient((args, kwargs)):
@@ -124,7 +124,7 @@ class DenoiserCalls:
                 self.replay.remember(self._step, number, module, args, kwargs, output, watched.now)
             return output
         if lanes is not None and all(window.items[0].dim() < 2 for window in windows):
-            lanes.cut(1)  # the loop continues with states of its own, which are no window tensors
+            lanes.cut(1)  # the loop uses its own states, which are not window tensors
         if lanes is not None and watched.undecided:
             lanes.cut(1)
         if lanes is None or lanes.count == 1:
@@ -146,14 +146,14 @@ class DenoiserCalls:
         return outputs.window(lanes)
 
     def _one_at_a_time(self, why: str) -> None:
-        """Evaluate nothing ahead from this call on, and use no remembered output."""
+        """From this call on, evaluate no later steps, and use no stored output."""
         self.report.sequential = self.report.sequential or why
         self.replay.keep(range(0))
         if self.lanes is not None:
             self.lanes.cut(1)
 
     def _recalled(self, number: int, watched: WatchedDenoiser, args: tuple, kwargs: dict) -> tuple[bool, Any]:
-        """Whether a call is a remembered one, of a denoiser that was not changed since; and its output."""
+        """Whether a stored output fits, from a denoiser that was not changed since; and that output."""
         found, output = self.replay.recall(self._step, number, watched.module, args, kwargs)
         memory = self.replay.memory(number)
         if found and memory is not None and not watched.same_as(memory):
@@ -162,7 +162,7 @@ class DenoiserCalls:
         return found, output
 
     def _plain(self, watched: WatchedDenoiser, original: Callable, args: tuple, kwargs: dict) -> Any:
-        """Call for one step, as the pipeline would, and look at what the denoiser remembers of the call."""
+        """Call for one step, as the pipeline would, and check what the call changes in the denoiser."""
         undecided = watched.undecided
         output = self._call(watched, original, args, kwargs)
         if self.report.sequential is not None:
@@ -179,7 +179,7 @@ class DenoiserCalls:
     def _differs_emptied(
         self, watched: WatchedDenoiser, original: Callable, args: tuple, kwargs: dict, output: Any
     ) -> str | None:
-        """What the first call changed in the denoiser; None if any first call has the same effect."""
+        """What the first call changed in the denoiser; None if every first call has the same effect."""
         if not watched.empty():
             return watched.why
         again = self._call(watched, original, args, kwargs)
@@ -214,11 +214,7 @@ class DenoiserCalls:
         return None
 
     def _reproduces(self, watched: WatchedDenoiser, original: Callable, first: Any) -> None:
-        """Check that a denoiser gives the first output again, so that the batch is what changed the output.
-
-        Raises:
-            MemoryLost: it gives another output, since it remembers its calls where they cannot be seen.
-        """
+        """Check that the denoiser is deterministic: MemoryLost if the same input gives another output."""
         if first is not None:
             again = self._call(watched, original, *first[1:3])
             if distance_of(again, first[3].output(0)) > _COMPANY:
@@ -261,7 +257,7 @@ class DenoiserCalls:
         lanes: list[int] | None = None,
         like: Any = None,
     ) -> Any:
-        """Call for real, for one step or for some lanes, and count."""
+        """Make and count a real call, for one step or for some lanes."""
         if self.started is None:
             self.started = perf_counter()
         if self.report.sequential is None:
@@ -287,13 +283,13 @@ class DenoiserCalls:
 
 
 def wants_gradient(value: Any) -> bool:
-    """Whether a tensor in nested arguments or outputs is part of a graph."""
+    """Whether a tensor in nested arguments or outputs requires a gradient."""
     lanes = [tensor.items if isinstance(tensor, WindowTensor) else [tensor] for tensor in tensors(value)]
     return any(part.requires_grad for items in lanes for part in items)
 
 
 def _form(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-    return id(module), tuple(tensor.shape for tensor in tensors((args, kwargs)))  # of one lane, for window tensors
+    return id(module), tuple(tensor.shape for tensor in tensors((args, kwargs)))  # window tensors: shape of one lane
 
 
 def _kind(args: tuple, kwargs: dict) -> Any:

@@ -1,14 +1,14 @@
-"""One pass of a pipeline's own loop, in which a window of its states is solved.
+"""One pass of a pipeline's own loop, in which a window of states is solved.
 
 The pipeline iterates the scheduler's timesteps as always, one step at a time. An iteration is one of three things:
 
-* a round: the loop body runs once on window tensors, each denoiser call is batched over the window, and the core's
-  window gets the outputs (it sweeps, tests, slides and guesses);
-* a replay of an accepted step: the loop body runs on plain tensors, the denoiser's output is the remembered one, and
-  the scheduler takes its step for real, with its own history and noise;
-* a plain step, where there is nothing to batch, or where a remembered output does not fit (a miss).
+* a round: the loop body runs once on window tensors. Each denoiser call is batched over the window. The core's window
+  gets the outputs: it sweeps, tests, slides and guesses.
+* a replay of an accepted step: the loop body runs on plain tensors, and the denoiser's output is the stored one. The
+  scheduler takes its real step, with its own history and noise.
+* a plain step, where there is nothing to batch, or where a stored output does not fit (a miss).
 
-So everything else that the pipeline does in its loop is done by the pipeline, in order, on the real states.
+The pipeline itself does everything else in its loop, in order, on the real states.
 """
 
 import inspect
@@ -39,15 +39,15 @@ from picardsolve.integrations.diffusers.run.window_tensor import (
 from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, same
 
-# Errors of steps ahead, of schedulers whose steps cannot be taken ahead.
+# Errors of schedulers whose steps cannot be taken ahead.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 class Loop:
-    """One pass over ``timesteps``: it answers denoiser calls and steps, and decides what each iteration is.
+    """One pass over ``timesteps``: it answers denoiser calls and steps, and chooses what each iteration is.
 
     Attributes:
-        report: filled while the pass goes on.
+        report: filled during the pass.
         calls: the denoiser's calls.
         carrying: whether the pipeline has a window of states at the moment.
     """
@@ -70,7 +70,7 @@ class Loop:
         self.calls = DenoiserCalls(batch, Replay(options.tolerance), self.report)
         self._window = PipelineWindow(options, timesteps, own, self.calls)
         self._prediction = GainPrediction(len(timesteps))
-        self._lanes: Lanes | None = None  # the lanes of this iteration, or of the next one
+        self._lanes: Lanes | None = None  # lanes of this iteration, or of the next one
         self._handed: _Handed | None = None
         self._settled: Snapshot | None = None  # the scheduler's state before the latest steps ahead of it
         self._i = self._stepped = 0
@@ -128,7 +128,7 @@ class Loop:
         return self._guarded(lambda: lanes.tensor([first, *chain.scaled(self._i + 1, sample.items[1:])]), first)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take the step for real; in a round, give the window its outputs."""
+        """Take the real step; in a round, give the outputs to the window."""
         self._stepped += 1
         if self._stepped > 1 and self.report.sequential is None:
             self.report.sequential = "the pipeline steps several states in one iteration"
@@ -149,7 +149,7 @@ class Loop:
         return stepped
 
     def _time(self) -> None:
-        """Note what this iteration took, without the work of the window."""
+        """Record this iteration's time, without the work of the window."""
         calls = self.calls
         if calls.started is None or self._stepped > 1:
             return
@@ -172,7 +172,7 @@ class Loop:
     # ---- a round
 
     def _round(self, output: Tensor, timestep: Any, sample: Tensor, extra: dict[str, Any]) -> Any:
-        """Take the first step for real, and give the window the outputs of all lanes."""
+        """Take the real first step, and give the outputs of all lanes to the window."""
         lanes, self._lanes = self._lanes, None
         count = 1 if lanes is None else lanes.count
         if find(extra):
@@ -209,7 +209,7 @@ class Loop:
             if window.limit.pausing:
                 window.limit.step()
                 return stepped
-            if self.calls.renewed:  # what earlier rounds measured belongs to another denoiser
+            if self.calls.renewed:  # earlier measurements belong to another denoiser
                 window.restart(self._i, first)
             window.chain.stand(self._i, before, states)
             window.tell(self._i, outputs, samples, state, intact)
@@ -218,7 +218,7 @@ class Loop:
         return self._guarded(ahead, stepped)
 
     def _copy(self) -> Any:
-        """The scheduler before its step; None, and a reason in the report, where it cannot be copied."""
+        """The scheduler before its step; None, with a reason in the report, where it cannot be copied."""
         try:
             return copy_of(self._scheduler, self._own)
         except TypeError as error:
@@ -229,8 +229,8 @@ class Loop:
     def _guarded(self, work: Callable[[], Any], otherwise: Any) -> Any:
         """The result of ``work``, in which copies of the scheduler take steps ahead.
 
-        If these steps fail, or change what the scheduler itself remembers, all of it is put back. The run goes on one
-        step at a time then, and the result is ``otherwise``.
+        If these steps fail, or change the scheduler itself, all changes are undone. The run then goes on one step at a
+        time, and the result is ``otherwise``.
         """
         if self._settled is None:
             self._settled = Snapshot({type(self._scheduler).__name__: self._scheduler, **random_generators()})
@@ -252,10 +252,10 @@ class Loop:
         self._handed = None
         return otherwise
 
-    # ---- what the pipeline gets
+    # ---- what the pipeline receives
 
     def _next(self, stepped: Any, state: Tensor) -> Any:
-        """The step's return value, with the window's states in it if the next iteration is a round."""
+        """The step's return value; it holds the window's states if the next iteration is a round."""
         ahead = self._window.ask(self._i, state)
         if ahead is None:
             return stepped
@@ -269,14 +269,14 @@ class Loop:
 
 @dataclass(frozen=True)
 class _Handed:
-    """The states of the next round, as they were given to the pipeline; ``state`` is the true one."""
+    """The states of the next round, as the pipeline received them; ``state`` is the true one."""
 
     carried: WindowTensor
     version: int | None
     state: Tensor
 
     def intact(self, sample: Tensor) -> bool:
-        """Whether the pipeline gives these states back, and nobody has written to them."""
+        """Whether the pipeline returns these states, unmodified."""
         return self.version is not None and sample is self.carried and version(self.carried.stack) == self.version
 
 

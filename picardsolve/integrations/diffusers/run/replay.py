@@ -1,4 +1,4 @@
-"""The denoiser's calls of a round, remembered until the pipeline's own loop reaches their steps."""
+"""The denoiser's calls of a round, stored until the pipeline's own loop reaches their steps."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,16 +15,16 @@ from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor
 
 @dataclass
 class Call:
-    """One call, for one step or for a whole window.
+    """One stored call, for one step or for a whole window.
 
     Attributes:
-        form: what must agree exactly between two calls.
-        inputs: its tensors; those that differ between lanes are stacked.
-        versions: of the inputs and the outputs, since a pipeline may write to them afterwards.
-        varies: which of the inputs differ between lanes.
-        outputs: of the window, or the output for one step.
-        first: the step of the first lane.
-        memory: what the denoiser remembered after the call.
+        form: the part of the arguments that must agree exactly between two calls.
+        inputs: the tensors in the arguments; tensors that differ between lanes are stacked.
+        versions: version counters of inputs and outputs; they show whether the pipeline has written to a tensor.
+        varies: for each input, whether it differs between lanes.
+        outputs: outputs of the window, or the output for one step.
+        first: step of the first lane.
+        memory: the denoiser's internal state after the call.
     """
 
     form: Any
@@ -37,7 +37,7 @@ class Call:
 
     @staticmethod
     def of(module: Any, args: tuple, kwargs: dict, outputs: Any, first: int = 0, copying: bool = False) -> "Call":
-        """Remember a call."""
+        """Store a call."""
         form, tensors = _described(module, args, kwargs)
         varies = [isinstance(tensor, WindowTensor) for tensor in tensors]
         inputs = [tensor.stack if isinstance(tensor, WindowTensor) else tensor for tensor in tensors]
@@ -54,7 +54,7 @@ class Call:
 
     @property
     def intact(self) -> bool:
-        """Whether nobody has written to its inputs and outputs."""
+        """Whether the inputs and outputs are unmodified since the call."""
         return self._present() == self.versions
 
     def input(self, number: int, lane: int) -> Tensor:
@@ -68,12 +68,12 @@ class Call:
 
 @dataclass
 class Replay:
-    """Remembered calls of the latest round, by their number within a step.
+    """Stored calls of the latest round, by their number within a step.
 
     Attributes:
-        tolerance: largest distance of an input from the remembered one, relative to its size.
-        copying: whether inputs are copied: once a pipeline has written to them.
-        steps: the steps for which remembered outputs may be used.
+        tolerance: largest distance of an input from the stored input, relative to the size of the stored input.
+        copying: whether inputs are copied; True once a pipeline has written to an input.
+        steps: the steps for which stored outputs may be used.
     """
 
     tolerance: float
@@ -82,7 +82,7 @@ class Replay:
     _calls: dict[int, Call] = field(default_factory=dict)
 
     def recall(self, step: int, number: int, module: Any, args: tuple, kwargs: dict) -> tuple[bool, Any]:
-        """Whether a call is the remembered one, to the tolerance; and its output."""
+        """Whether a call agrees with the stored call to the tolerance, and the stored output."""
         call = self._calls.get(number)
         if call is None or step not in self.steps:
             return False, None
@@ -101,7 +101,7 @@ class Replay:
         return True, copied(output) if self.copying or (call.versions and call.versions[0] is None) else output
 
     def _close(self, now: Tensor, then: Tensor) -> bool:
-        """Whether two tensors are equal, or two states agree to tolerance in every sample; NaN is equal to NaN."""
+        """Whether two tensors are equal, or two states agree to the tolerance in every sample; NaN equals NaN."""
         if not now.is_floating_point() or now.dim() < 2:
             return torch.equal(now, then)
         distance, size = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in ((now - then).float(), then.float()))
@@ -120,16 +120,16 @@ class Replay:
         outputs: Any,
         memory: Snapshot | None = None,
     ) -> None:
-        """Keep the outputs of a batched call, or the output of one call for all lanes, for the steps from ``first``."""
+        """Store one output per lane, or one output for all lanes, for the steps from ``first``."""
         self._calls[number] = call = Call.of(module, args, kwargs, outputs, first, self.copying)
         call.memory = memory
 
     def memory(self, number: int) -> Snapshot | None:
-        """The denoiser's memory after a call."""
+        """The denoiser's internal state after a call."""
         return self._calls[number].memory if number in self._calls else None
 
     def keep(self, steps: range) -> None:
-        """Use remembered outputs for these steps only; without steps, drop the calls."""
+        """Use stored outputs for these steps only; an empty range drops the stored calls."""
         self.steps = steps
         if not steps:
             self._calls = {}

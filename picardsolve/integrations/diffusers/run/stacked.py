@@ -1,6 +1,6 @@
-"""Operations on all lanes of a window at once, stacked in a new first dimension.
+"""Operations on all lanes of a window at once, stacked along a new first dimension.
 
-Only operations whose result for a lane is bit for bit the result for the lane alone. All others run lane by lane.
+Only operations that give each lane bit for bit the result of that lane alone are stacked. All others run lane by lane.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ _JOINS = {"cat", "concat"}
 
 
 def stacked(func: Callable, args: Any, kwargs: dict, kind: Any) -> Any:
-    """``func`` of stacked arguments; None if it must run lane by lane.
+    """``func`` of stacked arguments; None if ``func`` must run lane by lane.
 
     Args:
         func: the operation.
-        args: its arguments; window tensors are instances of ``kind`` and have a ``stack``.
-        kwargs: its arguments by name.
+        args: positional arguments; window tensors are instances of ``kind`` with a ``stack``.
+        kwargs: keyword arguments.
         kind: the class of window tensors.
     """
     name = getattr(func, "__name__", "")
@@ -44,9 +44,9 @@ def stacked(func: Callable, args: Any, kwargs: dict, kind: Any) -> Any:
 
 
 def _aligned(args: Any, kind: Any) -> list[Any] | None:
-    """Operands that broadcast as the operands of one lane do; None where stacking would change the result's type."""
+    """Operands that broadcast as those of one lane do; None where stacking would change the result's dtype."""
     given = [arg for arg in args if isinstance(arg, Tensor)]
-    if len({tensor.dtype for tensor in given}) > 1:  # tensors without dimensions do not promote others
+    if len({tensor.dtype for tensor in given}) > 1:  # zero-dimensional tensors follow other promotion rules
         return None
     most = max(tensor.dim() for tensor in given)
     operands = []
@@ -67,7 +67,7 @@ def _expanded(stack: Tensor, sizes: Any) -> Tensor | None:
 
 
 def _indexed(stack: Tensor, index: Any) -> Tensor | None:
-    """Indexed with slices, numbers, ``None`` and ``...`` only; None for other indices, such as tensors."""
+    """The result for slices, integers, ``None`` and ``...``; None for other indices, such as tensors."""
     parts = index if isinstance(index, tuple) else (index,)
     if all(part is None or part is Ellipsis or isinstance(part, slice | int) for part in parts):
         return stack[(slice(None), *parts)]

@@ -1,4 +1,4 @@
-"""The scheduler's timesteps, whose iteration is the pipeline's sampling loop."""
+"""The scheduler's timesteps; iterating them is the pipeline's sampling loop."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,13 +10,13 @@ from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor, f
 
 
 class Timesteps(Tensor):
-    """The scheduler's timesteps: iterating them starts a `Loop`; other operations give plain tensors."""
+    """The scheduler's timesteps. Iterating them starts a `Loop`; other operations give plain tensors."""
 
     iterate: Callable[[Tensor], Iterator[Tensor]]
 
     @staticmethod
     def of(timesteps: Tensor, iterate: Callable[[Tensor], Iterator[Tensor]]) -> "Timesteps":
-        """Timesteps that ``iterate`` iterates."""
+        """Timesteps whose iterator is ``iterate``."""
         watched = Tensor._make_subclass(Timesteps, timesteps)
         watched.iterate = iterate
         return watched
@@ -31,8 +31,8 @@ class Timesteps(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Slices and copies on other devices remain `Timesteps`, since pipelines iterate them."""
-        if find((args, kwargs)):  # comparisons dispatch on the first argument's type only
+        """Run ``func``; slices and device copies remain `Timesteps`, because pipelines iterate them."""
+        if find((args, kwargs)):  # comparisons dispatch only on the type of the first argument
             return WindowTensor.__torch_function__(func, types, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **(kwargs or {}))

@@ -18,10 +18,10 @@ _FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray, torch.full)
 
 
 class Lanes:
-    """One pass of several steps at once through a loop body that is written for one step; makes its window tensors.
+    """The lanes of one round: several steps pass at once through a loop body that is written for one step.
 
     Attributes:
-        count: lanes that have taken the same branches as the first lane.
+        count: number of lanes that have taken the same branches as the first lane.
     """
 
     def __init__(self, count: int):
@@ -29,13 +29,13 @@ class Lanes:
         self._made: list[ref] = []
 
     def tensor(self, items: Sequence[Tensor] | Tensor) -> "WindowTensor":
-        """Wrap one tensor per lane: a list, or all of them stacked in front."""
+        """A window tensor of one tensor per lane: a list, or a tensor ``(W, ...)``."""
         wrapped = Tensor._make_subclass(WindowTensor, items[0].detach())
         self._carry(wrapped, items)
         return wrapped
 
     def spread(self, target: Tensor) -> None:
-        """Turn a plain tensor into a window tensor, in place, before it is written to."""
+        """Turn a plain tensor into a window tensor, in place, before an operation writes to it."""
         items = [target.detach(), *(target.detach().clone() for _ in range(self.count - 1))]
         target.__class__ = WindowTensor
         self._carry(target, items)
@@ -50,7 +50,7 @@ class Lanes:
         self.count = min(self.count, count)
 
     def close(self) -> None:
-        """Turn every window tensor of this pass into the plain tensor of its first lane, in place."""
+        """Turn every window tensor of this round into the plain tensor of its first lane, in place."""
         for made in self._made:
             window = made()
             if window is not None:
@@ -58,7 +58,7 @@ class Lanes:
                 del window.lanes, window._stack, window._items
                 window.__class__ = Tensor
                 if not alone:
-                    window.data = window.data.clone()  # so that the other lanes' memory is released
+                    window.data = window.data.clone()  # releases the memory of the other lanes
         self._made.clear()
 
     def joined(self, outs: list[Any]) -> Any:
@@ -80,12 +80,12 @@ class Lanes:
 
 
 class WindowTensor(Tensor):
-    """``W`` tensors in the place of one; an operation is applied to each of them.
+    """``W`` tensors in the place of one; each operation runs on every one of them.
 
     Code that reads a value (``bool``, ``item``, ``float``) gets the first lane's value. Where another lane has another
-    value, that lane and all behind it are dropped, so that no lane takes another lane's branch. Random numbers are
-    drawn once, as the sequential loop draws them. A plain tensor that a window tensor is written into becomes a window
-    tensor.
+    value, that lane and all later lanes are dropped. So no lane takes the branch of another lane. Random numbers are
+    drawn once, as in the sequential loop. Writing a window tensor into a plain tensor turns the plain tensor into a
+    window tensor.
     """
 
     lanes: Lanes
@@ -102,9 +102,9 @@ class WindowTensor(Tensor):
 
     @property
     def stack(self) -> Tensor:
-        """All lanes in one, ``(W, ...)``."""
+        """All lanes in one tensor, ``(W, ...)``."""
         if self._stack is None:
-            # not kept: others may have references to the tensors in the list
+            # not cached: other code may hold references to the tensors in the list
             return torch.stack(self.items)
         return self._stack[: self.lanes.count]
 
@@ -135,10 +135,10 @@ class WindowTensor(Tensor):
 
 
 class LaneMode(TorchFunctionMode):
-    """Lets functions that make tensors from values, such as ``torch.tensor([t])``, accept window tensors as values."""
+    """Lets functions that make tensors from values, such as ``torch.tensor([t])``, accept window tensors."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Apply these functions to every item; all others run as usual."""
+        """Run such functions lane by lane, and all others as usual."""
         kwargs = kwargs or {}
         windows = find((args, kwargs)) if func in _FROM_VALUES else []
         if not windows:
@@ -149,7 +149,7 @@ class LaneMode(TorchFunctionMode):
 
 @contextmanager
 def without_lane_mode() -> Iterator[None]:
-    """Leave the `LaneMode` of this thread for a while, if it is the innermost mode."""
+    """Leave this thread's `LaneMode` within the context, if it is the innermost mode."""
     if isinstance(_get_current_function_mode(), LaneMode):
         with _pop_mode_temporarily():
             yield
@@ -167,7 +167,7 @@ def find(value: Any) -> list[WindowTensor]:
 
 
 def pick(value: Any, j: int) -> Any:
-    """Nested arguments with the item of lane j in the place of every window tensor."""
+    """Nested arguments with lane ``j`` in the place of every window tensor."""
     if isinstance(value, WindowTensor):
         return value.items[j]
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):

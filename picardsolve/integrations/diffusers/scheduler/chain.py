@@ -14,21 +14,21 @@ from picardsolve.integrations.diffusers.scheduler.noise_tape import State
 from picardsolve.integrations.diffusers.scheduler.probe import LAGS, Probe, probe_of, scaled_ahead
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
-_TABLE_ERROR = 1e-4  # largest distance of a table's step from the scheduler's own, relative to its size
+_TABLE_ERROR = 1e-4  # largest distance between a table's step and the scheduler's, relative to its size
 
 
 @dataclass
 class SchedulerChain(Chain):
     """``Phi_n(x) = scheduler.step(output_n, timesteps[n], x)``; the output is what the pipeline passes to ``step``.
 
-    The pipeline's own scheduler takes no step ahead. A table takes these steps where a step is a linear map, and copies
-    of the scheduler take them elsewhere.
+    The pipeline's own scheduler takes no step ahead. A table takes these steps where the step is linear. Elsewhere
+    copies of the scheduler take them.
 
     Attributes:
-        scheduler: the pipeline's, in its state at the window's first step.
-        copies: copies of the scheduler, stepped ahead.
-        use_table: whether rounding in the last bits is allowed; a table differs from the scheduler by that.
-        probe: finds the table; None where a closed form is known.
+        scheduler: the pipeline's scheduler, in its state at the window's first step.
+        copies: copies of the scheduler, which take steps ahead.
+        use_table: whether a table may be used; its rounding differs from the scheduler's in the last bits.
+        probe: measures the table; None where a closed form is known.
     """
 
     scheduler: Any
@@ -37,7 +37,7 @@ class SchedulerChain(Chain):
     probe: Probe | None = field(init=False, default=None)
     _closed: SchedulerTable | None = field(init=False, default=None)
     _noise: dict[int, Tensor] = field(init=False, default_factory=dict)
-    _past: list[Visit] = field(init=False, default_factory=list)  # the latest accepted steps, for tables with memory
+    _past: list[Visit] = field(init=False, default_factory=list)  # latest accepted steps, for tables with memory
     _tail: tuple[int, list[Visit]] = field(init=False, default=(-1, []))  # the window's end, and its latest steps
 
     def __post_init__(self):
@@ -52,11 +52,11 @@ class SchedulerChain(Chain):
     # ---- what the window asks for
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
-        """The window's steps; their scale is the size of the states, the only one that every scheduler has."""
+        """The window's steps; their noise scale is the size of the states, the only scale that every scheduler has."""
         return _SchedulerSteps(self, int(n[0, 0]), x, outputs, noise_scale=rms(x))
 
     def images(self, first: int, x: Tensor, outputs: Tensor) -> Tensor:
-        """Steps ``first ...``, each from its own state of ``x``, with the given outputs."""
+        """Steps ``first ...``, each from its own state in ``x``, with the given outputs."""
         table = self._table(first + len(x))
         if table is None:
             return self.copies.images(self.scheduler, first, x, outputs)
@@ -74,7 +74,7 @@ class SchedulerChain(Chain):
         return path
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
-        """Extrapolate behind the window with the last output, or towards the last predicted sample."""
+        """Extrapolate beyond the window with the last output, or towards the last predicted sample."""
         first, given = int(n[0, 0]), [self._extrapolated(hold, int(source.step[0, 0]), source)] * len(n)
         table = self._table(first + len(given))
         if table is None:
@@ -89,16 +89,16 @@ class SchedulerChain(Chain):
                 return guess
         return table.path(first, start, given, self._noise_of(table, first, len(given), start), past)
 
-    # ---- what the pipeline's loop tells it
+    # ---- what the pipeline's loop reports
 
     def stand(self, step: int, scheduler: Any, states: State) -> None:
-        """The loop has reached ``step``, with the scheduler and the random generators in these states."""
+        """Record that the loop has reached ``step``, with these states of the scheduler and the random generators."""
         self.scheduler = scheduler
         if not self.copies.tape.found(step, states):
             self._noise.clear()
 
     def check(self, step: int, x: Tensor, output: Tensor, image: Tensor) -> None:
-        """Stop the use of a table that does not lead from ``x`` to ``image``, the result of the scheduler's step."""
+        """Disable a table whose step from ``x`` differs from ``image``, the result of the scheduler's step."""
         table = self._table(step + 1)
         if table is not None:
             noise = self._noise_of(table, step, 1, x)
@@ -106,19 +106,19 @@ class SchedulerChain(Chain):
             self.use_table = bool((ours - image).abs().max() <= _TABLE_ERROR * image.abs().max())
 
     def take(self, step: int, x: Tensor, output: Tensor) -> None:
-        """The scheduler has taken ``step`` from ``x`` for real."""
-        if self.probe is not None and self.use_table:  # the probe finds later how many steps are needed
+        """Record that the scheduler has taken its real ``step`` from ``x``."""
+        if self.probe is not None and self.use_table:  # the probe decides later how many steps are needed
             self._past = [*self._past, (x, output)][-LAGS:]
 
     def drop_before(self, step: int) -> None:
-        """Drop what was kept for the steps before ``step``."""
+        """Delete the noise of the steps before ``step``."""
         self._noise = {n: noise for n, noise in self._noise.items() if n >= step}
         self.copies.tape.drop_before(step)
 
     def held_slopes(self) -> Tensor | None:
         """Derivative of each step with respect to its state, at a fixed output, ``(N,)`` float64.
 
-        It is that of steps whose predicted sample is not clipped. None where no table is known.
+        It assumes that the predicted sample is not clipped. None where no table is known.
         """
         table = self._table(self.length)
         if table is None:
@@ -126,7 +126,7 @@ class SchedulerChain(Chain):
         return torch.from_numpy(table.x[:, 0] + (0 if table.clip is None else table.clip.q * table.clip.c))
 
     def scales(self, first: int, count: int, like: Tensor) -> Tensor | None:
-        """Factors of ``scale_model_input`` at steps ``first ...``, ``(count, 1, ...)``; None where not known."""
+        """Factors of ``scale_model_input`` at steps ``first ...``, ``(count, 1, ...)``; None where unknown."""
         if self.probe is None or not self.use_table or not self.probe.reach(first + count):
             return None
         factors = torch.from_numpy(self.probe.scales[first : first + count]).to(like.device, like.dtype)
@@ -140,10 +140,10 @@ class SchedulerChain(Chain):
             for j, x in enumerate(inputs)
         ]
 
-    # ---- how
+    # ---- tables, noise, extrapolation
 
     def _table(self, end: int) -> SchedulerTable | None:
-        """The table, valid for the steps before ``end``."""
+        """The table, valid for the steps before ``end``; None without one."""
         if not self.use_table:
             return None
         if self.probe is None:
@@ -156,7 +156,7 @@ class SchedulerChain(Chain):
             self._tail = first + len(x), visits[-LAGS:]
 
     def _noise_of(self, table: SchedulerTable, first: int, count: int, like: Tensor) -> Tensor | None:
-        """The noise that the scheduler will draw in steps ``first ...``, drawn once for each."""
+        """The noise that the scheduler will draw in steps ``first ...``; each step's noise is drawn once."""
         if not table.noisy[first : first + count].any():
             return None
         copies, tape = self.copies, self.copies.tape
@@ -190,7 +190,7 @@ class SchedulerChain(Chain):
 
 
 def _signal_and_noise(scheduler: Any, timesteps: Tensor) -> tuple[list[float], list[float]] | None:
-    """Signal and noise at every step, where the state is variance preserving and the scheduler has a table."""
+    """Signal and noise at every step; None unless the process is variance preserving with a tabulated schedule."""
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     prediction = getattr(getattr(scheduler, "config", None), "prediction_type", None)
     if cumulative is None or prediction is None or float(getattr(scheduler, "init_noise_sigma", 0)) != 1:

@@ -1,4 +1,4 @@
-"""Tables of DDPM and DDIM, which clip their predicted sample by default, in closed form."""
+"""Closed-form tables of DDPM and DDIM, which clip their predicted sample by default."""
 
 from typing import Any, cast
 
@@ -17,9 +17,9 @@ def closed_form(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> Sch
     """The table of a scheduler's steps; None where there is no closed form.
 
     Args:
-        scheduler: with its timesteps set.
-        timesteps: ``(N,)`` of the steps.
-        extra: arguments of ``step`` beyond the usual three.
+        scheduler: a scheduler with its timesteps set.
+        timesteps: ``(N,)``, timesteps of the steps.
+        extra: arguments of ``step`` beyond output, timestep and sample.
     """
     config, given = scheduler.config, {key for key, value in extra.items() if value is not None}
     if getattr(config, "thresholding", True):

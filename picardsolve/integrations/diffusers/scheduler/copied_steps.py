@@ -1,4 +1,4 @@
-"""Steps of a diffusers scheduler by copies of it: exact for every scheduler, one step at a time."""
+"""Steps taken by copies of a diffusers scheduler: exact for every scheduler, one step at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from torch import Tensor
 from picardsolve.integrations.diffusers.mutable_state import equal, independent
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
 
-OutputAt: TypeAlias = Callable[[int, Tensor], Tensor]  # the output that a step is given, from its number and its state
+OutputAt: TypeAlias = Callable[[int, Tensor], Tensor]  # output of a step, from the step's number and state
 PATCHED = ("set_timesteps", "step", "scale_model_input", "__deepcopy__")
 
 
 def copy_of(scheduler: Any, timesteps: Tensor) -> Any:
-    """The scheduler in its present state; steps of the copy change nothing in the original.
+    """A copy of the scheduler in its present state; steps of the copy change nothing in the original.
 
     Raises:
-        TypeError: the scheduler keeps something that cannot be copied.
+        TypeError: an attribute of the scheduler cannot be copied.
     """
     copied = object.__new__(type(scheduler))
     memo = {id(scheduler): copied}
@@ -31,19 +31,19 @@ def copy_of(scheduler: Any, timesteps: Tensor) -> Any:
 
 @dataclass
 class CopiedSteps:
-    """The scheduler's own steps, taken ahead of it.
+    """The scheduler's own steps, taken ahead by copies.
 
     Attributes:
-        timesteps: ``(N,)`` the loop's timesteps.
+        timesteps: ``(N,)``, the loop's timesteps.
         own: the scheduler's own timesteps; a pipeline may iterate a part of them.
-        shape: of the state, batch first.
-        output_shape: of ``model_output``.
-        dtype: of the state.
-        output_dtype: of the output.
-        extra: further arguments of ``step``, by name.
-        tape: of the generators that ``step`` may draw from.
-        form: the shape in which ``step`` gets its time.
-        ties: rows of the batch that the loop overwrites with other rows before the next step, and these other rows.
+        shape: shape of the state, batch first.
+        output_shape: shape of ``model_output``.
+        dtype: dtype of the state.
+        output_dtype: dtype of the output.
+        extra: further keyword arguments of ``step``.
+        tape: states of the generators that ``step`` may draw from.
+        form: shape of the timestep that ``step`` gets.
+        ties: rows of the batch that the loop overwrites before the next step, and the rows that it copies there.
         ahead: the copy that took the latest steps.
         ahead_at: the step at which that copy stands.
     """
@@ -62,7 +62,7 @@ class CopiedSteps:
     ahead_at: int = -1
 
     def images(self, scheduler: Any, first: int, x: Tensor, outputs: Tensor) -> Tensor:
-        """Steps ``first ...``, each from its own state of ``x``, with the given outputs; ``(W, B, D)``."""
+        """Steps ``first ...``, each from its own state in ``x``, with the given outputs; ``(W, B, D)``."""
         return self._take(scheduler, first, [lambda n, y, out=out: out for out in outputs], x[0], x)
 
     def path(self, scheduler: Any, first: int, start: Tensor, given: list[OutputAt]) -> Tensor:
@@ -70,8 +70,8 @@ class CopiedSteps:
         return self._take(scheduler, first, given, start, None)
 
     def go_on(self, first: int, start: Tensor, given: list[OutputAt]) -> Tensor:
-        """Further steps after the latest ones; copies of ``start`` where the latest ones ended elsewhere."""
-        if first != self.ahead_at:  # after a divergence: the window's steps are not worth taking again
+        """Further steps after the latest ones; copies of ``start`` where the latest steps ended elsewhere."""
+        if first != self.ahead_at:  # after a divergence, where taking the window's steps again gains nothing
             return start.expand(len(given), *start.shape)
         return self._take(self.ahead, first, given, start, None)
 
@@ -99,17 +99,14 @@ class CopiedSteps:
         return self.tied(stepped.reshape(len(x), -1).to(x.dtype))
 
     def tied(self, rows: Tensor) -> Tensor:
-        """Rows ``(B, ...)`` as the loop will leave them."""
+        """Rows ``(B, ...)`` after the loop has overwritten the tied rows."""
         if self.ties is not None:
             rows = rows.clone()
             rows[self.ties[0]] = rows[self.ties[1]]
         return rows
 
     def note_ties(self, handed: Tensor, found: Tensor) -> bool:
-        """Whether the loop's only change of a state is that rows were overwritten with other rows.
-
-        Guidance on a doubled batch does that.
-        """
+        """Whether the loop changed a state only by copying rows over others, as guidance on a doubled batch does."""
         if equal(self.tied(handed), found):
             return True
         if handed.shape != found.shape:

@@ -1,4 +1,4 @@
-"""The random generators' states before each step, so that the same step always draws the same noise."""
+"""The random generators' states before each step, so that a step draws the same noise at every visit."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ State = list[Tensor]
 class NoiseTape:
     """Generator states by step.
 
-    At the first visit of a step the generators are in the state that the sequential loop would leave them in. Every
-    later visit starts from the same state.
+    At the first visit of a step, the generators are in the state that the sequential loop would give them. Every later
+    visit starts from the same state.
     """
 
     generators: Sequence[torch.Generator]
@@ -24,7 +24,7 @@ class NoiseTape:
 
     @staticmethod
     def of(given: Any, device: torch.device) -> "NoiseTape":
-        """The tape of a pipeline's ``generator``: one, a list, or None for the device's own."""
+        """The tape of a pipeline's ``generator``: one, a list, or None for the device's default."""
         if given is None:
             cuda = device.type == "cuda"
             return NoiseTape([torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator])
@@ -41,7 +41,7 @@ class NoiseTape:
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
-        """Draw ahead within this context; at its end the generators are as before."""
+        """Draw ahead within this context; at its end the generators' states are restored."""
         present = self.states()
         try:
             yield
@@ -49,19 +49,19 @@ class NoiseTape:
             self.wind(present)
 
     def start(self, step: int) -> None:
-        """Set the states at the start of ``step``; at the first visit they are the present ones."""
+        """Restore the states at the start of ``step``; at the first visit, store the present states."""
         if step in self.before:
             self.wind(self.before[step])
         else:
             self.before[step] = self.states()
 
     def end(self, step: int) -> None:
-        """Note the states at the end of ``step``, where the next step starts."""
+        """Store the states at the end of ``step``, where the next step starts."""
         if step + 1 not in self.before:
             self.before[step + 1] = self.states()
 
     def found(self, step: int, states: State) -> bool:
-        """Whether ``step``, reached for real in ``states``, is as predicted; if not, drop all predictions."""
+        """Whether the real ``step`` starts in the predicted states; if not, drop all predictions."""
         predicted = self.before.get(step)
         self.before[step] = states
         if predicted is None or same(predicted, states):
@@ -76,5 +76,5 @@ class NoiseTape:
 
 
 def same(a: State, b: State) -> bool:
-    """Whether nothing was drawn between two states."""
+    """Whether two states are equal, so that nothing was drawn between them."""
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

@@ -1,7 +1,7 @@
-"""The weights of a scheduler's steps, measured by stepping a copy of it with unit vectors.
+"""The weights of a scheduler's steps, measured by stepping a copy of the scheduler with unit vectors.
 
-The steps of most schedulers are linear in the state, the outputs and the noise, with some memory of earlier ones. A
-copy gets another unit vector at every step, and its results are the weights, whatever the class of the scheduler.
+The steps of most schedulers are linear in the state, the outputs and the noise, with some memory of earlier steps. A
+copy gets a new unit vector at every step. Its results are the weights, for any scheduler class.
 """
 
 from collections import OrderedDict
@@ -17,16 +17,16 @@ from picardsolve.integrations.diffusers.scheduler.copied_steps import PATCHED, c
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, same
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
-LAGS = 16  # steps of memory that can be measured; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
-_SPARE = 2  # further columns of zeros, whose results are the noise
-_SMALL = 1e-6  # a smaller weight is rounding, in single precision where noise is drawn in that
-_KEPT = 8  # number of schedulers whose tables are kept from run to run
+LAGS = 16  # longest measurable memory in steps; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
+_SPARE = 2  # further columns of zeros; their results are the noise
+_SMALL = 1e-6  # smaller weights are rounding errors, where noise is drawn in single precision
+_KEPT = 8  # number of schedulers with a cached table
 _LOCK = Lock()
 _probes: "OrderedDict[Any, Probe]" = OrderedDict()
 
 
 def probe_of(scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, Any]) -> "Probe":
-    """The probe of a scheduler at the start of its timesteps; an earlier run's probe, if the schedulers are equal."""
+    """The probe of a scheduler at the start of its timesteps; equal schedulers share one, also across runs."""
     arguments = {key: value for key, value in extra.items() if key not in ("generator", "return_dict")}
     parts = {**vars(scheduler), "loop": timesteps, "own": own, **arguments, "takes": "generator" in extra}
     try:
@@ -44,11 +44,7 @@ def probe_of(scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, An
 
 
 def _print_of(value: Any) -> Any:
-    """A key that is the same for equal attributes only.
-
-    Raises:
-        LookupError: the attribute may have parts that cannot be seen.
-    """
+    """A hashable key, the same for equal attributes only; LookupError if an attribute may have hidden parts."""
     if isinstance(value, Tensor):
         return str(value.device), value.dtype, tuple(value.shape), value.detach().cpu().numpy().tobytes()
     if isinstance(value, np.ndarray):
@@ -66,9 +62,9 @@ class Probe:
     """The table of a scheduler's steps, measured as far as needed, and a copy of the scheduler before each step.
 
     Attributes:
-        table: filled for the steps that were reached.
-        scales: ``(N,)`` factors of ``scale_model_input``.
-        linear: False after a step that is not a linear map, or has too long a memory; the table ends before that step.
+        table: filled for the measured steps.
+        scales: ``(N,)``, factors of ``scale_model_input``.
+        linear: False after a step that is not linear, or has too long a memory; the table ends before that step.
     """
 
     def __init__(self, scheduler: Any, timesteps: Tensor, own: Tensor, extra: dict[str, Any]):
@@ -77,7 +73,7 @@ class Probe:
             np.zeros((steps, LAGS)), np.zeros((steps, LAGS)), np.zeros(steps), np.zeros(steps, dtype=bool)
         )
         config = getattr(scheduler, "config", {})
-        limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # which unit vectors may not reach
+        limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # beyond unit vectors
         self.scales = np.ones(steps)
         self.linear = not limited and not any(isinstance(value, Tensor) for value in extra.values())
         self._scheduler, self._timesteps, self._own = copy_of(scheduler, own), timesteps, own
@@ -87,11 +83,11 @@ class Probe:
             self._tape = NoiseTape.of(torch.Generator(timesteps.device), timesteps.device)
             self._extra["generator"] = self._tape.generators[0]
         self._stages: dict[int, Any] = {}
-        self._reached = self._noted = 0  # steps that were taken, and those of them that are in the table
+        self._reached = self._noted = 0  # steps taken, and steps in the table
         self._alive = True
 
     def reach(self, end: int) -> bool:
-        """Measure the steps before ``end``; whether the table has all of them."""
+        """Measure the steps before ``end``; whether the table covers all of them."""
         if self._alive and self._reached < end:
             with _LOCK, self._tape.ahead(), torch.no_grad():
                 if self._reached >= end:  # another thread has measured them
@@ -103,17 +99,17 @@ class Probe:
         return end <= self._noted
 
     def stage(self, n: int) -> Any:
-        """A copy of the scheduler before step ``n``, whose states are unit vectors; None if unknown."""
+        """A copy of the scheduler before step ``n``, with unit vectors as states; None if unknown."""
         self.reach(n + 1)
         return self._stages.get(n)
 
     def carries_forward(self) -> bool:
-        """Whether most measured steps give their own state more weight than earlier states."""
+        """Whether most measured steps weight their own state more than earlier states."""
         x = np.abs(self.table.x[: self._noted])
         return self._noted == 0 or bool(np.mean(x[:, 0] < x[:, 1:].sum(1)) < 0.25)
 
     def _step(self, n: int) -> tuple[Tensor, Tensor, bool] | None:
-        """The step's result for unit vectors, the noise that it can have drawn, and whether it drew."""
+        """The step's result for unit vectors, the possible noises, and whether the step drew noise."""
         columns = 2 * LAGS + _SPARE
         x = torch.zeros(1, columns, 1, 1, dtype=torch.float64, device=self._timesteps.device)
         output = torch.zeros_like(x)
@@ -128,7 +124,7 @@ class Probe:
         try:
             step = type(self._scheduler).step
             y = step(self._scheduler, output, self._timesteps[n], x, **self._extra, return_dict=False)[0]
-        except Exception:  # a scheduler that needs states of another shape; copies take its steps
+        except Exception:  # the scheduler needs another shape of states; copies take its steps
             self._alive = False
             return None
         drew = not same(before, self._tape.states())
@@ -144,7 +140,7 @@ class Probe:
         noises = torch.stack([noise for _, noise, _ in found]).cpu().numpy()
         for n, y, drawn, (_, _, drew) in zip(range(self._reached, len(self.table.s)), ys, noises, found, strict=False):
             sizes = y[-_SPARE:] / drawn[:, -_SPARE:] if drew else np.zeros((2, _SPARE))
-            kind = int(np.ptp(sizes, axis=1).argmin())  # drawn in the output's type, or always in single precision
+            kind = int(np.ptp(sizes, axis=1).argmin())  # drawn in the output's dtype, or always in single precision
             size, unit = sizes[kind], y - sizes[kind, 0] * drawn[kind]
             if not np.isfinite(y).all() or np.abs(unit[-_SPARE:]).max() > 1e-6 or np.ptp(size) > 1e-6:
                 self.linear = False
@@ -154,7 +150,7 @@ class Probe:
             lag = (n - np.arange(LAGS)) % LAGS
             x, o = unit[lag], unit[LAGS + lag]
             x[np.abs(x) < _SMALL], o[np.abs(o) < _SMALL] = 0.0, 0.0
-            if x[-1] or o[-1]:  # a longer memory (UniPC's corrector never forgets) would not be told apart
+            if x[-1] or o[-1]:  # a longer memory (UniPC's corrector) would alias with a shorter one
                 self.linear = False
                 return
             table = self.table

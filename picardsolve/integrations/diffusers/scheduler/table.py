@@ -1,7 +1,7 @@
 """The steps of a scheduler as a table of weights: all steps of a window in a few operations.
 
-A table holds for schedulers whose step is a linear map, apart from a clipped predicted sample (DDPM and DDIM). Sweeps
-and guesses use the table. The pipeline's own steps are always taken by the scheduler itself.
+A table holds for schedulers whose step is linear, apart from a clipped predicted sample (DDPM and DDIM). Sweeps and
+guesses use the table. The scheduler itself always takes the pipeline's own steps.
 """
 
 from collections import deque
@@ -31,13 +31,13 @@ class SchedulerTable:
     """``Phi_n(x) = sum_k x_k[n] x[n - k] + o_k[n] output[n - k] + s[n] noise[n]``, all weights float64.
 
     Attributes:
-        x: ``(N, K)`` weights of the state and of the states before it.
-        o: ``(N, K)`` weights of the output and of the outputs before it.
-        s: ``(N,)`` size of the noise.
-        noisy: ``(N,)`` whether the step draws noise.
+        x: ``(N, K)``, weights of the state and of earlier states.
+        o: ``(N, K)``, weights of the output and of earlier outputs.
+        s: ``(N,)``, standard deviation of the noise.
+        noisy: ``(N,)``, whether the step draws noise.
         clip: the clipped part of the step; None where nothing is clipped.
-        lags: the largest k with a weight.
-        noise_dtype: type in which the noise is drawn; None for the type of the output.
+        lags: the largest k with a nonzero weight.
+        noise_dtype: dtype in which the noise is drawn; None for the dtype of the output.
     """
 
     x: np.ndarray
@@ -51,7 +51,7 @@ class SchedulerTable:
     def images(
         self, first: int, x: Tensor, outputs: Tensor, noise: Tensor | None, past: Sequence[Visit] = ()
     ) -> Tensor:
-        """Steps ``first ...``, each from its own state of ``x``, ``(W, B, D)``."""
+        """Steps ``first ...``, each from its own state in ``x``, ``(W, B, D)``."""
         at = slice(first, first + len(x))
         p, q = (_by_age(weights[at, : self.lags + 1], x) for weights in (self.x, self.o))
         inputs = [(_column(self.s[at], x), noise)]
@@ -79,15 +79,15 @@ class SchedulerTable:
     def path_of_one_output(
         self, first: int, count: int, start: Tensor, output: Tensor, past: Sequence[Visit] = ()
     ) -> Tensor | None:
-        """The path from ``start`` with one output for all steps, as one product.
+        """The path from ``start`` with one output for all steps, as one matrix product.
 
-        None where a step draws noise or clips: it is not a product then.
+        None where a step draws noise or clips.
         """
         if self.clip is not None or self.noisy[first : first + count].any():
             return None
         states, outputs = ([visit[k] for visit in past] for k in (0, 1))
         known = len(past)
-        # row j: the j-th state as a combination of the states before, the start, the outputs before, and the output
+        # row j: weights of the j-th state on earlier states, start, earlier outputs, and the output
         rows = np.eye(known + 1 + count, known + 1 + known + 1)
         rows[known + 1 :] = 0.0
         for j in range(count):
@@ -101,7 +101,7 @@ class SchedulerTable:
 
 
 def _by_age(weights: np.ndarray, like: Tensor) -> list[Tensor | None]:
-    """Columns of ``(W, K)`` weights, ``(W, 1, 1)`` each; None for ages that no step reads."""
+    """Columns of ``(W, K)`` weights, ``(W, 1, 1)`` each; None for lags that no step uses."""
     return [_column(row, like) if k == 0 or row.any() else None for k, row in enumerate(weights.T)]
 
 
