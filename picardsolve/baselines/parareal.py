@@ -30,9 +30,8 @@ class Parareal(Method):
     each sample in a round. All samples share one schedule, but each sample stops separately.
 
     Args:
-        blocks: number of blocks of equal length; the first block takes the remainder. Default: the square root of the
-            number of steps. There are fewer blocks if they would not be longer than ``coarse``, or if ``window`` is
-            smaller.
+        blocks: number of blocks of equal length; the first takes the remainder. Default: the square root of the number
+            of steps. There are fewer if they would not be longer than ``coarse``, or if ``window`` is smaller.
         starts: instead of ``blocks``, the steps where cores start, 0 first.
         coarse: number of steps of a coarse jump, 1 by default. All but the first need rows and rounds of their own.
         iterations: stop when the core that makes this iteration reaches the end, whatever the tolerance. 1 is the last
@@ -41,8 +40,7 @@ class Parareal(Method):
             to the one before are dropped. None, the default: ``starts`` are steps of any grid.
 
     Raises:
-        TypeError: ``blocks``, ``coarse``, ``iterations`` or ``grid`` is not an integer, or ``starts`` not a tuple of
-            integers.
+        TypeError: a number is not an integer, or ``starts`` is not a tuple of integers.
         ValueError: a number is out of range, or starts are not more than ``coarse`` steps apart.
     """
 

@@ -29,8 +29,8 @@ def paradigms(tol: float = 0.1) -> dict[str, Any]:
 def parasolver(tol: float = 0.1) -> dict[str, Any]:
     """ParaSolver, for denoisers with noise: ParaDiGMS with a predicted sample as guess (Lu, Zhu & Hou, ICLR 2025).
 
-    Its Newton step uses the identity as Jacobian, which is Picard iteration. So only its guesses are new. Differences:
-    as in `paradigms`.
+    Its Newton step has the identity as Jacobian, which is Picard iteration. Only its guesses are new. Differences from
+    the paper are those of `paradigms`.
 
     Args:
         tol: 0.1, as in ParaDiGMS; the example of the released code has 0.55.
@@ -87,9 +87,8 @@ def quasi_deer() -> dict[str, Any]:
 def srds(blocks: int | None = None, iterations: int | None = None) -> dict[str, Any]:
     """SRDS, pipelined: parareal for samplers (Selvam, Merchant & Ermon, NeurIPS 2024, arXiv 2412.08292).
 
-    The coarse solver takes one DDIM step over a block. Difference: with N steps in B blocks, iteration K ends after ``K
-    N / B + B - K`` rounds. The published count is ``K N / B + B - 1``, because it repeats the block that is already
-    exact.
+    The coarse solver takes one DDIM step over a block. Difference: with N steps in B blocks, iteration K ends after
+    ``K N / B + B - K`` rounds. The published count, ``K N / B + B - 1``, repeats the block that is already exact.
 
     Args:
         blocks: number of blocks; the square root of the number of steps by default, as published.

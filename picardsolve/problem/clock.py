@@ -45,13 +45,7 @@ class Clock:
 
     @staticmethod
     def of(ts: Tensor, layout: Layout, resolved: float = RESOLVED) -> "Clock":
-        """The clock of a grid.
-
-        Args:
-            ts: ``(N + 1,)``, or one grid per sample, ``(T, B)``.
-            layout: layout of the state.
-            resolved: number of steps within which the drift is expected to change by its own size.
-        """
+        """The clock of a grid, ``(N + 1,)`` or ``(T, B)``; the drift changes by its own size in ``resolved`` steps."""
         far, shortest = float(ts.abs().max()), float(ts.diff(dim=0).abs().min())
         span = float((ts[-1] - ts[0]).abs().min())
         lower = layout.compute_dtype, layout.dtype.to_real()
@@ -73,11 +67,7 @@ class Clock:
             self.ladder = (torch.float64, *self.ladder)
 
     def called(self, name: str, function: Callable[[torch.dtype], Out]) -> Out:
-        """The value of ``function(dtype)`` for the first dtype of the ladder that raises no RuntimeError.
-
-        Raises:
-            ValueError: rounding to this dtype shifts times too far.
-        """
+        """``function(dtype)`` for the first dtype without a RuntimeError; ValueError if that shifts times too far."""
         first: RuntimeError | None = None
         for rung, dtype in enumerate(self.ladder):
             try:

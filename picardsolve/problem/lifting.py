@@ -27,8 +27,7 @@ class Lifted:
     Attributes:
         name: the argument's name in messages.
         function: a function of one state, or of one batch.
-        branches: True: a function that branches on values is called in a loop over the times. False: it raises an
-            error.
+        branches: whether a function that branches on values is called in a loop over the times, or raises an error.
         one_by_one: whether vmap has failed, so that the function is called in a loop over the times.
     """
 
@@ -38,13 +37,7 @@ class Lifted:
     one_by_one: bool = False
 
     def __call__(self, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
-        """The values at times ``(K,)`` and states ``(K, ...)``.
-
-        ``dims`` is 0 for an argument with one entry per time, and None for a shared argument.
-
-        Raises:
-            ValueError: vmap cannot lift the function, because it branches on values or is random.
-        """
+        """The values at times ``(K,)`` and states ``(K, ...)``; ``dims`` has 0 for an argument per time, else None."""
         if self.one_by_one:
             return self._in_turn(t, y, args, dims)
         try:
@@ -97,12 +90,9 @@ def random(name: str) -> ValueError:
 
 
 def not_random(name: str, device: torch.device, call: Callable[[], Out]) -> Out:
-    """The value of a call that must not draw from torch's generators.
+    """The value of a call; ValueError if it draws from torch's generators.
 
     Comparing two calls is not enough: the function may seed the generators itself.
-
-    Raises:
-        ValueError: the call draws random numbers.
     """
     before, out = _generators(device), call()
     if not all(torch.equal(*states) for states in zip(before, _generators(device), strict=True)):
@@ -116,11 +106,7 @@ def _generators(device: torch.device) -> list[Tensor]:
 
 
 def check_takes_arguments(name: str, function: Callable[..., Any], arguments: Sequence[Any], error: Exception) -> None:
-    """Raise a clearer error if a function failed because it takes other arguments.
-
-    Raises:
-        TypeError: the function does not take the arguments.
-    """
+    """Raise a clearer TypeError if a function failed because it takes other arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

@@ -15,11 +15,7 @@ def checked(guess: Guess) -> Guess:
 
 @dataclass(frozen=True)
 class CheckedGuess(Guess):
-    """Calls another guess with copies, checks the shape of its states, and makes them finite.
-
-    Attributes:
-        guess: the other guess.
-    """
+    """Calls another guess with copies, checks the shape of its states, and makes them finite."""
 
     guess: Guess
 
@@ -29,11 +25,7 @@ class CheckedGuess(Guess):
         return None if states is None else self._checked(states, entering.start, len(entering.n))
 
     def ahead(self, entering: Entering) -> Tensor:
-        """The states of the other guess.
-
-        Raises:
-            ValueError: the states have another shape.
-        """
+        """The states of the other guess; ValueError if they have another shape."""
         return self._checked(self.guess.ahead(entering.copied()), entering.start, len(entering.n))
 
     def most(self, rounds: int, width: int) -> int:

@@ -58,14 +58,7 @@ def within_reach(entering: Entering) -> Index:
 
 
 def extrapolated(entering: Entering, ts: Tensor, degree: int, path: Tensor | None) -> Tensor:
-    """The polynomial through earlier states minus a path, ``(L, B, D)``; constant beyond its reach.
-
-    Args:
-        entering: the states to guess.
-        ts: ``(N + 1,)``, times of the grid.
-        degree: degree of the polynomial, where enough states are known.
-        path: ``(N + 1, B, D)``; None for zeros.
-    """
+    """The polynomial through earlier states minus ``path`` (None: 0), ``(L, B, D)``; constant beyond its reach."""
     trail, times, row = entering.trail, ts.numpy(), within_reach(entering)
     assert trail is not None
     reach, first = np.minimum(trail.last, entering.wanted), entering.n[0] + np.zeros_like(trail.last)

@@ -27,9 +27,8 @@ class FromTrajectory(Guess):
     Args:
         previous: a `Solution` with ``save="all"``, or tensors ``(N + 1, *y0.shape)`` in the structure of y0. Copies of
             the last known state replace states that are not finite.
-        noise: "same", the default: the trajectory has the same Brownian path, or none. "new", for a `Denoiser`: the
-            trajectory has another path. Then only its last state, the clean sample, is used, and steps go towards it
-            with the new noise.
+        noise: "same", the default: the trajectory has the same Brownian path, or none. "new", for a `Denoiser`: it has
+            another path. Only its last state, the clean sample, is used, and steps go towards it with the new noise.
 
     Raises:
         ValueError: ``noise`` is neither; in a solve, the trajectory has another length or shape.

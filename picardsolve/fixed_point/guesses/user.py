@@ -19,9 +19,8 @@ class UserGuess(Guess):
 
     Args:
         function: called with the times ``(L,)`` of the states to guess, in the dtype that the drift gets, and with the
-            last known state ``y``, in the structure, shape and dtype of y0. Returns one state per time, ``(L,
-            *y0.shape)``. Where the windows of samples begin at different times, the function is called once for each of
-            these times. Each call gives the states of the samples at its time.
+            last known state ``y``, in the structure, shape and dtype of y0. Returns one state per time,
+            ``(L, *y0.shape)``. Where the samples' windows begin at different times, it is called once for each time.
         layout: layout of y0.
         ts: ``(N + 1,)``, times of the grid.
     """
@@ -35,12 +34,7 @@ class UserGuess(Guess):
         return self.ahead(entering)
 
     def ahead(self, entering: Entering) -> Tensor:
-        """The function's states; copies of the last state replace states that are not finite.
-
-        Raises:
-            TypeError: the function does not return floating-point tensors in the structure of y0.
-            ValueError: the states have another shape.
-        """
+        """The function's states; copies of the last state replace states that are not finite."""
         start, count = entering.start, len(entering.n)
         leaves_from = np.where(entering.wanted > 0, entering.n[0], -1)
         states = start.repeat(count, 1, 1)

@@ -19,11 +19,7 @@ _CONDITIONING = {"args", "cond"}  # arguments of solve that models may have, too
 
 
 def merged(name: str, given: Mapping[str, Any] | None, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a mapping together with the keyword arguments.
-
-    Raises:
-        TypeError: ``given`` is not a mapping from names, or an argument is given twice.
-    """
+    """The arguments of a mapping together with the keyword arguments; TypeError if one is given twice."""
     given = {} if given is None else given
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise TypeError(f"{name}: expected a dict of arguments by name, got {given!r}.")
@@ -34,13 +30,10 @@ def merged(name: str, given: Mapping[str, Any] | None, others: Mapping[str, Any]
 
 
 def refuse_unread_by_pipeline(pipe: Any, names: Iterable[str], ours: Collection[str]) -> None:
-    """Refuse arguments that a pipeline's call would accept and ignore.
+    """Raise a TypeError for arguments that a pipeline's call would accept and ignore.
 
     A call reads the arguments in its signature, the strings in its code (``kwargs.pop("callback")``), and the arguments
     in its docstring. A call that passes its arguments on to a base class also reads those of the base class.
-
-    Raises:
-        TypeError: the call does not read an argument.
     """
     known: set[str] = set()
     for call in _calls_of(type(pipe)):
@@ -61,13 +54,10 @@ def named_like_ours(pipe: Any, ours: Collection[str]) -> list[str]:
 
 
 def refuse_unread_by_model(model: Any, names: Iterable[str], ours: Collection[str]) -> None:
-    """Refuse arguments that a model would accept and ignore.
+    """Raise a TypeError for arguments that a model would accept and ignore.
 
     A model that passes on all its arguments accepts any name, except the names of arguments of `picardsolve.solve` and
     likely misspellings of our arguments.
-
-    Raises:
-        TypeError: the model does not read an argument.
     """
     call = _forward_of(model)
     known = _named(call)

@@ -49,15 +49,13 @@ def sampler(
     Args:
         pipe: a diffusers pipeline with a ``scheduler`` and a denoiser.
         window: steps solved at once, at least 1; 32 by default. "auto" tries several widths and continues with the
-            fastest, or with one step at a time where that is fastest. Its choice depends on measured times, and so do
-            the last digits of the result.
+            fastest, which may be one step. The choice depends on the clock, and so do the result's last digits.
         tolerance: relative to the state's size; 1e-3 by default. A state is accepted when two numbers are at most this:
             its change in a round, and the sum of the residuals up to it (what Picard iteration would still change). The
             tolerance does not bound the distance to the untouched pipeline's result: see ``report.certificate``. 0
             gives the sequential result, up to rounding of the denoiser's batches. Above 0 it is at least the resolution
             of the states' dtype (``report.tolerance``).
-        max_batch: largest number of rows in a denoiser call (guidance counts twice); None, the default, for no limit. A
-            wider window is split.
+        max_batch: largest number of rows in a denoiser call (guidance counts twice); wider windows are split.
         iteration: how a round computes the window's new states. Default: `picardsolve.Secant`, or
             `picardsolve.Exponential` for schedulers whose step starts from an earlier state (UniPC, Heun).
         guess: initial values of states that enter the window. Default: the last predicted sample is held fixed where
@@ -88,9 +86,8 @@ def sample(
 ) -> Any:
     """Call ``pipe(*args, **kwargs)`` in parallel over its steps.
 
-    An argument that neither this call nor the pipeline reads raises an error, even if the pipeline would accept and
-    ignore it. A pipeline reads the arguments in its signature, and the arguments that its code or its documentation
-    names.
+    An argument that neither this call nor the pipeline reads raises an error, even if the pipeline would ignore it. A
+    pipeline reads the arguments in its signature, and those that its code or its documentation names.
 
     Args:
         pipe: a diffusers pipeline.
@@ -164,8 +161,7 @@ def denoise(
     Steps ``scheduler`` from ``x`` over its timesteps in parallel. Call ``scheduler.set_timesteps`` first.
 
     Args:
-        model: ``model(x, t, **conditioning)``, a module or a function; returns the prediction, or an object with
-            ``sample``.
+        model: ``model(x, t, **conditioning)``, a module or a function; returns a tensor, or an object with ``sample``.
         scheduler: a diffusers scheduler with its timesteps set.
         x: ``(B, ...)`` initial noise, already at the scheduler's ``init_noise_sigma``.
         window: as for `sampler`.

@@ -14,12 +14,7 @@ _WIDEST = 128  # largest window in steps that window="auto" tries
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is solved; `sampler` documents each option.
-
-    Raises:
-        TypeError: a pipeline cannot use the type of an option.
-        ValueError: an option is out of range.
-    """
+    """How a run is solved; `sampler` documents each option, and the errors for wrong ones."""
 
     window: int | Literal["auto"] = 32
     tolerance: float = 1e-3

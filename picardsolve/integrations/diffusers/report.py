@@ -20,27 +20,23 @@ class Report:
     Attributes:
         steps: iterations of the pipeline's loop; each is one denoiser call in a sequential run.
         rounds: batched denoiser calls, one after the other (the calls of one iteration count once).
-        calls: all denoiser calls; an iteration has several with two-call guidance, with a ControlNet, or where
-            ``max_batch`` splits a round.
+        calls: all denoiser calls; several in an iteration with two-call guidance, a ControlNet, or ``max_batch``.
         states: states that the denoiser evaluated, counted per batch.
         samples: size of the batch.
         width: most steps in a round.
         misses: stored outputs that did not fit when their steps were reached, and were computed again.
-        company: distance between a state's output in a batch and its output alone, relative to the output's size;
-            measured once a run.
+        company: distance between a state's output in a batch and its output alone, relative to the output's size.
         tolerance: the tolerance in use; at least the resolution of the states' dtype.
         seconds: time of the loop.
         round_seconds: ``(width, seconds)`` of each round, from its first denoiser call to the end of its step.
-        single_seconds: seconds of rounds of one step, without the first call of each kind (network, shapes, dtypes) in
-            this process, because first calls are slower.
+        single_seconds: seconds of rounds of one step, without the process's slower first call of a kind.
         predicted_gain: prediction of `measured_gain` after a quarter of the steps, from the times of these steps and
             their replays. None for a short run, or before a round of one step was measured.
         sequential: why the run, or the rest of it, went one step at a time; None if it did not.
         notes: further sentences for the user.
         history: one record per round of the window.
         state: the last state of the loop; None before the first step.
-        held_slopes: ``(N,)``, derivative of each scheduler step with respect to its state, at a fixed output of the
-            denoiser; None where unknown.
+        held_slopes: ``(N,)``, derivative of each step with respect to its state, at a fixed output; None if unknown.
     """
 
     steps: int = 0

@@ -1,7 +1,6 @@
 """One denoiser call for many lanes: the lanes' arguments become one batch, and the lanes share its outputs.
 
-Row r of lane j is row ``r * W + j`` of the batch. The rows that the denoiser splits into halves or thirds (attention
-processors with guidance) therefore stay together.
+Row r of lane j is row ``r * W + j`` of the batch. So rows that the denoiser splits into halves or thirds stay together.
 """
 
 from collections.abc import Callable
@@ -37,15 +36,7 @@ class Batch:
     def call(
         self, function: Callable[..., Any], lanes: list[int], args: tuple, kwargs: dict, like: Any = None
     ) -> "Outputs":
-        """Call a denoiser for some lanes of its window arguments.
-
-        Args:
-            function: the denoiser.
-            lanes: numbers of the lanes.
-            args: positional arguments.
-            kwargs: keyword arguments.
-            like: an output for one lane, if known.
-        """
+        """Call a denoiser for the given lanes of its window arguments; ``like`` is an output for one lane, if known."""
         samples = _samples(args, kwargs)
         most = max(len(lanes), self.pad or 1) if self.limit is None else max(1, self.limit // samples)
         even = -(-len(lanes) // -(-len(lanes) // most))
@@ -68,7 +59,7 @@ class Outputs:
     Attributes:
         samples: rows of one lane.
         like: an output of one lane, if known.
-        chunks: for each call, its output, its number of lanes, and the number of these lanes that are not padding.
+        chunks: for each call, its output, its number of lanes, and how many of these are not padding.
     """
 
     samples: int
@@ -219,11 +210,7 @@ def _at(like: Any, key: Any) -> Any:
 
 
 def with_another_lane(value: Any, plain: Any) -> Any:
-    """Window arguments with one more lane, which comes from plain arguments.
-
-    Raises:
-        LookupError: the two differ in structure, or in a part that is not a window tensor.
-    """
+    """Window arguments with one more lane, from plain arguments; LookupError if these differ elsewhere."""
     if isinstance(value, WindowTensor):
         if not isinstance(plain, Tensor) or plain.shape != value.items[0].shape:
             raise LookupError

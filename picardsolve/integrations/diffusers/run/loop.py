@@ -4,7 +4,7 @@ The pipeline iterates the scheduler's timesteps as always, one step at a time. A
 
 * a round: the loop body runs once on window tensors. Each denoiser call is batched over the window. The core's window
   gets the outputs: it sweeps, tests, slides and guesses.
-* a replay of an accepted step: the loop body runs on plain tensors, and the denoiser's output is the stored one. The
+* a replay of an accepted step: the loop body runs on plain tensors, with the stored output of the denoiser. The
   scheduler takes its real step, with its own history and noise.
 * a plain step, where there is nothing to batch, or where a stored output does not fit (a miss).
 
@@ -227,11 +227,7 @@ class Loop:
             return None
 
     def _guarded(self, work: Callable[[], Any], otherwise: Any) -> Any:
-        """The result of ``work``, in which copies of the scheduler take steps ahead.
-
-        If these steps fail, or change the scheduler itself, all changes are undone. The run then goes on one step at a
-        time, and the result is ``otherwise``.
-        """
+        """The result of ``work``, which steps copies of the scheduler; an error is undone, and gives ``otherwise``."""
         if self._settled is None:
             self._settled = Snapshot({type(self._scheduler).__name__: self._scheduler, **random_generators()})
         self._settled = settled = self._settled.current()

@@ -15,14 +15,7 @@ _JOINS = {"cat", "concat"}
 
 
 def stacked(func: Callable, args: Any, kwargs: dict, kind: Any) -> Any:
-    """``func`` of stacked arguments; None if ``func`` must run lane by lane.
-
-    Args:
-        func: the operation.
-        args: positional arguments; window tensors are instances of ``kind`` with a ``stack``.
-        kwargs: keyword arguments.
-        kind: the class of window tensors.
-    """
+    """``func`` of stacked arguments; ``kind`` is the class of window tensors. None if it must run lane by lane."""
     name = getattr(func, "__name__", "")
     if name in _ELEMENTWISE and not kwargs:
         operands = _aligned(args, kind)

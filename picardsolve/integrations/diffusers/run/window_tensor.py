@@ -18,7 +18,7 @@ _FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray, torch.full)
 
 
 class Lanes:
-    """The lanes of one round: several steps pass at once through a loop body that is written for one step.
+    """The lanes of one round, which share one run of a loop body that is written for one step.
 
     Attributes:
         count: number of lanes that have taken the same branches as the first lane.
@@ -84,8 +84,7 @@ class WindowTensor(Tensor):
 
     Code that reads a value (``bool``, ``item``, ``float``) gets the first lane's value. Where another lane has another
     value, that lane and all later lanes are dropped. So no lane takes the branch of another lane. Random numbers are
-    drawn once, as in the sequential loop. Writing a window tensor into a plain tensor turns the plain tensor into a
-    window tensor.
+    drawn once, as in the sequential loop. A plain tensor becomes a window tensor when one is written into it.
     """
 
     lanes: Lanes

@@ -118,7 +118,7 @@ class SchedulerChain(Chain):
     def held_slopes(self) -> Tensor | None:
         """Derivative of each step with respect to its state, at a fixed output, ``(N,)`` float64.
 
-        It assumes that the predicted sample is not clipped. None where no table is known.
+        The predicted sample counts as not clipped. None where no table is known.
         """
         table = self._table(self.length)
         if table is None:

@@ -14,13 +14,7 @@ PREDICTIONS = "epsilon", "sample", "v_prediction"
 
 
 def closed_form(scheduler: Any, timesteps: Tensor, extra: dict[str, Any]) -> SchedulerTable | None:
-    """The table of a scheduler's steps; None where there is no closed form.
-
-    Args:
-        scheduler: a scheduler with its timesteps set.
-        timesteps: ``(N,)``, timesteps of the steps.
-        extra: arguments of ``step`` beyond output, timestep and sample.
-    """
+    """The table of a scheduler's steps, with further arguments ``extra`` of ``step``; None without a closed form."""
     config, given = scheduler.config, {key for key, value in extra.items() if value is not None}
     if getattr(config, "thresholding", True):
         return None

@@ -15,11 +15,7 @@ PATCHED = ("set_timesteps", "step", "scale_model_input", "__deepcopy__")
 
 
 def copy_of(scheduler: Any, timesteps: Tensor) -> Any:
-    """A copy of the scheduler in its present state; steps of the copy change nothing in the original.
-
-    Raises:
-        TypeError: an attribute of the scheduler cannot be copied.
-    """
+    """A copy of the scheduler, whose steps leave the original unchanged; TypeError if it cannot be copied."""
     copied = object.__new__(type(scheduler))
     memo = {id(scheduler): copied}
     for name, value in vars(scheduler).items():

@@ -13,11 +13,7 @@ State = list[Tensor]
 
 @dataclass
 class NoiseTape:
-    """Generator states by step.
-
-    At the first visit of a step, the generators are in the state that the sequential loop would give them. Every later
-    visit starts from the same state.
-    """
+    """Generator states by step: every visit of a step starts from the state that the sequential loop would give."""
 
     generators: Sequence[torch.Generator]
     before: dict[int, State] = field(default_factory=dict)

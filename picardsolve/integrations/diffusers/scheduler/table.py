@@ -79,10 +79,7 @@ class SchedulerTable:
     def path_of_one_output(
         self, first: int, count: int, start: Tensor, output: Tensor, past: Sequence[Visit] = ()
     ) -> Tensor | None:
-        """The path from ``start`` with one output for all steps, as one matrix product.
-
-        None where a step draws noise or clips.
-        """
+        """The path from ``start`` with one output for all steps; None where a step draws noise or clips."""
         if self.clip is not None or self.noisy[first : first + count].any():
             return None
         states, outputs = ([visit[k] for visit in past] for k in (0, 1))
