@@ -40,7 +40,7 @@ class Parareal(Method):
             to the one before are dropped. None, the default: ``starts`` are steps of any grid.
 
     Raises:
-        TypeError: a number is not an integer, or ``starts`` is not a tuple of integers.
+        TypeError: ``blocks``, ``coarse``, ``iterations`` or ``grid`` is no integer, or ``starts`` no tuple of integers.
         ValueError: a number is out of range, or starts are not more than ``coarse`` steps apart.
     """
 

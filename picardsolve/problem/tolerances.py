@@ -12,7 +12,7 @@ from picardsolve.problem.state import Layout, sorted_keys
 
 Stop = Literal["error", "residual", "increment"]
 
-_TINY = 1e-30  # weights of this size are normal numbers in every dtype of states
+_TINY = 1e-30  # weights of at least this size are normal numbers in every dtype of states
 
 
 @dataclass(frozen=True)

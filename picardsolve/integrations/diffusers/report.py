@@ -21,7 +21,7 @@ class Report:
         steps: iterations of the pipeline's loop; each is one denoiser call in a sequential run.
         rounds: batched denoiser calls, one after the other (the calls of one iteration count once).
         calls: all denoiser calls; several in an iteration with two-call guidance, a ControlNet, or ``max_batch``.
-        states: states that the denoiser evaluated, counted per batch.
+        states: number of states that the denoiser evaluated, where a whole batch counts as one.
         samples: size of the batch.
         width: most steps in a round.
         misses: stored outputs that did not fit when their steps were reached, and were computed again.
@@ -94,7 +94,7 @@ class Report:
 
     @property
     def evaluations(self) -> int:
-        """States that the denoiser evaluated, counted per sample."""
+        """Number of states that the denoiser evaluated, where each sample of a batch counts."""
         return self.states * self.samples
 
     @property

@@ -140,7 +140,7 @@ class Sampler:
                 self._forwards[-1].start(loop)
 
     def restore(self) -> bool:
-        """Restore the denoisers' internal state before this context's first call; whether that was possible."""
+        """Restore the denoisers' internal state from before this context's first call; whether that was possible."""
         return all([watch.restore() for watch in reversed(self._watches)])
 
     def _stop(self, loop: Loop) -> None:

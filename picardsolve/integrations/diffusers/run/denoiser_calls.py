@@ -45,7 +45,7 @@ class DenoiserCalls:
         rows: rows of states that the denoiser gets for one step (guidance doubles them).
         started: time of this iteration's first real call.
         seconds: time from ``started`` to the end of the step.
-        warm: whether this process has made calls of the same kinds (shapes, dtypes) before.
+        warm: whether this process had made calls of all kinds (shapes, dtypes) of this iteration before.
         renewed: whether a denoiser was changed since the latest round.
         watch: observes the denoisers' internal state.
     """

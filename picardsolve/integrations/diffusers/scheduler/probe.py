@@ -73,7 +73,7 @@ class Probe:
             np.zeros((steps, LAGS)), np.zeros((steps, LAGS)), np.zeros(steps), np.zeros(steps, dtype=bool)
         )
         config = getattr(scheduler, "config", {})
-        limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # beyond unit vectors
+        limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # unit vectors may not reach these
         self.scales = np.ones(steps)
         self.linear = not limited and not any(isinstance(value, Tensor) for value in extra.values())
         self._scheduler, self._timesteps, self._own = copy_of(scheduler, own), timesteps, own
