@@ -19,8 +19,8 @@ class Polynomial(Guess):
 
     The nodes cover as many steps before the window's end as there are states to guess after it. The polynomial
     extrapolates no further than its nodes reach back. So errors of the nodes grow by a bounded factor for any window:
-    on equal steps by at most 17 for degree 2, 111 for 3, 769 for 4. On smooth ODEs it saves a third to a half of the
-    rounds where many windows cover the grid, and none where one or two do. It does not help on samplers.
+    on equal steps by at most 17 for degree 2, 111 for 3, 769 for 4. On smooth ODEs this guess saves a third to a half
+    of the rounds where many windows cover the grid, and none where one or two do. On samplers this guess does not help.
 
     Args:
         degree: degree of the polynomial, at least 1; 3 by default. The degree is lower where fewer states are known.

@@ -51,7 +51,7 @@ class PatchedMethod:
 class PatchedForward:
     """Replaces a denoiser's forward: calls go to the loop that runs in the calling thread, if there is one.
 
-    Several pipelines may share a module. It is patched once, and restored after its last user.
+    Several pipelines may share a module. The module is patched once, and restored after its last user.
     """
 
     def __init__(self, module: nn.Module, name: str):

@@ -3,7 +3,7 @@
 The pipeline iterates the scheduler's timesteps as always, one step at a time. An iteration is one of three things:
 
 * a round: the loop body runs once on window tensors. Each denoiser call is batched over the window. The core's window
-  gets the outputs: it sweeps, tests, slides and guesses.
+  gets the outputs, and sweeps, tests, slides and guesses.
 * a replay of an accepted step: the loop body runs on plain tensors, with the stored output of the denoiser. The
   scheduler takes its real step, with its own history and noise.
 * a plain step, where there is nothing to batch, or where a stored output does not fit (a miss).
@@ -107,7 +107,7 @@ class Loop:
             self._lanes.close()
             self._lanes = None
 
-    # ---- what the pipeline calls
+    # ---- the pipeline's calls
 
     def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer a call of a denoiser."""
@@ -248,7 +248,7 @@ class Loop:
         self._handed = None
         return otherwise
 
-    # ---- what the pipeline receives
+    # ---- the states that the pipeline receives
 
     def _next(self, stepped: Any, state: Tensor) -> Any:
         """The step's return value; it holds the window's states if the next iteration is a round."""

@@ -80,11 +80,12 @@ class Lanes:
 
 
 class WindowTensor(Tensor):
-    """``W`` tensors in the place of one; each operation runs on every one of them.
+    """``W`` tensors in the place of one; each operation runs on all of these tensors.
 
     Code that reads a value (``bool``, ``item``, ``float``) gets the first lane's value. Where another lane has another
     value, that lane and all later lanes are dropped. So no lane takes the branch of another lane. Random numbers are
-    drawn once, as in the sequential loop. A plain tensor becomes a window tensor when one is written into it.
+    drawn once, as in the sequential loop. A plain tensor becomes a window tensor when a window tensor is written into
+    it.
     """
 
     lanes: Lanes

@@ -49,7 +49,7 @@ class SchedulerChain(Chain):
             self.probe = probe_of(self.scheduler, copies.timesteps, copies.own, copies.extra)
         self._levels = _signal_and_noise(self.scheduler, copies.timesteps)
 
-    # ---- what the window asks for
+    # ---- for the window
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The window's steps; their noise scale is the size of the states, the only scale that every scheduler has."""
@@ -89,7 +89,7 @@ class SchedulerChain(Chain):
                 return guess
         return table.path(first, start, given, self._noise_of(table, first, len(given), start), past)
 
-    # ---- what the pipeline's loop reports
+    # ---- for the pipeline's loop
 
     def stand(self, step: int, scheduler: Any, states: State) -> None:
         """Record that the loop has reached ``step``, with these states of the scheduler and the random generators."""
@@ -133,7 +133,7 @@ class SchedulerChain(Chain):
         return factors.reshape(-1, *[1] * like.dim())
 
     def scaled(self, first: int, inputs: list[Tensor]) -> list[Tensor]:
-        """``scale_model_input`` at steps ``first ...`` by copies of the scheduler, which stands at step first - 1."""
+        """``scale_model_input`` at steps ``first ...`` by copies of the scheduler, which is at step first - 1."""
         copies = self.copies
         return [
             scaled_ahead(self.probe, self.scheduler, copies.own, first + j, j + 1, x, copies.timesteps[first + j])
