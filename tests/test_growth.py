@@ -164,3 +164,18 @@ def test_units_change_nothing_of_growth():
     scaled = ps.ODE(lambda t, y: unit * kepler(t, y / unit))
     large = ps.solve(scaled, unit * y0, ts, integrator=ps.RK4(), rtol=1e-8, atol=1e-3)
     assert float(large.certificate.growth) == pytest.approx(float(plain.certificate.growth), rel=3)
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "end"), [(20, 30, 1.5), (24, 60, 3), (40, 100, 5), (64, 64, 3), (64, 200, 10)]
+)
+def test_growth_is_known_for_states_of_every_size_on_grids_of_every_length(size, steps, end):
+    """Where pieces are single steps each is differentiated once: that is never too dear."""
+    y0 = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ts = ps.grids.uniform(0, end, steps)
+    sol = ps.solve(ps.ODE(lorenz96), y0, ts, integrator=ps.RK4(), tol=1e-5)
+    ref = ps.sequential(ps.ODE(lorenz96), y0, ts, integrator=ps.RK4())
+    off = ((sol.ys - ref.ys).abs() / (1e-5 * (1 + ref.ys.abs()))).square().mean(-1).sqrt().max()
+    assert off <= 1
+    assert bool(sol.certificate.growth.isfinite())
+    assert sol.certificate.verify().holds

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.certificate.pieces import GrowthPieces, changes, cut, first_edges
+from picardsolve.certificate.pieces import GrowthPieces, changes, cut, first_edges, places_of
 from picardsolve.certificate.step_jacobians import StepJacobians
 from picardsolve.integrators.base import DriftChain
 from picardsolve.problem.denoiser import Denoiser
@@ -103,7 +103,7 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
     edges = {b: first_edges(rates[:, b], _AIM, _FEWEST) for b in map(int, np.flatnonzero(wanted))}
     reach = np.full(samples, _REACH)
     for _ in range(_PASSES):
-        edges = {b: own for b, own in edges.items() if 3 * len(own) <= most}
+        edges = {b: own for b, own in edges.items() if places_of(own) <= most}
         if not edges:
             break
         pieces = GrowthPieces.between(edges)

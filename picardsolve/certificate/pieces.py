@@ -78,6 +78,11 @@ def changes(seen: Tensor) -> np.ndarray:
     return (square.sum(-1).amax(-1) * square.sum(-2).amax(-1)).amax(0).pow(0.25).numpy()
 
 
+def places_of(edges: np.ndarray) -> int:
+    """How many steps are differentiated: one for a piece of a single step, three for a longer one."""
+    return len(edges) - 1 + 2 * int((np.diff(edges) > 1).sum())
+
+
 def first_edges(rates: Tensor, aim: float, fewest: int) -> np.ndarray:
     """Edges of pieces in which rates ``(N,)`` add up to about ``aim``; rates below half their mean count as that."""
     steps, known = len(rates), rates.nan_to_num(0, 0, 0).clamp(max=10).numpy()

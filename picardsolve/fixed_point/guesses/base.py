@@ -100,10 +100,6 @@ class Guess(ABC):
         """
         return self
 
-    def most(self, rounds: int, width: int) -> int:
-        """Largest number of states that enter a window of ``width`` steps after ``rounds`` rounds; by default all."""
-        return width
-
 
 def copies_where_not_finite(states: Tensor, start: Tensor) -> Tensor:
     """States ``(L, B, D)``; copies of ``start`` (B, D) replace states that are not finite."""

@@ -28,10 +28,6 @@ class CheckedGuess(Guess):
         """The states of the other guess; ValueError if they have another shape."""
         return self._checked(self.guess.ahead(entering.copied()), entering.start, len(entering.n))
 
-    def most(self, rounds: int, width: int) -> int:
-        """The limit of the other guess."""
-        return self.guess.most(rounds, width)
-
     def _checked(self, states: object, start: Tensor, count: int) -> Tensor:
         shape = (count, *start.shape)
         if not isinstance(states, Tensor) or tuple(states.shape) != shape:
