@@ -295,3 +295,17 @@ def test_auto_bounds_the_rows(clock, max_batch, data):
 def test_a_window_is_a_number_or_auto(window):
     with pytest.raises((TypeError, ValueError), match=r'^window: expected an integer >= 1 or "auto", got .*\.$'):
         ps.solve(ps.ODE(lambda t, y: y), torch.ones(2), [0.0, 1.0], integrator=ps.Euler(), window=window)
+
+
+@pytest.mark.parametrize("stop", ["error", "increment"])
+def test_auto_that_goes_on_one_step_at_a_time_is_exact(clock, stop):
+    """What its first windows accepted within the tolerance is stepped over again: no error is left to grow."""
+    clock.b, steps = 10.0, 400
+    term, ts = ps.ODE(lambda t, y: y), ps.grids.uniform(0, 8, steps)
+    case = Case("growing", term, torch.ones(3, dtype=torch.float64), ts, ps.Heun(), growth=3000.0, weight=8.0)
+    ref, sol = case.sequential(), clock.slowed(case).solve(window="auto", tol=1e-4, stop=stop)
+    assert_close(sol.ys, ref.ys, case.rounding(ref.ys))
+    assert float(sol.certificate.error.max()) == 0
+    assert sol.certificate.verify().holds
+    assert sol.stats.rounds <= 1.2 * ref.stats.rounds
+    assert sol.stats.evaluations <= 1.3 * ref.stats.evaluations

@@ -74,7 +74,7 @@ class Certificate(AbstractCertificate):
     def of(evidence: Evidence, solution: "Solution | None" = None) -> "Certificate":
         """Read the rounds of a solve."""
         size, history = (evidence.steps, evidence.path.shape[1]), evidence.history
-        exact = not history or (evidence.tolerance.nothing and history[0].step is None)
+        exact = evidence.exact or not history or (evidence.tolerance.nothing and history[0].step is None)
         implicit, denoises, grown = evidence.implicit, evidence.denoises, evidence.growth
         known = Accepted.exact(*size)
         if not exact:

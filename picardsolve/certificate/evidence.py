@@ -51,6 +51,7 @@ class Evidence:
         denoises: whether the term is a denoiser.
         implicit: whether the steps are equations.
         growth: the measured growth of errors along the solution; None: not known.
+        exact: whether the sequential solver took every step.
     """
 
     history: History
@@ -63,6 +64,7 @@ class Evidence:
     denoises: bool = True
     implicit: bool = False
     growth: Growth | None = None
+    exact: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "path": self.path[:0].clone()}  # the solution holds the states

@@ -107,7 +107,7 @@ class GridSolve:
         self.rounds = run_rounds(self.machine, self.paced, max_rounds, bar)
         if self.machine.path is not None:
             forget_beyond(self.machine.path, self.machine.begin)
-        if self.method.stop is None:
+        if self.method.stop is None and not self.machine.exact:
             sharpening = Sharpening(self.problem, cast(Window, self.machine), self.y, max_rounds)
             if self.chain.trusts_slopes:
                 sharpening.of_denoiser()
@@ -143,6 +143,7 @@ class GridSolve:
             denoises=chain.trusts_slopes,
             implicit=chain.implicit,
             growth=self.growth,
+            exact=machine.exact,
         )
         width = max((int(record.width.max()) for record in machine.history), default=0)
         return finished(

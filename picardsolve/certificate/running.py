@@ -18,6 +18,8 @@ from picardsolve.results.history import History
 from picardsolve.results.progress import Progress
 from picardsolve.results.solution import Result
 
+_AGAIN = 0.125  # of the grid: steps that are taken again at most
+
 
 def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: Progress) -> int:
     """Run the rounds of a solve.
@@ -45,7 +47,12 @@ def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: P
     rounds = drive(PacedWindow(window, Pace(window.settings.width)), most, show)
     if window.done or rounds == most:
         return rounds
-    stepper = Stepper(chain, window.x[0], window.path, int(window.begin[0]), window.past)
+    begin, last = int(window.begin[0]), window.x[0]
+    exact = _exact_steps(window)
+    if window.path is not None and not chain.memory and begin - exact <= _AGAIN * chain.length:
+        # few states are not exact: with these steps taken again no error is left, and none has to be measured
+        begin, last, window.exact = exact, window.path[exact].clone(), True
+    stepper = Stepper(chain, last, window.path, begin, window.past)
     more = drive(
         stepper,
         None if most is None else most - rounds,
@@ -55,6 +62,12 @@ def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: P
     if window.path is not None:
         forget_beyond(window.path, window.begin)
     return rounds + more
+
+
+def _exact_steps(window: Window) -> int:
+    """How many steps of all samples are exact: those before the first round that accepted several, and its first."""
+    several = [bool((record.stride > 1).any()) for record in window.history]
+    return several.index(True) + 1 if any(several) else int(window.begin[0])
 
 
 def _expected(chain: DriftChain, history: History) -> float:

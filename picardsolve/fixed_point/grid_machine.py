@@ -21,6 +21,7 @@ class GridMachine(Machine):
             `forget_beyond`.
         x: states of which row 0, ``(B, D)``, is the last accepted one.
         history: one record per round.
+        exact: whether every state is the sequential solver's, because it took the steps.
         notes: sentences for the user about how it was solved.
     """
 
@@ -32,6 +33,7 @@ class GridMachine(Machine):
     x: Tensor
     history: History
     notes: tuple[str, ...] = ()
+    exact: bool = False
 
     def fail_where_not_finite(self) -> None:
         """Let samples fail whose states are not finite: in lockstep they go on with the others until the end."""
