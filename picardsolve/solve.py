@@ -95,8 +95,7 @@ def solve(
         window: number of steps solved at once, by default 32; 1 is the sequential solver. For `Parareal`: the largest
             number of cores; ``solution.notes`` says how many there were. "auto" finds the width that pays from the
             time that rounds take, within ``max_batch`` and the precision of the arithmetic, and takes one step at a
-            time where that is fastest; the answer is then the sequential one. `Collocation` refuses it: it has segments
-            in flight instead.
+            time where that is fastest. `Collocation` refuses it: it has segments in flight instead.
         tol: tolerance of the distance to the sequential solution. For a `Denoiser` it is relative to the root mean
             square of the state (default 0.001, more in half precision), otherwise to ``1 + |y|`` elementwise. 0 gives
             the sequential answer to the last bits. A tensor ``(B,)``: one tolerance per sample.

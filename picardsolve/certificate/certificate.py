@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.certificate.accepted import Accepted
-from picardsolve.certificate.evidence import Again, Evidence
+from picardsolve.certificate.evidence import Evidence, Repeatable
 from picardsolve.certificate.remaining_rounds import rounds_expected
 from picardsolve.certificate.verification import Verification, distance, latest
 from picardsolve.integrators.base import DriftChain, Rows
@@ -150,7 +150,7 @@ class Certificate(AbstractCertificate):
             raise TypeError(f"certified: the steps are a scheduler's, of which no constants are known; {_PIPELINE}.")
         if len(self.solution.ts) != evidence.steps + 1:
             raise ValueError("certified: needs the state at every time; solve with save='all'.")
-        again: Again = evidence.again.get("certified")
+        again: Repeatable = evidence.again.get("certified")
         chain, path = again.chain(), again.rows(self.solution)
         lipschitz = _per_step("lipschitz", lipschitz, evidence.steps)
         if not bool((lipschitz >= 0).all()):

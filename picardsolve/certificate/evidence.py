@@ -1,7 +1,7 @@
 """What a certificate is made from: the rounds of a solve, and the solve itself, which can be repeated."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -10,27 +10,25 @@ from picardsolve.integrators.base import DriftChain
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.carried import Carried, Packed
 from picardsolve.results.history import History
-
-if TYPE_CHECKING:
-    from picardsolve.results.solution import Solution
+from picardsolve.results.solution import Solution
 
 
-class Again(Protocol):
+class Repeatable(Protocol):
     """A solve that can be repeated."""
 
     def chain(self) -> DriftChain:
         """A new chain of its steps."""
         ...
 
-    def rows(self, solution: "Solution") -> Tensor:
+    def rows(self, solution: Solution) -> Tensor:
         """``(T, B, D)``, the states of a solution."""
         ...
 
-    def finer(self, solution: "Solution", factor: float) -> "Solution":
+    def finer(self, solution: Solution, factor: float) -> Solution:
         """Solve again, from a solution and to a fraction of the tolerance."""
         ...
 
-    def sequential(self) -> "Solution":
+    def sequential(self) -> Solution:
         """Solve step by step."""
         ...
 
@@ -44,7 +42,7 @@ class Evidence:
         path: ``(T, B, D)`` states at all times, or at the last time alone. Empty after it was pickled.
         steps: N, of the grid.
         tolerance: the tolerance of the errors.
-        again: the solve, an `Again`; None for the steps of a pipeline's scheduler.
+        again: the solve, `Repeatable`; None for the steps of a pipeline's scheduler.
         taken: ``(N,)`` slopes of the steps, where a pipeline's scheduler takes them with the outputs of a round held
             fixed; 1 where they are not known. None where the steps are those of the sweep.
         batched: whether the states of the user are samples.
