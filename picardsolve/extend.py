@@ -1,9 +1,9 @@
 """The vocabulary of subclasses and adapters, beneath the public names of `picardsolve`; see docs/extending.md.
 
-* Chains. An `Integrator` makes a `DriftChain` from a `Problem` and checks the term with `accepted`. The chain evaluates
-  `Rows` and turns outputs into step maps, `Steps`, often `AffineSteps`, with the numbers of each step in a `StepTable`.
-  `RungeKuttaChain` takes a `Tableau`. `Chain` is a chain whose drift somebody else calls, `Evaluated` one evaluation
-  held fixed, `Index` an array of step numbers.
+* Chains. An `Integrator` makes a `DriftChain` from a `Problem` and checks the term with `accepted_term`. The chain
+  evaluates `Rows` and turns outputs into step maps, `Steps`, often `AffineSteps`, with the numbers of each step in a
+  `StepTable`. `RungeKuttaChain` takes a `Tableau`. `Chain` is a chain whose drift somebody else calls, `Evaluated`
+  one evaluation held fixed, `Index` an array of step numbers.
 * Iterations. An `Iteration` returns a `Swept` from a sweep and gets its `Memory` back. `linear_sweep`, `matrix_sweep`,
   `recurrence`, `matrix_recurrence`, `arriving` and `rms` are the algebra of sweeps.
 * Guesses. A `Guess` fills the states that are `Entering`, from a `Trail` of states behind them.
@@ -44,7 +44,7 @@ from picardsolve.integrators.base import (
     Integrator,
     Rows,
     StepTable,
-    accepted,
+    accepted_term,
 )
 from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
 from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
@@ -105,7 +105,7 @@ __all__ = [
     "Trail",
     "Visit",
     "Window",
-    "accepted",
+    "accepted_term",
     "arriving",
     "check_callable",
     "check_count",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import LARGEST_DENSE
@@ -48,7 +48,7 @@ class BackwardEuler(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of an `ODE` or a `SemilinearODE`."""
-        term = accepted(self, problem, ODE, SemilinearODE)
+        term = accepted_term(self, problem, ODE, SemilinearODE)
         if problem.layout.size > LARGEST_DENSE:
             raise ValueError(
                 f"integrator: BackwardEuler keeps Jacobians of states of at most {LARGEST_DENSE} numbers, got "

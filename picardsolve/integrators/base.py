@@ -271,7 +271,7 @@ class StepTable:
         return torch.from_numpy(self._table.take(n, -1)[..., None]).to(self._device)
 
 
-def accepted(integrator: Integrator, problem: Problem, *kinds: type[T], instead: str = "") -> T:
+def accepted_term(integrator: Integrator, problem: Problem, *kinds: type[T], instead: str = "") -> T:
     """The problem's term, if it is one of the kinds that an integrator takes.
 
     Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
 from picardsolve.integrators.linear_multistep import linear_multistep
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.denoiser import Denoiser
@@ -86,7 +86,7 @@ class DDIM(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of a `Denoiser`."""
-        term = accepted(self, problem, Denoiser)
+        term = accepted_term(self, problem, Denoiser)
         levels = NoiseLevels.of(term, problem.ts)
         s = self.eta * levels.posterior_std()
         p = (levels.sigma_next**2 - s**2).clamp(min=0).sqrt() / levels.sigma
@@ -107,7 +107,7 @@ class DDPM(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of a `Denoiser`."""
-        accepted(self, problem, Denoiser)
+        accepted_term(self, problem, Denoiser)
         return DDIM(eta=1.0).chain(problem)
 
 

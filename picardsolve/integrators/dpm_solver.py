@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Integrator, accepted
+from picardsolve.integrators.base import DriftChain, Integrator, accepted_term
 from picardsolve.integrators.diffusion import Coefficients, DiffusionChain, NoiseLevels
 from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
@@ -39,7 +39,7 @@ class DPMSolver(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of a `Denoiser`."""
-        term = accepted(self, problem, Denoiser)
+        term = accepted_term(self, problem, Denoiser)
         levels = NoiseLevels.of(term, problem.ts)
         coefficients = _sde(self.order, levels) if self.sde else _ode(self.order, levels)
         return DiffusionChain(problem, term, levels, coefficients)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.step_maps import Steps
 from picardsolve.problem.linear import Linear, Table
 from picardsolve.problem.problem import Problem
@@ -85,7 +85,7 @@ class ETDChain(DriftChain):
     iteration = "exponential"
 
     def __init__(self, integrator: Integrator, problem: Problem, stages: tuple[Stage, ...]):
-        term, layout = accepted(integrator, problem, SemilinearODE, instead=_INSTEAD), problem.layout
+        term, layout = accepted_term(integrator, problem, SemilinearODE, instead=_INSTEAD), problem.layout
         self.length, self.rounds = len(problem.ts) - 1, len(stages)
         self.function = problem.row_function("nonlinear", term.nonlinear)
         self._t, self._h = problem.ts[:-1], problem.ts.diff()

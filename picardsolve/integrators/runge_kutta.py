@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
 from picardsolve.integrators.ito import EulerMaruyama
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.problem import Problem
@@ -36,7 +36,7 @@ class Euler(Integrator):
 
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of an `ODE`, a `SemilinearODE` or an Ito `SDE`."""
-        if isinstance(accepted(self, problem, ODE, SemilinearODE, SDE), SDE):
+        if isinstance(accepted_term(self, problem, ODE, SemilinearODE, SDE), SDE):
             return EulerMaruyama().chain(problem)
         return RungeKuttaChain(self, problem, _EULER)
 
@@ -84,7 +84,7 @@ class RungeKuttaChain(DriftChain):
     """``Phi_n(x) = x + h_n sum_i b_i k_i`` with stages k_i; the output of a step is its slope ``sum_i b_i k_i``."""
 
     def __init__(self, integrator: Integrator, problem: Problem, tableau: Tableau):
-        term = accepted(integrator, problem, ODE, SemilinearODE)
+        term = accepted_term(integrator, problem, ODE, SemilinearODE)
         self.length, self.rounds = len(problem.ts) - 1, len(tableau[1])
         self.function = problem.row_function("drift", term.drift)
         self._a, self._b = tableau

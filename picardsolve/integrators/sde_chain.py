@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
 from picardsolve.integrators.noise_structure import check_noise_structure
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.derivative import Corrected
@@ -85,7 +85,7 @@ class SDEIntegrator(Integrator):
         Raises:
             TypeError: the term is no `SDE`, or one of another kind of noise or interpretation.
         """
-        term, name = accepted(self, problem, SDE), type(self).__name__
+        term, name = accepted_term(self, problem, SDE), type(self).__name__
         noises = tuple(self.strong_order)
         if term.noise not in noises:
             instead = "Milstein() or EulerMaruyama()" if noises == ("additive",) else "EulerMaruyama()"
