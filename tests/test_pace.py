@@ -309,3 +309,15 @@ def test_auto_that_goes_on_one_step_at_a_time_is_exact(clock, stop):
     assert sol.certificate.verify().holds
     assert sol.stats.rounds <= 1.2 * ref.stats.rounds
     assert sol.stats.evaluations <= 1.3 * ref.stats.evaluations
+
+
+@pytest.mark.parametrize("cost", [0.2, 0.5, 10.0])
+@pytest.mark.parametrize("steps", [60, 200, 1000])
+def test_auto_that_goes_on_one_step_at_a_time_keeps_to_max_rounds(clock, steps, cost):
+    """Steps are taken again only where the limit has room for them: as many rounds as steps are enough."""
+    clock.b = cost
+    term, ts = ps.ODE(lambda t, y: torch.sin(t) - y), ps.grids.uniform(0, 5, steps)
+    case = Case("settling", term, torch.ones(3, dtype=torch.float64), ts, ps.Euler(), growth=1.0, weight=5.0)
+    sol = clock.slowed(case).solve(window="auto", tol=1e-4, max_rounds=steps)
+    assert sol.result is ps.Result.converged
+    assert sol.stats.rounds <= steps

@@ -49,8 +49,9 @@ def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: P
         return rounds
     begin, last = int(window.begin[0]), window.x[0]
     exact = _exact_steps(window)
-    if window.path is not None and not chain.memory and begin - exact <= _AGAIN * chain.length:
-        # few states are not exact: with these steps taken again no error is left, and none has to be measured
+    few = begin - exact <= _AGAIN * chain.length and (most is None or rounds + chain.length - exact <= most)
+    if few and window.path is not None and not chain.memory:
+        # few states are not exact, and the limit has room: taken again, their steps leave no error to be measured
         begin, last, window.exact = exact, window.path[exact].clone(), True
     stepper = Stepper(chain, last, window.path, begin, window.past)
     more = drive(
