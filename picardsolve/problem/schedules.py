@@ -27,7 +27,21 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
-class VP(Schedule):
+class _OfAlphaBar(Schedule):
+    """A schedule with ``alpha^2 = alpha_bar(t)``."""
+
+    alpha_bar: Callable[[Tensor], Tensor]
+
+    def __post_init__(self):
+        check_callable("alpha_bar", self.alpha_bar)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``sqrt(alpha_bar(t))``."""
+        return self.alpha_bar(t).sqrt()
+
+
+@dataclass(frozen=True)
+class VP(_OfAlphaBar):
     """The variance preserving schedule, ``alpha^2 = alpha_bar(t)``, ``sigma^2 = 1 - alpha_bar(t)``.
 
         schedule = ps.schedules.VP(lambda t: torch.exp(-t))
@@ -38,22 +52,13 @@ class VP(Schedule):
         alpha_bar: a function of float64 times, with values from 0 to 1.
     """
 
-    alpha_bar: Callable[[Tensor], Tensor]
-
-    def __post_init__(self):
-        check_callable("alpha_bar", self.alpha_bar)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """``sqrt(alpha_bar(t))``."""
-        return self.alpha_bar(t).sqrt()
-
     def sigma(self, t: Tensor) -> Tensor:
         """``sqrt(1 - alpha_bar(t))``."""
         return (1 - self.alpha_bar(t)).clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True)
-class SubVP(Schedule):
+class SubVP(_OfAlphaBar):
     """The sub-VP schedule, with less noise than `VP`: ``alpha^2 = alpha_bar(t)``, ``sigma = 1 - alpha_bar(t)``.
 
     Source: Song et al. 2021, eq. 29.
@@ -61,15 +66,6 @@ class SubVP(Schedule):
     Args:
         alpha_bar: a function of float64 times, with values from 0 to 1.
     """
-
-    alpha_bar: Callable[[Tensor], Tensor]
-
-    def __post_init__(self):
-        check_callable("alpha_bar", self.alpha_bar)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """``sqrt(alpha_bar(t))``."""
-        return self.alpha_bar(t).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
         """``1 - alpha_bar(t)``."""
