@@ -1,0 +1,334 @@
+"""A device without hardware: its tensors say that they are on "meta", compute on the CPU, and everything is counted.
+
+Inside ``with SimulatedDevice() as device:`` a tensor on `DEVICE` is a tensor of torch, no subclass, so that autograd,
+`torch.func` and modules take it for what it says. Its values lie in the CPU storage that belongs to its storage: views
+alias as they do on a GPU. What a GPU refuses is refused: operations on tensors of two devices, and `numpy()`.
+
+What is counted, in total and by the function that asked for it (`Tally`):
+
+* "operation": everything that acts on a device tensor, views and allocations included.
+* "kernel": operations without views, allocations and transfers. An operation that takes several launches on a GPU, as
+  `sort` or `cumsum` may, counts once.
+* "copy to the device": explicit, or of an index that lies on the host. "blocking copy": those of them that are not
+  ``non_blocking``: torch waits for the stream after them.
+* "copy to the host": explicit, or the read of a number.
+* "wait": where the host cannot go on before the device has answered: copies to the host, reads of a number, and
+  operations whose result has a shape that depends on values (`nonzero`, an index of booleans), or that raise by values.
+
+Not simulated: streams, memory, pinned memory, autocast, generators of the device, complex conjugate views.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEVICE = torch.device("meta")
+HOST = torch.device("cpu")
+KINDS = ("operation", "kernel", "copy to the device", "blocking copy", "copy to the host", "wait")
+SOURCES = ("picardsolve", "integrations")  # the packages whose functions are named in a `Tally`
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_ALLOCATE = ("aten::empty", "aten::new_empty", "aten::_efficientzerotensor", "aten::resize_", "aten::set_")
+_READ = ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero")
+_WAIT = (
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::bincount",
+    "aten::_linalg_check_errors",
+    "aten::_assert_async",
+)
+_INDEX = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
+# beside the pointwise ones, what takes one number of the host among tensors of the device
+_TAKES_NUMBERS = ("aten::fill_", "aten::fill", "aten::masked_fill", "aten::masked_fill_", "aten::index_fill_")
+_FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
+
+
+class Tally(Counter[tuple[str, str]]):
+    """How often each kind of event was asked for by each function: ``tally["kernel", "picardsolve/x.py sweep"]``."""
+
+    def of(self, kind: str) -> int:
+        """Events of a kind."""
+        if kind not in KINDS:
+            raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}.")
+        return sum(number for (each, _), number in self.items() if each == kind)
+
+    def since(self, earlier: "Tally") -> "Tally":
+        """What was counted after a copy of this tally was taken."""
+        return Tally({key: number - earlier[key] for key, number in self.items() if number != earlier[key]})
+
+    def table(self, kind: str, rounds: float = 1.0) -> str:
+        """The places of a kind, the busiest first, each with its events a round."""
+        places = [(number, place) for (each, place), number in self.items() if each == kind]
+        return "\n".join(f"{number / rounds:8.1f}  {place}" for number, place in sorted(places, reverse=True))
+
+
+class SimulatedDevice:
+    """A context in which `DEVICE` computes; one at a time.
+
+    Attributes:
+        tally: what was counted outside of the user's functions.
+        user: what was counted inside of `apart`.
+    """
+
+    def __init__(self) -> None:
+        self.tally, self.user = Tally(), Tally()
+        self._values = _Values()
+        self._open = ExitStack()
+        self._apart = 0
+
+    def __enter__(self) -> "SimulatedDevice":
+        self._open.enter_context(_Dispatch(self))
+        self._open.enter_context(_FromData())
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._open.close()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Count what happens inside as the user's."""
+        self._apart += 1
+        try:
+            yield
+        finally:
+            self._apart -= 1
+
+    def counted_apart(self, function: _Function) -> _Function:
+        """The function, counted as the user's."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with self.apart():
+                return function(*args, **kwargs)
+
+        return called  # type: ignore[return-value]
+
+    def count(self, *kinds: str) -> None:
+        """One event of each of the kinds."""
+        place = _place()
+        tally = self.user if self._apart else self.tally
+        for kind in kinds:
+            tally[kind, place] += 1
+
+    # ---- one operation
+
+    def run(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operation of torch, on the device if one of its tensors is there or if it is to make one there."""
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        on_device = any(_is_device(x) for x in tensors)
+        asked = kwargs.get("device")
+        target = on_device if asked is None else torch.device(asked).type == DEVICE.type
+        if not on_device and not target:
+            return operator(*args, **kwargs)
+        name = operator._schema.name
+        self.count("operation")
+        if name in ("aten::_to_copy", "aten::copy_"):
+            moved = self._transfer(name, args, kwargs, target)
+        else:
+            moved = False
+            self._check_devices(operator, name, args, kwargs, tensors)
+            self._count_waits(name, args)
+        if asked is not None:
+            kwargs = kwargs | {"device": HOST}
+        return self._computed(operator, name, args, kwargs, target, moved)
+
+    def _transfer(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], target: bool) -> bool:
+        """Count a copy; whether it goes from one device to the other."""
+        source = args[1] if name == "aten::copy_" else args[0]
+        target = _is_device(args[0]) if name == "aten::copy_" else target
+        if _is_device(source) == target:
+            return False
+        if not target:
+            self.count("copy to the host", "wait")
+        else:
+            without_wait = kwargs.get("non_blocking", False) or (name == "aten::copy_" and any(args[2:]))
+            self.count("copy to the device", *(() if without_wait else ("blocking copy",)))
+        return True
+
+    def _check_devices(self, operator: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> None:
+        """Raise where a GPU would; count the copies of indices that lie on the host."""
+        indices = [x for x in args[1] if x is not None] if name in _INDEX else []
+        if indices and _is_device(args[0]):
+            for _ in (x for x in indices if not _is_device(x)):
+                self.count("copy to the device", "blocking copy")
+            tensors = [args[0], *args[2:3]]
+        host = [x for x in tensors if isinstance(x, Tensor) and not _is_device(x)]
+        numbers = torch.Tag.pointwise in operator.tags or name in _TAKES_NUMBERS or name in _INDEX
+        mixed = [
+            x for x in host if x.dim() or not numbers or any(x is each for each in _written(operator, args, kwargs))
+        ]
+        if len(host) < len(tensors) and mixed:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device: {name} got tensors of shapes "
+                f"{[tuple(x.shape) for x in mixed]} on the host."
+            )
+
+    def _count_waits(self, name: str, args: tuple[Any, ...]) -> None:
+        if name in _READ:
+            self.count("copy to the host", "wait")
+        elif name in _WAIT or (name == "aten::repeat_interleave" and len(args) == 1):
+            self.count("wait")
+        elif name in _INDEX:
+            masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
+            fills = name != "aten::index" and len(masks) == len(args[1]) == 1 and args[2].numel() == 1
+            if masks and not fills:  # a fill of one number by a mask is a masked_fill
+                self.count("wait")
+
+    def _computed(self, operator: Any, name: str, args: Any, kwargs: Any, target: bool, moved: bool) -> Any:
+        """The operation on the CPU; its results where they belong, those that are views with their base's storage."""
+        call = _Call(self._values)
+        inner, keywords = pytree.tree_map(call.inner, (args, kwargs))
+        outputs = operator(*inner, **keywords)
+        call.reshaped()
+        written = operator._schema.is_mutable and torch.Tag.inplace_view not in operator.tags
+        if not moved and not name.startswith(_ALLOCATE) and name not in _READ and (written or call.is_new(outputs)):
+            self.count("kernel")
+        if not target:
+            return outputs
+        return pytree.tree_map(call.outer, outputs)
+
+
+class _Values:
+    """The CPU storage of every storage on the device, forgotten with the latter."""
+
+    def __init__(self) -> None:
+        self._stored: dict[int, tuple[StorageWeakRef, torch.UntypedStorage]] = {}
+        self._next_sweep = 1024
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The values of a device tensor, as a view of its CPU storage."""
+        found = self._stored.get(tensor.untyped_storage()._cdata)
+        if found is None:
+            raise RuntimeError("A tensor on the simulated device was made outside of it and has no values.")
+        return _view(found[1], tensor, HOST)
+
+    def keep(self, storage: torch.UntypedStorage, values: torch.UntypedStorage) -> None:
+        """The CPU storage of a new storage."""
+        self._stored[storage._cdata] = StorageWeakRef(storage), values
+        if len(self._stored) > self._next_sweep:
+            self._stored = {key: pair for key, pair in self._stored.items() if not pair[0].expired()}
+            self._next_sweep = 2 * len(self._stored) + 1024
+
+
+class _Call:
+    """The tensors of one operation, on both sides."""
+
+    def __init__(self, values: _Values) -> None:
+        self._values = values
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # (argument, its values)
+        self._storages: dict[int, torch.UntypedStorage] = {}  # of the values -> of the device
+
+    def inner(self, x: Any) -> Any:
+        """The values of an argument."""
+        if not isinstance(x, Tensor):
+            return x
+        values = self._values.of(x) if _is_device(x) else x
+        self._pairs.append((x, values))
+        if values is not x:
+            self._storages[values.untyped_storage()._cdata] = x.untyped_storage()
+        return values
+
+    def reshaped(self) -> None:
+        """Give an argument the shape that ``out=``, ``resize_`` or ``unsqueeze_`` gave its values."""
+        for x, values in self._pairs:
+            if x.shape != values.shape or x.stride() != values.stride():
+                x.untyped_storage().resize_(values.untyped_storage().nbytes())
+                x.as_strided_(values.shape, values.stride(), values.storage_offset())
+
+    def is_new(self, outputs: Any) -> bool:
+        """Whether some output has a storage of its own, or is no tensor."""
+        return any(
+            not isinstance(x, Tensor) or x.untyped_storage()._cdata not in self._storages
+            for x in pytree.tree_leaves(outputs)
+        )
+
+    def outer(self, x: Any) -> Any:
+        """An output on the device: the argument that it is, a view of one, or a new tensor."""
+        if not isinstance(x, Tensor):
+            return x
+        for argument, values in self._pairs:
+            if values is x:
+                return argument
+        if x.is_conj() or x.is_neg():
+            raise NotImplementedError("The simulated device has no conjugate views.")
+        if x._is_zerotensor():
+            x = torch.zeros_like(x)
+        key = x.untyped_storage()._cdata
+        if key not in self._storages:
+            self._storages[key] = torch.UntypedStorage(x.untyped_storage().nbytes(), device=DEVICE)
+            self._values.keep(self._storages[key], x.untyped_storage())
+        return _view(self._storages[key], x, DEVICE)
+
+
+class _Dispatch(TorchDispatchMode):
+    """Hands every operation to the device."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._device.run(func, args, kwargs or {})
+
+
+class _FromData(TorchFunctionMode):
+    """`torch.tensor` and its kind make "meta" tensors without values: here they are made on the host and copied."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _FROM_DATA:
+            return func(*args, **kwargs)
+        asked = kwargs.get("device")
+        if asked is None and func is Tensor.new_tensor:
+            asked = args[0].device
+        args = pytree.tree_map(_number, args) if isinstance(args[-1], list | tuple) else args
+        if isinstance(args[-1], Tensor) or asked is None or torch.device(asked).type != DEVICE.type:
+            return func(*args, **kwargs)
+        return func(*args, **kwargs | {"device": HOST}).to(DEVICE)
+
+
+def _number(x: Any) -> Any:
+    """A number that lies on the device, read."""
+    return x.item() if isinstance(x, Tensor) and _is_device(x) and not x.dim() else x
+
+
+def _is_device(x: Tensor) -> bool:
+    return x.device.type == DEVICE.type
+
+
+def _written(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operation writes to."""
+    names = [each.name for each in operator._schema.arguments if each.alias_info and each.alias_info.is_write]
+    return [kwargs[name] if name in kwargs else args[0] for name in names]
+
+
+def _view(storage: torch.UntypedStorage, like: Tensor, device: torch.device) -> Tensor:
+    """A tensor over a storage, with the shape, strides and dtype of another."""
+    return torch.empty(0, dtype=like.dtype, device=device).set_(  # type: ignore[call-overload]
+        storage, like.storage_offset(), like.shape, like.stride()
+    )
+
+
+def _place() -> str:
+    """The innermost function of `SOURCES` that is being run."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        parts = Path(frame.f_code.co_filename).parts
+        for source in SOURCES:
+            if source in parts:
+                return f"{'/'.join(parts[parts.index(source) :])} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
