@@ -4,28 +4,17 @@ Inside ``with SimulatedDevice() as device:`` a tensor on `DEVICE` is a tensor of
 `torch.func` and modules take it for what it says. Its values lie in the CPU storage that belongs to its storage: views
 alias as they do on a GPU. What a GPU refuses is refused: operations on tensors of two devices, and `numpy()`.
 
-What is counted, in total and by the function that asked for it (`Tally`):
-
-* "operation": everything that acts on a device tensor, views and allocations included.
-* "kernel": operations without views, allocations and transfers. An operation that takes several launches on a GPU, as
-  `sort` or `cumsum` may, counts once.
-* "copy to the device": explicit, or of an index that lies on the host. "blocking copy": those of them that are not
-  ``non_blocking``: torch waits for the stream after them.
-* "copy to the host": explicit, or the read of a number.
-* "wait": where the host cannot go on before the device has answered: copies to the host, reads of a number, and
-  operations whose result has a shape that depends on values (`nonzero`, an index of booleans), or that raise by values.
+What is counted, and where, is a `Tally`.
 
 Not simulated: streams, memory, pinned memory, autocast, generators of the device, complex conjugate views.
 """
 
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from tally import Tally, place_of_call
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -34,8 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("meta")
 HOST = torch.device("cpu")
-KINDS = ("operation", "kernel", "copy to the device", "blocking copy", "copy to the host", "wait")
-SOURCES = ("picardsolve", "integrations")  # the packages whose functions are named in a `Tally`
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -55,25 +42,6 @@ _INDEX = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_pu
 # beside the pointwise ones, what takes one number of the host among tensors of the device
 _TAKES_NUMBERS = ("aten::fill_", "aten::fill", "aten::masked_fill", "aten::masked_fill_", "aten::index_fill_")
 _FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
-
-
-class Tally(Counter[tuple[str, str]]):
-    """How often each kind of event was asked for by each function: ``tally["kernel", "picardsolve/x.py sweep"]``."""
-
-    def of(self, kind: str) -> int:
-        """Events of a kind."""
-        if kind not in KINDS:
-            raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}.")
-        return sum(number for (each, _), number in self.items() if each == kind)
-
-    def since(self, earlier: "Tally") -> "Tally":
-        """What was counted after a copy of this tally was taken."""
-        return Tally({key: number - earlier[key] for key, number in self.items() if number != earlier[key]})
-
-    def table(self, kind: str, rounds: float = 1.0) -> str:
-        """The places of a kind, the busiest first, each with its events a round."""
-        places = [(number, place) for (each, place), number in self.items() if each == kind]
-        return "\n".join(f"{number / rounds:8.1f}  {place}" for number, place in sorted(places, reverse=True))
 
 
 class SimulatedDevice:
@@ -118,7 +86,7 @@ class SimulatedDevice:
 
     def count(self, *kinds: str) -> None:
         """One event of each of the kinds."""
-        place = _place()
+        place = place_of_call()
         tally = self.user if self._apart else self.tally
         for kind in kinds:
             tally[kind, place] += 1
@@ -131,9 +99,11 @@ class SimulatedDevice:
         on_device = any(_is_device(x) for x in tensors)
         asked = kwargs.get("device")
         target = on_device if asked is None else torch.device(asked).type == DEVICE.type
-        if not on_device and not target:
-            return operator(*args, **kwargs)
         name = operator._schema.name
+        if not (on_device or target) or name.startswith(
+            "prims::"
+        ):  # of torch, on the way to the shape of a zero tangent
+            return operator(*args, **kwargs)
         self.count("operation")
         if name in ("aten::_to_copy", "aten::copy_"):
             moved = self._transfer(name, args, kwargs, target)
@@ -322,13 +292,19 @@ def _view(storage: torch.UntypedStorage, like: Tensor, device: torch.device) -> 
     )
 
 
-def _place() -> str:
-    """The innermost function of `SOURCES` that is being run."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        parts = Path(frame.f_code.co_filename).parts
-        for source in SOURCES:
-            if source in parts:
-                return f"{'/'.join(parts[parts.index(source) :])} {frame.f_code.co_name}"
-        frame = frame.f_back
-    return "elsewhere"
+def agree(scenario: Callable[[torch.device], Any], rtol: float = 1e-9, atol: float = 1e-9) -> Any:
+    """Hold the results of a scenario on the device against the host's, which are returned; tensors are on the device.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    expected = scenario(HOST)
+    with SimulatedDevice():
+        found = scenario(DEVICE)
+        for here, there in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
+            if isinstance(here, Tensor):
+                assert there.device == DEVICE
+                torch.testing.assert_close(there.cpu(), here, rtol=rtol, atol=atol, equal_nan=True)
+            else:
+                assert there == here
+    return expected

@@ -1,159 +1,218 @@
-"""The simulated device catches what a GPU refuses and counts what a GPU would do."""
+"""The library on a device that is not the host's: the same answers, and nothing on the wrong side.
+
+`SimulatedDevice` raises where tensors of two devices meet, so that a solve that runs mixes none.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from simulated_device import DEVICE, KINDS, SimulatedDevice, Tally
+from simulated_device import agree
+
+import picardsolve as ps
+
+BATCH, SIZE, STEPS = 3, 4, 32
+MIXING = 0.4 * torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+START = torch.randn(BATCH, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+TS = ps.grids.uniform(0, 3, STEPS)
+NOISY = ps.grids.uniform(0.999, 0.001, STEPS)
 
 
-@pytest.fixture
-def device():
-    with SimulatedDevice() as device:
-        yield device
+def drift(device: torch.device, dtype: torch.dtype = torch.float64) -> Callable[..., torch.Tensor]:
+    mixing = MIXING.to(device, dtype)
+    return lambda t, y: torch.tanh(y @ mixing) * torch.cos(t) - y
 
 
-def counts(device: SimulatedDevice) -> dict[str, int]:
-    return {kind: device.tally.of(kind) for kind in KINDS if device.tally.of(kind)}
+def denoiser(device: torch.device, dtype: torch.dtype = torch.float64) -> ps.Denoiser:
+    mixing = MIXING.to(device, dtype)
+    schedule = ps.schedules.VP(lambda t: torch.exp(-5 * t))
+    return ps.Denoiser(lambda x, t: torch.tanh(x @ mixing) + t[:, None].to(x), schedule, prediction="epsilon")
 
 
-def on_device(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=dtype).to(DEVICE)
+def sde(device: torch.device, noise: Any = "diagonal") -> ps.SDE:
+    def diffusion(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if noise == "diagonal":
+            return 0.2 + 0.1 * torch.sin(y)
+        if noise == "additive":
+            return 0.3 * torch.ones_like(y)
+        return torch.stack([0.2 * torch.sin(y), 0.3 * torch.cos(y.roll(1, -1))], -1)
+
+    return ps.SDE(drift(device), diffusion, noise=noise)
 
 
-def test_values_are_those_of_the_cpu(device):
-    x = torch.arange(12.0).reshape(3, 4)
-    y = x.to(DEVICE)
-    assert y.device == DEVICE
-    assert type(y) is torch.Tensor
-    for operation in (
-        lambda x: x.cumsum(0) @ x.T,
-        lambda x: torch.linalg.solve_triangular(x[:, :3].tril() + torch.eye(3, device=x.device), x, upper=False),
-        lambda x: torch.linalg.cholesky(x @ x.T + 3 * torch.eye(3, device=x.device)),
-        lambda x: x.index_select(0, torch.arange(2, device=x.device)),
-        lambda x: torch.zeros_like(x).scatter(1, torch.zeros_like(x, dtype=torch.long)[:, :1], x),
-        lambda x: torch.stack([x.amax(0), x.new_tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 3, 2, 1], device=x.device)]),
-        lambda x: torch.from_numpy(x.cpu().numpy()).to(x.device) + torch.tensor(2.0),
-        lambda x: (x.half() * 0.1).double(),
-        lambda x: torch.add(x, 1, out=torch.empty_like(x)),
-        lambda x: torch.matmul(x, x.T, out=torch.empty(0, device=x.device)),
-        lambda x: torch.topk(x, 2)[0],
-        lambda x: x[x > 3],
-        lambda x: x.clone().unsqueeze_(0),
-    ):
-        torch.testing.assert_close(operation(y).cpu(), operation(x), rtol=0, atol=0)
-    assert y[1].tolist() == [4, 5, 6, 7]
+def solved(term: Any, device: torch.device, integrator: Any, dtype: torch.dtype = torch.float64, **how: Any) -> Any:
+    how = {"batch_dims": 1, "tol": 1e-6, "window": 12} | how
+    ts = NOISY if isinstance(term, ps.Denoiser) else TS
+    solution = ps.solve(term, START.to(device, dtype), ts, integrator=integrator, **how)
+    return solution.ys, solution.stats.rounds, solution.result.name
 
 
-def test_views_see_what_is_written_and_the_other_way_round(device):
-    x = torch.zeros(6, device=DEVICE)
-    view, again = x[1:5].view(2, 2), x.detach()
-    view[:, 1] += 2
-    x[3] = 5
-    view.copy_(view + 1)
-    x.mul_(2)
-    view[0] = torch.tensor([7.0, 8.0], device=DEVICE)
-    torch.diagonal(view).add_(1)
-    assert x.tolist() == again.tolist() == [0, 8, 8, 12, 7, 0]
-    assert view.T.reshape(-1).tolist() == [8, 12, 8, 7]
+ITERATIONS = {
+    "Picard": ps.Picard(),
+    "Secant": ps.Secant(),
+    "MultiSecant": ps.MultiSecant(),
+    "Exponential": ps.Exponential(),
+    "Newton": ps.Newton(),
+    "Newton, diagonal": ps.Newton("diagonal"),
+    "Newton, hutchinson": ps.Newton("hutchinson"),
+    "Anderson": ps.Anderson(),
+    "Jacobi": ps.Jacobi(),
+    "Parareal": ps.Parareal(),
+}
 
 
-@pytest.mark.parametrize(
-    "mixed",
-    [
-        lambda x: x + torch.ones(3),
-        lambda x: torch.ones(3) + x,
-        lambda x: torch.tensor(0.0).add_(x[0]),
-        lambda x: torch.add(x, 1, out=torch.zeros(3)),
-        lambda x: torch.cat([x, torch.ones(1)]),
-        lambda x: torch.stack([x[0], torch.tensor(1.0)]),
-        lambda x: torch.where(x > 0, x, torch.zeros(3)),
-        lambda x: torch.zeros(3).masked_fill_(x > 0, 1.0),
-        lambda x: x.gather(0, torch.tensor([0])),
-        lambda x: x.index_select(0, torch.tensor([0])),
-        lambda x: x.index_put_((torch.tensor([0, 1]),), torch.ones(2)),
-        lambda x: torch.ones(3)[x.long()],
-        lambda x: torch.eye(3) @ x,
-        lambda x: x.numpy(),
-    ],
-)
-def test_two_devices_do_not_mix(device, mixed):
-    with pytest.raises((RuntimeError, TypeError), match=r"same device|can't convert"):
-        mixed(torch.zeros(3, device=DEVICE))
+@pytest.mark.parametrize("iteration", ITERATIONS.values(), ids=ITERATIONS)
+@pytest.mark.parametrize("integrator", [ps.Euler(), ps.RK4()], ids=["Euler", "RK4"])
+def test_odes(integrator, iteration):
+    agree(lambda device: solved(ps.ODE(drift(device)), device, integrator, iteration=iteration))
 
 
-def test_numbers_of_the_host_may_be_operands(device):
-    x = torch.ones(3, device=DEVICE)
-    device.tally.clear()
-    x = x * torch.tensor(2.0) + 1
-    x[0] = 0.0
-    x.masked_fill_(x > 2, torch.tensor(4.0))
-    torch.where(x > 0, x, torch.tensor(-1.0))
-    assert not device.tally.of("copy to the device")
-    assert not device.tally.of("wait")
+@pytest.mark.parametrize("integrator", [ps.Heun(), ps.BackwardEuler()], ids=["Heun", "BackwardEuler"])
+def test_other_steps_of_odes(integrator):
+    agree(lambda device: solved(ps.ODE(drift(device)), device, integrator))
 
 
-def test_a_tensor_of_another_place_has_no_values():
-    stray = torch.ones(3, device=DEVICE)
-    with SimulatedDevice(), pytest.raises(RuntimeError, match="outside of it"):
-        stray.add_(1)
+@pytest.mark.parametrize("integrator", [ps.ETD1(), ps.ETDRK2(), ps.ETDRK4()], ids=["ETD1", "ETDRK2", "ETDRK4"])
+def test_semilinear_odes(integrator):
+    def scenario(device: torch.device) -> Any:
+        linear = -torch.linspace(0, 20, SIZE, dtype=torch.float64).to(device)
+        return solved(ps.SemilinearODE(ps.Diagonal(linear), drift(device)), device, integrator)
+
+    agree(scenario)
+
+
+@pytest.mark.parametrize("iteration", [None, ps.Picard(), ps.Exponential(), ps.Newton()])
+@pytest.mark.parametrize("integrator", [ps.DDIM(), ps.DDIM(eta=0.5), ps.DDPM(), ps.DPMSolver()], ids=repr)
+def test_denoisers(integrator, iteration):
+    agree(lambda device: solved(denoiser(device), device, integrator, iteration=iteration, tol=1e-4))
 
 
 @pytest.mark.parametrize(
-    ("act", "expected"),
+    ("integrator", "noise"),
     [
-        (lambda x: x[1:].view(1, 2).T.expand(2, 4), {"operation": 4}),
-        (lambda x: x.reshape(-1, 1).squeeze_(1), {"operation": 2}),
-        (lambda x: torch.empty_like(x), {"operation": 1}),
-        (lambda x: x.mul_(2).add(1), {"operation": 2, "kernel": 2}),
-        (lambda x: x.double(), {"operation": 1, "kernel": 1}),
-        (lambda x: torch.arange(3, device=DEVICE), {"operation": 1, "kernel": 1}),
-        (lambda x: torch.ones(3).to(DEVICE), {"operation": 1, "copy to the device": 1, "blocking copy": 1}),
-        (lambda x: torch.ones(3).to(DEVICE, non_blocking=True), {"operation": 1, "copy to the device": 1}),
-        (lambda x: x.copy_(torch.ones(3), non_blocking=True), {"operation": 1, "copy to the device": 1}),
-        (lambda x: torch.tensor([1.0], device=DEVICE), {"operation": 1, "copy to the device": 1, "blocking copy": 1}),
-        (
-            lambda x: x[torch.tensor([0, 2])],
-            {"operation": 1, "kernel": 1, "copy to the device": 1, "blocking copy": 1},
-        ),
-        (lambda x: x.cpu(), {"operation": 1, "copy to the host": 1, "wait": 1}),
-        (lambda x: torch.zeros(3).copy_(x), {"operation": 1, "copy to the host": 1, "wait": 1}),
-        (lambda x: float(x[0]), {"operation": 2, "copy to the host": 1, "wait": 1}),
-        (lambda x: torch.equal(x, x), {"operation": 1, "copy to the host": 1, "wait": 1}),
-        (lambda x: x[x > 0], {"operation": 2, "kernel": 2, "wait": 1}),
-        (lambda x: x.nonzero(), {"operation": 1, "kernel": 1, "wait": 1}),
-        (lambda x: x.masked_select(x > 0), {"operation": 2, "kernel": 2, "wait": 1}),
-        (lambda x: torch.ones(3) + 1, {}),
+        *((ps.EulerMaruyama(), noise) for noise in ("diagonal", "additive", "general")),
+        *((integrator, "diagonal") for integrator in (ps.Milstein(), ps.SRID2(), ps.StochasticHeun())),
+        (ps.SRA1(), "additive"),
     ],
+    ids=str,
 )
-def test_counts(device, act, expected):
-    x = torch.ones(3, device=DEVICE)
-    device.tally.clear()
-    act(x)
-    assert counts(device) == expected
+def test_sdes(integrator, noise):
+    agree(lambda device: solved(sde(device, noise), device, integrator))
 
 
-def test_what_the_user_does_is_counted_apart(device):
-    x = torch.ones(3, device=DEVICE)
-    before = Tally(device.tally)
-    drift = device.counted_apart(lambda x: float((x * 2).sum()))
-    drift(x + 1)
-    assert device.tally.since(before).of("operation") == 1
-    assert [device.user.of(kind) for kind in ("operation", "kernel", "wait")] == [3, 2, 1]
-    assert before.table("kernel", 2) == "     0.5  elsewhere"
-    with pytest.raises(ValueError, match="kind"):
-        before.of("launch")
+@pytest.mark.parametrize("stop", ["error", "residual", "increment"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_stopping_rules_in_every_precision(dtype, stop):
+    """One rounding of a half may decide a test: the last bits are compared, for the operations are the same."""
+    tol = 1e-4 if dtype == torch.float32 else 3e-2
+    agree(lambda device: solved(ps.ODE(drift(device, dtype)), device, ps.Euler(), dtype, tol=tol, stop=stop), 0, 0)
+    agree(lambda device: solved(denoiser(device, dtype), device, ps.DDIM(), dtype, tol=tol, stop=stop), 0, 0)
 
 
-def test_derivatives(device):
-    a, y = on_device(3, 3), on_device(4, 3)
+GUESSES = {
+    "Copy": lambda device: ps.Copy(),
+    "FrozenOutput": lambda device: ps.FrozenOutput(),
+    "Polynomial": lambda device: ps.Polynomial(),
+    "FromTrajectory": lambda device: ps.FromTrajectory(START.to(device).repeat(STEPS + 1, 1, 1)),
+    "a function": lambda device: lambda ts, y: y.expand(len(ts), *y.shape) * torch.exp(-ts).to(y)[:, None, None],
+}
 
-    def f(y: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(y @ a)
 
-    slope = 1 - f(y).square()
-    tangents = torch.eye(3, device=DEVICE)
-    jacobian = torch.func.vmap(lambda v: torch.func.jvp(f, (y,), (v.expand_as(y),))[1], out_dims=-1)(tangents)
-    torch.testing.assert_close(jacobian.cpu(), (slope[:, :, None] * a.T).cpu())
-    y.requires_grad_()
-    f(y).sum().backward()
-    assert y.grad is not None
-    torch.testing.assert_close(y.grad.cpu(), (slope @ a.T).cpu())
+@pytest.mark.parametrize("guess", GUESSES.values(), ids=GUESSES)
+def test_guesses(guess):
+    agree(lambda device: solved(ps.ODE(drift(device)), device, ps.Euler(), guess=guess(device)))
+
+
+def test_the_guess_of_a_sample():
+    agree(lambda device: solved(denoiser(device), device, ps.DDPM(), guess=ps.FrozenSample(), tol=1e-4))
+
+
+def test_samples_that_part_ways_and_one_that_fails():
+    """One is easy, one is hard, and the drift of one is NaN from a time on."""
+
+    def scenario(device: torch.device) -> Any:
+        y0 = torch.tensor([[0.01], [3.0], [5.0]], dtype=torch.float64).to(device)
+        term = ps.ODE(lambda t, y: torch.where((y > 4) & (t > 1), torch.nan, torch.sin(3 * y)))
+        how = {"integrator": ps.Euler(), "iteration": ps.Secant(), "batch_dims": 1, "window": 12, "tol": 1e-6}
+        sol = ps.solve(term, y0, TS, throw=False, **how)
+        return sol.ys, sol.stats.rounds, sol.result.name
+
+    ys, _, result = agree(scenario)
+    assert result == "nonfinite"
+    assert ys[:, :2].isfinite().all()
+    assert ys[-1, 2].isnan().all()
+
+
+def test_the_automatic_window():
+    """Its width follows the clock: answers are compared to the tolerance, rounds are not."""
+
+    def scenario(device: torch.device) -> Any:
+        return solved(ps.ODE(drift(device)), device, ps.RK4(), window="auto", tol=1e-9)[0]
+
+    agree(scenario, rtol=1e-7, atol=1e-7)
+
+
+def test_arguments_and_conditions_of_samples():
+    def scenario(device: torch.device) -> Any:
+        rates = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).to(device)
+        term = ps.ODE(lambda t, y, rate: -rate[:, None] * y)
+        schedule = ps.schedules.VP(lambda t: torch.exp(-5 * t))
+        model = ps.Denoiser(lambda x, t, scale: torch.tanh(x) * scale[:, None], schedule, prediction="epsilon")
+        of_args = solved(term, device, ps.RK4(), args=(rates,), max_batch=8)
+        return of_args, solved(model, device, ps.DDIM(), cond={"scale": rates}, tol=1e-4)
+
+    agree(scenario)
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_structured_states_and_tolerances_by_component(batch_dims):
+    def scenario(device: torch.device) -> Any:
+        start = START.to(device)
+        y0 = {"q": start[:, :2], "p": (start[:, 2:],)}
+        term = ps.ODE(lambda t, y: {"q": y["p"][0], "p": (-torch.sin(y["q"]),)})
+        scale = torch.logspace(-6, -5, 2, dtype=torch.float64).expand_as(START[:, :2]).to(device)
+        how = {"rtol": 1e-5, "atol": {"q": scale, "p": (1e-6 if not batch_dims else scale,)}, "batch_dims": batch_dims}
+        sol = ps.solve(term, y0, TS, integrator=ps.RK4(), window=12, **how)
+        return sol.ys, sol.stats.rounds
+
+    agree(scenario)
+
+
+def test_tolerances_of_samples_and_the_last_state_only():
+    def scenario(device: torch.device) -> Any:
+        tol = torch.tensor([1e-3, 1e-6, 1e-9])
+        return solved(ps.ODE(drift(device)), device, ps.Euler(), tol=tol, save="last")
+
+    agree(scenario)
+
+
+def test_complex_states():
+    def scenario(device: torch.device) -> Any:
+        y0 = torch.tensor([1.0 + 0.5j, 0.3j], dtype=torch.complex128).to(device)
+        return ps.solve(ps.ODE(lambda t, y: 1j * y * y.abs()), y0, TS, integrator=ps.RK4(), tol=1e-8).ys
+
+    agree(scenario)
+
+
+def test_the_sequential_solver():
+    def scenario(device: torch.device) -> Any:
+        term, y0 = denoiser(device), START.to(device)
+        return ps.sequential(term, y0, NOISY, integrator=ps.DDPM()).ys, ps.sequential(
+            ps.ODE(drift(device)), y0, TS, integrator=ps.RK4(), save="last"
+        ).ys
+
+    agree(scenario)
+
+
+def test_certificates():
+    """The numbers of a certificate are the host's, whatever device the states are on."""
+
+    def scenario(device: torch.device) -> Any:
+        how = {"integrator": ps.Euler(), "batch_dims": 1, "window": 12, "tol": 1e-5}
+        certificate = ps.solve(ps.ODE(drift(device)), START.to(device), TS, **how).certificate
+        others = certificate.recheck(), certificate.certified(2.0)
+        verified = certificate.verify()
+        return [[each.error.tolist(), each.bound.tolist(), str(each)] for each in (certificate, *others)], str(verified)
+
+    agree(scenario)

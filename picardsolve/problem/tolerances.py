@@ -149,7 +149,8 @@ def _read_structure(name: str, value: Any, layout: Layout) -> Tensor:
         )
     parts = [_rows_of_leaf(name, leaf, layout, shape) for leaf, shape in zip(leaves, layout.shapes, strict=True)]
     rows = max(len(part) for part in parts)
-    return torch.cat([part.expand(rows, -1) for part in parts], 1).to(layout.device, layout.compute_dtype)
+    alike = [part.expand(rows, -1).to(layout.device, layout.compute_dtype) for part in parts]  # numbers are on the host
+    return torch.cat(alike, 1)
 
 
 def _rows_of_leaf(name: str, value: Any, layout: Layout, shape: torch.Size) -> Tensor:
