@@ -25,7 +25,8 @@ class Kind:
 
     Attributes:
         read: the content of an object: objects by key, of a leaf one value.
-        live: iterables that give the present content whenever they are iterated; None where it must be read again.
+        live: of an object and its content, iterables that give the present content whenever they are iterated; None
+            where it must be read again.
         flat: what of the content is compared in a look that reads it again.
         put: puts one object back under its key.
         delete: takes away what is held under a key.
@@ -36,7 +37,7 @@ class Kind:
     """
 
     read: Callable[[Any], Any]
-    live: Callable[[Any], tuple[Iterable[Any], ...]] | None = None
+    live: Callable[[Any, Any], tuple[Iterable[Any], ...]] | None = None
     flat: Callable[[Any], Iterable[Any]] = _keys_and_values
     put: Callable[[Any, Any, Any], Any] = _refused
     delete: Callable[[Any, Any], Any] = _refused
@@ -59,7 +60,7 @@ class Place:
 
     def live(self) -> tuple[Iterable[Any], ...]:
         """Iterables that give the present content whenever they are iterated."""
-        return (self,) if self.kind.live is None else self.kind.live(self.obj)
+        return (self,) if self.kind.live is None else self.kind.live(self.obj, self.held)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.kind.flat(self.kind.read(self.obj)))
@@ -138,15 +139,17 @@ def _put_members(obj: set, held: dict) -> bool:
 
 DICT = Kind(
     read=lambda obj: dict(dict.items(obj)),
-    live=lambda obj: (dict.keys(obj), dict.values(obj)),
+    live=lambda obj, _: (dict.keys(obj), dict.values(obj)),
     put=dict.__setitem__,
     delete=dict.__delitem__,
 )
-ATTRIBUTES = replace(DICT, live=lambda obj: (obj.values(),), named_by="key")  # there are too many names to compare them
+ATTRIBUTES = replace(
+    DICT, live=lambda obj, _: (obj.values(),), named_by="key"
+)  # there are too many names to compare them
 SLOTS = Kind(slots, put=object.__setattr__, delete=object.__delattr__, named_by="key")
 CLASS = Kind(
     read=lambda cls: {name: value for name, value in vars(cls).items() if name not in _NOT_STATE},
-    live=lambda cls: (vars(cls).values(),),
+    live=lambda cls, _: (vars(cls).values(),),
     put=setattr,
     delete=delattr,
     named_by="key",
@@ -164,9 +167,9 @@ CELL = Kind(
     named_by="holder",
 )
 CONTEXT = Kind(_in_context, put=lambda variable, _, value: variable.set(value))
-LIST = Kind(lambda obj: dict(enumerate(obj)), live=lambda obj: (obj,), put_all=_put_elements)
-TUPLE = replace(LIST, live=lambda _: (), put_all=lambda *_: True)  # it cannot change, but its elements may
-SET = Kind(lambda obj: {member: member for member in obj}, live=lambda obj: (obj,), put_all=_put_members)
+LIST = Kind(lambda obj: dict(enumerate(obj)), live=lambda obj, _: (obj,), put_all=_put_elements)
+TUPLE = replace(LIST, live=lambda *_: (), put_all=lambda *_: True)  # it cannot change, but its elements may
+SET = Kind(lambda obj: {member: member for member in obj}, live=lambda obj, _: (obj,), put_all=_put_members)
 
 CONTAINERS: dict[type, Kind] = {dict: DICT, list: LIST, deque: LIST, tuple: TUPLE, frozenset: TUPLE, set: SET}
 VARIABLES: dict[type, Kind] = {CellType: CELL, ContextVar: CONTEXT}

@@ -3,6 +3,7 @@
 import ctypes
 import random
 from array import array
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state.kinds import Kind
 
+_TWISTER = 625 * 4  # bytes of a Mersenne twister: its words, and the position in them
 _NEAR = 1e-12  # relative; a number that is multiplied and divided by the same has not changed
 BUFFERS = bytearray, array, *ctypes.c_int.__mro__[1:-1], ctypes.Structure, ctypes.Array
 GENERATORS = torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState
@@ -85,11 +87,36 @@ def _comparable(state: Any) -> Any:
     return state.tobytes() if isinstance(state, np.ndarray) else state
 
 
+class _Drawn:
+    """Whether a generator was drawn from: iterated, it gives the present state, comparably.
+
+    The state of numpy's functions takes long to be read. Its bits tell first: where no second normal number is kept,
+    a draw changes them.
+    """
+
+    def __init__(self, generator: Any, state: Any):
+        self._generator, self._state = generator, _comparable(state)
+        bits = _raw_bits(generator)
+        self._bits = None if bits is None or state["has_gauss"] else bits
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._bits is not None and _raw_bits(self._generator) == self._bits:
+            yield self._state
+        else:
+            yield _comparable(_state(self._generator))
+
+
+def _raw_bits(generator: Any) -> bytes | None:
+    """The memory of numpy's Mersenne twister, as it is; None of other generators."""
+    bits = getattr(generator, "_bit_generator", None)
+    return ctypes.string_at(bits.ctypes.state_address, _TWISTER) if type(bits) is np.random.MT19937 else None
+
+
 ARRAY = Kind(np.ndarray.copy, flat=lambda held: (held.tobytes(),), put_all=_put_array, same=same_value)
 BUFFER = Kind(bytes, flat=lambda held: (held,), put_all=_put_bytes, same=same_value)
 GENERATOR = Kind(
     _state,
-    flat=lambda held: (_comparable(held),),
+    live=lambda obj, held: (_Drawn(obj, held),),
     put_all=_put_state,
     same=lambda then, now: _comparable(then) == _comparable(now),
 )
