@@ -1,16 +1,18 @@
-"""What one round of each default path costs a device beside the drift, on the simulated one.
+"""The paths of the library whose rounds are counted and timed, and what a round of each costs beside the drift.
 
 A round is what happens from one drift call to the same call of the next round (Runge-Kutta's stages are in it): a
 sweep, the test, the slide, the guess, and the rows of the next round. The beginning and the end of a solve are not
 in it, nor is anything that the drift and the diffusion do themselves.
 """
 
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from simulated_device import DEVICE, SimulatedDevice
+from simulated_device import DEVICE, HOST, SimulatedDevice
 from tally import Tally
 from torch import Tensor
 
@@ -28,7 +30,7 @@ class Path:
 
     Attributes:
         name: such as "RK4, Picard".
-        term: what is solved, from a drift.
+        term: what is solved, from a drift, and from what the diffusion is wrapped in.
         integrator: its steps.
         iteration: how it is iterated; None for the default.
         stages: drift calls in a round.
@@ -36,22 +38,39 @@ class Path:
     """
 
     name: str
-    term: Callable[[SimulatedDevice, Drift], Any]
+    term: Callable[[Drift, Callable[[Drift], Drift]], Any]
     integrator: Any
     iteration: Any = None
     stages: int = 1
     times: tuple[float, float] = (0.0, 60.0)
 
+    def solve(self, width: int, y0: Tensor, drift: Drift, apart: Callable[[Drift], Drift]) -> None:
+        """A few rounds of a window, on a grid that is much longer."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ps.ConvergenceWarning)
+            ps.solve(
+                self.term(drift, apart),
+                y0,
+                ps.grids.uniform(*self.times, WINDOWS * width),
+                integrator=self.integrator,
+                iteration=self.iteration,
+                window=width,
+                batch_dims=1,
+                tol=1e-4,
+                max_rounds=ROUNDS * self.stages,
+                throw=False,
+            )
 
-def _ode(device: SimulatedDevice, drift: Drift) -> ps.ODE:
+
+def _ode(drift: Drift, apart: Callable[[Drift], Drift]) -> ps.ODE:
     return ps.ODE(drift)
 
 
-def _sde(device: SimulatedDevice, drift: Drift) -> ps.SDE:
-    return ps.SDE(drift, device.counted_apart(lambda t, y: 0.1 + 0.1 * torch.sin(y)), noise="diagonal")
+def _sde(drift: Drift, apart: Callable[[Drift], Drift]) -> ps.SDE:
+    return ps.SDE(drift, apart(lambda t, y: 0.1 + 0.1 * torch.sin(y)), noise="diagonal")
 
 
-def _denoiser(device: SimulatedDevice, drift: Drift) -> ps.Denoiser:
+def _denoiser(drift: Drift, apart: Callable[[Drift], Drift]) -> ps.Denoiser:
     return ps.Denoiser(lambda x, t: drift(t, x), ps.schedules.VP(lambda t: torch.exp(-5 * t)), prediction="epsilon")
 
 
@@ -77,30 +96,48 @@ PATHS = {
 }
 
 
+def problem(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Initial states, and a matrix that mixes their numbers."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(size, size, generator=generator) * 1.2 / size**0.5
+    return torch.randn(batch, size, generator=generator).to(device), mixing.to(device)
+
+
 def rounds_of(path: Path, width: int, batch: int, size: int = SIZE) -> list[Tally]:
     """What the rounds of a solve counted, from the fifth on."""
     seen: list[Tally] = []
     with SimulatedDevice() as device:
-        generator = torch.Generator().manual_seed(0)
-        mixing = (0.3 * torch.randn(size, size, generator=generator)).to(DEVICE)
-        y0 = torch.randn(batch, size, generator=generator).to(DEVICE)
+        y0, mixing = problem(batch, size, DEVICE)
 
         def drift(t: Tensor, y: Tensor) -> Tensor:
             seen.append(Tally(device.tally))
             with device.apart():
                 return torch.tanh(y @ mixing) - 0.5 * y
 
-        ps.solve(
-            path.term(device, drift),
-            y0,
-            ps.grids.uniform(*path.times, WINDOWS * width),
-            integrator=path.integrator,
-            iteration=path.iteration,
-            window=width,
-            batch_dims=1,
-            tol=1e-4,
-            max_rounds=ROUNDS * path.stages,
-            throw=False,
-        )
+        path.solve(width, y0, drift, device.counted_apart)
     starts = seen[:: path.stages]
     return [after.since(before) for before, after in zip(starts[SKIPPED:], starts[SKIPPED + 1 :], strict=False)]
+
+
+def seconds_of(path: Path, width: int, batch: int, size: int, device: torch.device = HOST) -> list[float]:
+    """Seconds that the rounds of a solve took beside the drift and the diffusion, from the fifth on."""
+    y0, mixing = problem(batch, size, device)
+    inside, starts = 0.0, []
+
+    def apart(function: Drift) -> Drift:
+        def called(t: Tensor, y: Tensor) -> Tensor:
+            nonlocal inside
+            start = time.perf_counter()
+            out = function(t, y)
+            inside += time.perf_counter() - start
+            return out
+
+        return called
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        starts.append(time.perf_counter() - inside)
+        return apart(lambda t, y: torch.tanh(y @ mixing) - 0.5 * y)(t, y)
+
+    path.solve(width, y0, drift, apart)
+    begun = starts[:: path.stages]
+    return [after - before for before, after in zip(begun[SKIPPED:], begun[SKIPPED + 1 :], strict=False)]

@@ -14,15 +14,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
+from device_values import DEVICE, HOST, Call, Values, is_device
 from tally import Tally, place_of_call
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-
-DEVICE = torch.device("meta")
-HOST = torch.device("cpu")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -36,7 +33,6 @@ _WAIT = (
     "aten::unique_consecutive",
     "aten::bincount",
     "aten::_linalg_check_errors",
-    "aten::_assert_async",
 )
 _INDEX = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 # beside the pointwise ones, what takes one number of the host among tensors of the device
@@ -54,7 +50,7 @@ class SimulatedDevice:
 
     def __init__(self) -> None:
         self.tally, self.user = Tally(), Tally()
-        self._values = _Values()
+        self._values = Values()
         self._open = ExitStack()
         self._apart = 0
 
@@ -96,13 +92,11 @@ class SimulatedDevice:
     def run(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation of torch, on the device if one of its tensors is there or if it is to make one there."""
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        on_device = any(_is_device(x) for x in tensors)
+        on_device = any(is_device(x) for x in tensors)
         asked = kwargs.get("device")
         target = on_device if asked is None else torch.device(asked).type == DEVICE.type
         name = operator._schema.name
-        if not (on_device or target) or name.startswith(
-            "prims::"
-        ):  # of torch, on the way to the shape of a zero tangent
+        if not (on_device or target) or name.startswith("prims::"):  # torch's own, for the shape of a zero tangent
             return operator(*args, **kwargs)
         self.count("operation")
         if name in ("aten::_to_copy", "aten::copy_"):
@@ -118,8 +112,8 @@ class SimulatedDevice:
     def _transfer(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], target: bool) -> bool:
         """Count a copy; whether it goes from one device to the other."""
         source = args[1] if name == "aten::copy_" else args[0]
-        target = _is_device(args[0]) if name == "aten::copy_" else target
-        if _is_device(source) == target:
+        target = is_device(args[0]) if name == "aten::copy_" else target
+        if is_device(source) == target:
             return False
         if not target:
             self.count("copy to the host", "wait")
@@ -131,11 +125,11 @@ class SimulatedDevice:
     def _check_devices(self, operator: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> None:
         """Raise where a GPU would; count the copies of indices that lie on the host."""
         indices = [x for x in args[1] if x is not None] if name in _INDEX else []
-        if indices and _is_device(args[0]):
-            for _ in (x for x in indices if not _is_device(x)):
+        if indices and is_device(args[0]):
+            for _ in (x for x in indices if not is_device(x)):
                 self.count("copy to the device", "blocking copy")
             tensors = [args[0], *args[2:3]]
-        host = [x for x in tensors if isinstance(x, Tensor) and not _is_device(x)]
+        host = [x for x in tensors if isinstance(x, Tensor) and not is_device(x)]
         numbers = torch.Tag.pointwise in operator.tags or name in _TAKES_NUMBERS or name in _INDEX
         mixed = [
             x for x in host if x.dim() or not numbers or any(x is each for each in _written(operator, args, kwargs))
@@ -159,7 +153,7 @@ class SimulatedDevice:
 
     def _computed(self, operator: Any, name: str, args: Any, kwargs: Any, target: bool, moved: bool) -> Any:
         """The operation on the CPU; its results where they belong, those that are views with their base's storage."""
-        call = _Call(self._values)
+        call = Call(self._values)
         inner, keywords = pytree.tree_map(call.inner, (args, kwargs))
         outputs = operator(*inner, **keywords)
         call.reshaped()
@@ -169,78 +163,6 @@ class SimulatedDevice:
         if not target:
             return outputs
         return pytree.tree_map(call.outer, outputs)
-
-
-class _Values:
-    """The CPU storage of every storage on the device, forgotten with the latter."""
-
-    def __init__(self) -> None:
-        self._stored: dict[int, tuple[StorageWeakRef, torch.UntypedStorage]] = {}
-        self._next_sweep = 1024
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The values of a device tensor, as a view of its CPU storage."""
-        found = self._stored.get(tensor.untyped_storage()._cdata)
-        if found is None:
-            raise RuntimeError("A tensor on the simulated device was made outside of it and has no values.")
-        return _view(found[1], tensor, HOST)
-
-    def keep(self, storage: torch.UntypedStorage, values: torch.UntypedStorage) -> None:
-        """The CPU storage of a new storage."""
-        self._stored[storage._cdata] = StorageWeakRef(storage), values
-        if len(self._stored) > self._next_sweep:
-            self._stored = {key: pair for key, pair in self._stored.items() if not pair[0].expired()}
-            self._next_sweep = 2 * len(self._stored) + 1024
-
-
-class _Call:
-    """The tensors of one operation, on both sides."""
-
-    def __init__(self, values: _Values) -> None:
-        self._values = values
-        self._pairs: list[tuple[Tensor, Tensor]] = []  # (argument, its values)
-        self._storages: dict[int, torch.UntypedStorage] = {}  # of the values -> of the device
-
-    def inner(self, x: Any) -> Any:
-        """The values of an argument."""
-        if not isinstance(x, Tensor):
-            return x
-        values = self._values.of(x) if _is_device(x) else x
-        self._pairs.append((x, values))
-        if values is not x:
-            self._storages[values.untyped_storage()._cdata] = x.untyped_storage()
-        return values
-
-    def reshaped(self) -> None:
-        """Give an argument the shape that ``out=``, ``resize_`` or ``unsqueeze_`` gave its values."""
-        for x, values in self._pairs:
-            if x.shape != values.shape or x.stride() != values.stride():
-                x.untyped_storage().resize_(values.untyped_storage().nbytes())
-                x.as_strided_(values.shape, values.stride(), values.storage_offset())
-
-    def is_new(self, outputs: Any) -> bool:
-        """Whether some output has a storage of its own, or is no tensor."""
-        return any(
-            not isinstance(x, Tensor) or x.untyped_storage()._cdata not in self._storages
-            for x in pytree.tree_leaves(outputs)
-        )
-
-    def outer(self, x: Any) -> Any:
-        """An output on the device: the argument that it is, a view of one, or a new tensor."""
-        if not isinstance(x, Tensor):
-            return x
-        for argument, values in self._pairs:
-            if values is x:
-                return argument
-        if x.is_conj() or x.is_neg():
-            raise NotImplementedError("The simulated device has no conjugate views.")
-        if x._is_zerotensor():
-            x = torch.zeros_like(x)
-        key = x.untyped_storage()._cdata
-        if key not in self._storages:
-            self._storages[key] = torch.UntypedStorage(x.untyped_storage().nbytes(), device=DEVICE)
-            self._values.keep(self._storages[key], x.untyped_storage())
-        return _view(self._storages[key], x, DEVICE)
 
 
 class _Dispatch(TorchDispatchMode):
@@ -272,24 +194,13 @@ class _FromData(TorchFunctionMode):
 
 def _number(x: Any) -> Any:
     """A number that lies on the device, read."""
-    return x.item() if isinstance(x, Tensor) and _is_device(x) and not x.dim() else x
-
-
-def _is_device(x: Tensor) -> bool:
-    return x.device.type == DEVICE.type
+    return x.item() if isinstance(x, Tensor) and is_device(x) and not x.dim() else x
 
 
 def _written(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The arguments that an operation writes to."""
     names = [each.name for each in operator._schema.arguments if each.alias_info and each.alias_info.is_write]
     return [kwargs[name] if name in kwargs else args[0] for name in names]
-
-
-def _view(storage: torch.UntypedStorage, like: Tensor, device: torch.device) -> Tensor:
-    """A tensor over a storage, with the shape, strides and dtype of another."""
-    return torch.empty(0, dtype=like.dtype, device=device).set_(  # type: ignore[call-overload]
-        storage, like.storage_offset(), like.shape, like.stride()
-    )
 
 
 def agree(scenario: Callable[[torch.device], Any], rtol: float = 1e-9, atol: float = 1e-9) -> Any:
