@@ -123,7 +123,7 @@ class AdaptiveSolve(Machine):
         lengths = [segment.h for i in self._active for segment in self.samples[i].march.queue]
         self.function.clock.resolves(float(np.abs(t).max()), _SCALES * min(lengths, default=np.inf))
         x = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
-        drift = self.function(torch.from_numpy(t), x, torch.from_numpy(sample)).to("cpu", torch.float64).numpy()
+        drift = self.function(torch.from_numpy(t), x, sample).to("cpu", torch.float64).numpy()
         if len(self._calls) <= _SEEN:
             self._calls.append((len(t), perf_counter() - began))
         return drift

@@ -6,7 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
+from picardsolve.integrators.base import (
+    DriftChain,
+    Evaluated,
+    Hold,
+    Index,
+    Integrator,
+    Rows,
+    StepTable,
+    Times,
+    accepted_term,
+)
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import LARGEST_DENSE
@@ -69,7 +79,7 @@ class BackwardEulerChain(DriftChain):
 
     def __init__(self, problem: Problem, term: ODE | SemilinearODE):
         self.length = len(problem.ts) - 1
-        self._t, self._h = problem.ts[1:], problem.ts.diff()
+        self._t, self._h = Times(problem.ts[1:], problem.layout), problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
         self.function = problem.row_function("drift", term.drift)
 
@@ -115,7 +125,7 @@ class BackwardEulerChain(DriftChain):
         h = self._table.at(step)
         unit = torch.eye(after.shape[-1]).to(after)
         directions = unit[:, None].expand(-1, *after.shape)
-        value, *columns = self.function(self._t[step], torch.cat([after[None], directions]), torch.from_numpy(sample))
+        value, *columns = self.function(self._t.numbers(step), torch.cat([after[None], directions]), sample)
         jacobian = h[..., None] * torch.stack(columns, -1)
         missing = torch.addcmul(before - after, value, h)
         right = torch.cat([missing[..., None], unit.expand_as(jacobian)], -1)

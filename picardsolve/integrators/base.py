@@ -10,6 +10,7 @@ from torch import Tensor
 
 from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.step_maps import Steps
+from picardsolve.problem.index import on_device
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.state import Layout
@@ -160,7 +161,7 @@ class Chain(ABC):
         """
         width, samples, count, _ = outputs.shape
         along = directions.expand(width, samples, count, -1)
-        each = np.broadcast_to(n, (width, samples)).ravel()
+        each = np.broadcast_to(n, (width, samples)).flatten()
         noise = None if noise is None else noise.flatten(0, 1)
         many = None if noise is None else noise.repeat_interleave(count, 0)
         anyone = np.zeros(each.size * count, dtype=np.int64)
@@ -256,19 +257,41 @@ class Integrator(Discretization):
 
 
 class StepTable:
-    """Numbers of each step, read for the steps of a window in one copy to the device.
+    """Numbers of each step, kept on the device of the states and read there for the steps of a window.
 
     Args:
         table: ``(N,)`` or ``(C, N)``, float64 on the CPU.
-        layout: of the state; the numbers are returned in its dtype on its device.
+        layout: of the state, whose device the numbers are on.
+        dtype: of the numbers; None: that of the states.
     """
 
-    def __init__(self, table: Tensor, layout: Layout):
-        self._table, self._device = table.to(layout.compute_dtype).numpy(), layout.device
+    def __init__(self, table: Tensor, layout: Layout, dtype: torch.dtype | None = None):
+        self._table, self._dtype, self._device = table, dtype or layout.compute_dtype, layout.device
+        self._uploaded = False
 
     def at(self, n: Index) -> Tensor:
         """The entries of steps n, ``(*n.shape, 1)`` or ``(C, *n.shape, 1)``."""
-        return torch.from_numpy(self._table.take(n, -1)[..., None]).to(self._device)
+        return self._read(n, (*n.shape, 1))
+
+    def numbers(self, n: Index) -> Tensor:
+        """The entries of steps n, ``n.shape`` or ``(C, *n.shape)``."""
+        return self._read(n, n.shape)
+
+    def _read(self, n: Index, shape: tuple[int, ...]) -> Tensor:
+        if not self._uploaded:
+            self._table, self._uploaded = self._table.to(self._device, self._dtype), True
+        index = on_device(n, self._device)
+        found = self._table.index_select(-1, index if index.dim() == 1 else index.flatten())
+        return found.view(*self._table.shape[:-1], *shape)
+
+
+class Times(StepTable):
+    """Times in float64, on the device of the states; on the CPU where the device has no float64."""
+
+    def __init__(self, ts: Tensor, layout: Layout):
+        super().__init__(ts, layout, torch.float64)
+        if self._device.type == "mps":
+            self._device = torch.device("cpu")
 
 
 def accepted_term(integrator: Integrator, problem: Problem, *kinds: type[T], instead: str = "") -> T:

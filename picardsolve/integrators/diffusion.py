@@ -5,7 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
+from picardsolve.integrators.base import (
+    DriftChain,
+    Evaluated,
+    Hold,
+    Index,
+    Integrator,
+    Rows,
+    StepTable,
+    Times,
+    accepted_term,
+)
 from picardsolve.integrators.linear_multistep import linear_multistep
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.denoiser import Denoiser
@@ -140,6 +150,7 @@ class DiffusionChain(DriftChain):
         def table(*columns: Tensor) -> StepTable:
             return StepTable(torch.stack(columns), problem.layout)
 
+        self._times = Times(problem.ts, problem.layout)
         self._of_sample = table(from_state, from_output)
         self._of_steps = table(p, s, p + q[0] * from_state, expected, _scale(levels), *q)
         self._of_levels = table(alpha, sigma)
@@ -150,7 +161,7 @@ class DiffusionChain(DriftChain):
     def evaluate(self, rows: Rows) -> Tensor:
         """The predicted samples, ``(R, D)``, and their derivatives."""
         states = rows.dual
-        output = self.function(self._ts[rows.step], states, torch.from_numpy(rows.sample))
+        output = self.function(self._times.numbers(rows.step), states, rows.sample)
         from_state, from_output = self._of_sample.at(rows.step)
         return torch.addcmul(from_state * states, from_output, output)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Times, accepted_term
 from picardsolve.integrators.step_maps import Steps
 from picardsolve.problem.linear import Linear, Table
 from picardsolve.problem.problem import Problem
@@ -88,21 +88,21 @@ class ETDChain(DriftChain):
         term, layout = accepted_term(integrator, problem, SemilinearODE, instead=_INSTEAD), problem.layout
         self.length, self.rounds = len(problem.ts) - 1, len(stages)
         self.function = problem.row_function("nonlinear", term.nonlinear)
-        self._t, self._h = problem.ts[:-1], problem.ts.diff()
+        h = problem.ts.diff()
         self._operator, self._shape = term.operator, tuple(layout.shapes[0])
         lengths, self._length = _distinct(problem.ts)
         whole, half = (term.operator.phi(h, min(len(stages), 3), self._shape) for h in (lengths, lengths / 2))
         self._exact = [_Combination.of(lengths, reach(whole, half)) for _, reach in stages]
         self._tables = [c.cast(layout.compute_dtype, layout.device) for c in self._exact]
-        self._nodes = [0.0, *(node for node, _ in stages[:-1])]
+        nodes = [0.0, *(node for node, _ in stages[:-1])]
+        self._stages = Times(torch.stack([problem.ts[:-1] + node * h for node in nodes]), layout)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``N`` of all stages, ``(R, rounds D)``, and their derivatives."""
         states, found, at = rows.dual, [], self._length[rows.step]
-        t, h = self._t[rows.step], self._h[rows.step]
         y = states
-        for node, table in zip(self._nodes, self._tables, strict=True):
-            found.append(self.function(t + node * h, y, torch.from_numpy(rows.sample)))
+        for t, table in zip(self._stages.numbers(rows.step), self._tables, strict=True):
+            found.append(self.function(t, y, rows.sample))
             if len(found) < self.rounds:
                 y = self._reached(table, at, states, found)
         return torch.cat(found, -1)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from picardsolve.problem.clock import Clock
@@ -22,7 +23,7 @@ def check_noise_structure(problem: Problem, term: SDE, clock: Clock) -> None:
     layout, gen = problem.layout, torch.Generator().manual_seed(0)
     size, slack = layout.size, torch.finfo(layout.dtype).eps ** 0.5
     state = (0.5 + torch.rand(1, size, generator=gen, dtype=torch.float64)).to(layout.device, layout.compute_dtype)
-    t, sample = problem.ts[:1], torch.zeros(1, dtype=torch.int64)
+    t, sample = problem.ts[:1], np.zeros(1, dtype=np.int64)
     if term.noise == "diagonal" and size > 1:
         signs = torch.where(torch.rand(1, size, generator=gen) < 0.5, -1.0, 1.0).to(state)
         plain = problem.row_function("diffusion", term.diffusion, clock=clock)

@@ -3,11 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
+from picardsolve.integrators.base import (
+    DriftChain,
+    Evaluated,
+    Hold,
+    Index,
+    Integrator,
+    Rows,
+    StepTable,
+    Times,
+    accepted_term,
+)
 from picardsolve.integrators.ito import EulerMaruyama
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.problem import Problem
@@ -88,23 +97,23 @@ class RungeKuttaChain(DriftChain):
         self.length, self.rounds = len(problem.ts) - 1, len(tableau[1])
         self.function = problem.row_function("drift", term.drift)
         self._a, self._b = tableau
-        self._t, self._h = problem.ts[:-1].numpy(), problem.ts.diff()
+        self._h = problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
+        into = [0.0, *(sum(a) for a in self._a)]  # where in the step each stage is
+        self._stages = Times(torch.stack([problem.ts[:-1] + c * self._h for c in into]), problem.layout)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The slopes, ``(R, D)``, and their derivatives."""
-        t, states = self._t[rows.step], rows.dual
-        slopes = [self._call(t, states, rows)]
-        if not self._a:
+        first, *later = self._stages.numbers(rows.step)
+        states = rows.dual
+        slopes = [self.function(first, states, rows.sample)]
+        if not later:
             return slopes[0]
-        h, column = self._h.numpy()[rows.step], self._table.at(rows.step)
-        for a in self._a:
-            y = states + column * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
-            slopes.append(self._call(t + sum(a) * h, y, rows))
+        h = self._table.at(rows.step)
+        for t, a in zip(later, self._a, strict=True):
+            y = states + h * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
+            slopes.append(self.function(t, y, rows.sample))
         return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
-
-    def _call(self, t: np.ndarray, y: Tensor, rows: Rows) -> Tensor:
-        return self.function(torch.from_numpy(t), y, torch.from_numpy(rows.sample))
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The step maps of a window."""

@@ -8,7 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, StepTable, accepted_term
+from picardsolve.integrators.base import (
+    DriftChain,
+    Evaluated,
+    Hold,
+    Index,
+    Integrator,
+    Rows,
+    StepTable,
+    Times,
+    accepted_term,
+)
 from picardsolve.integrators.noise_structure import check_noise_structure
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.problem.derivative import Corrected
@@ -114,6 +124,7 @@ class SDEChain(DriftChain):
         self._scheme, self._noise, self._brownian = scheme, term.noise, problem.brownian
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
+        self._times = Times(torch.stack([self._t, self._h]), problem.layout)
         columns = {"additive": None, "diagonal": 0, "scalar": 0}.get(term.noise, 1)
         trailing = columns + 1 if scheme.derivative and columns is not None else columns
         self.function = problem.row_function("drift", term.drift)
@@ -144,14 +155,13 @@ class SDEChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``f`` and ``g``, and their derivatives."""
-        t, length, h = self._t[rows.step], self._h[rows.step], self._table.at(rows.step)
-        sample = torch.from_numpy(rows.sample)
+        (t, length), h, sample = self._times.numbers(rows.step), self._table.at(rows.step), rows.sample
 
         def drift(c: float, x: Tensor) -> Tensor:
-            return self.function(t + c * length, x, sample)
+            return self.function(t + c * length if c else t, x, sample)
 
         def diffusion(c: float, x: Tensor) -> Tensor:
-            return self._diffusion(t + c * length, x, sample).unflatten(-1, (self._size, -1))
+            return self._diffusion(t + c * length if c else t, x, sample).unflatten(-1, (self._size, -1))
 
         def noise() -> tuple[Tensor, ...]:
             drawn = self.increments(rows.step, rows.sample) if rows.noise is None else rows.noise
@@ -205,7 +215,7 @@ class SDEChain(DriftChain):
         """The smallest element of an additive diffusion at each of some steps."""
         n, sample = (index.ravel() for index in np.meshgrid(steps, np.arange(self._layout.batch), indexing="ij"))
         nowhere = torch.zeros(len(n), self._size, dtype=self._layout.compute_dtype, device=self._layout.device)
-        g = self._diffusion(self._t[n], nowhere, torch.from_numpy(sample))
+        g = self._diffusion(self._times.numbers(n)[0], nowhere, sample)
         return g.double().cpu().abs().reshape(len(steps), -1).amin(1)
 
     def increments(self, n: Index, sample: Index) -> Tensor:

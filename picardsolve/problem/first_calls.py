@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from picardsolve.problem.lifting import SINGLE, Takes, not_random, random
 from picardsolve.problem.state import Layout
 
-Call: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of times, states and samples of rows
+Call: TypeAlias = Callable[[Tensor, Tensor, np.ndarray], Tensor]  # of times, states and samples of rows
 
 
 @dataclass
@@ -28,12 +29,12 @@ class FirstCalls:
     layout: Layout
     takes: Takes
     done: bool = field(init=False)
-    _first: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
+    _first: tuple[Tensor, Tensor, np.ndarray, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.done = self.takes in ("state", "batch")
 
-    def checked(self, call: Call, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+    def checked(self, call: Call, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         """The function's values at rows, ``call(t, x, sample)``, with the checks that are due.
 
         Raises:
@@ -56,7 +57,7 @@ class FirstCalls:
         first_t, first_x, first_sample, expected = self._first
         if x.dim() > 2:
             first_x = torch.cat([first_x[None], first_x.new_zeros(len(x) - 1, *first_x.shape)])
-        rows = torch.cat([t, first_t]), torch.cat([x, first_x], -2), torch.cat([sample, first_sample])
+        rows = torch.cat([t, first_t]), torch.cat([x, first_x], -2), np.concatenate([sample, first_sample])
         out = not_random(self.name, self.layout.device, lambda: call(*rows))
         if not self._same(_values(out)[-1:], expected):
             alone = call(first_t, first_x, first_sample)

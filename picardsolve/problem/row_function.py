@@ -1,10 +1,11 @@
 """The user's function at any number of rows: chunks, whole batches, counts, and the parameters that it shows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,32 +55,34 @@ class RowFunction:
         other._user, other.parameters = self._user.with_args(args), None
         return other
 
-    def __call__(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         """Evaluate rows.
 
         Args:
-            t: ``(R,)`` times, float64 on the CPU.
+            t: ``(R,)`` times, float64, on the CPU or the device of the states.
             x: ``(R, D)`` states; ``(1 + P, R, D)`` with tangents behind them.
-            sample: ``(R,)``, which sample a row belongs to.
+            sample: ``(R,)``, which sample a row belongs to, on the host.
 
         Returns:
             ``(R, D)``, or ``(R, D * m)`` with a trailing dimension m; ``(1 + P, ...)`` with derivatives behind them.
         """
+        sample = np.asanyarray(sample)  # a tensor does as well
         if self._user.takes == "batch":
             return self._in_batches(t, x, sample)
         if self._first_calls.done:
             return self._in_chunks(t, x, sample)
         return self._first_calls.checked(self._in_chunks, t, x, sample)
 
-    def _in_batches(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+    def _in_batches(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         """Evaluate rows that are whole batches, one behind the other; of any other row, a batch of copies."""
         samples, rows = self.layout.batch, len(t)
-        if rows % samples == 0 and bool((sample.reshape(-1, samples) == torch.arange(samples)).all()):
+        if rows % samples == 0 and bool((sample.reshape(-1, samples) == np.arange(samples)).all()):
             return self._in_chunks(t, x, sample)
-        copies = t.repeat_interleave(samples), x.repeat_interleave(samples, -2), torch.arange(samples).repeat(rows)
-        return self._in_chunks(*copies)[..., (torch.arange(rows) * samples + sample).to(x.device), :]
+        copies = t.repeat_interleave(samples), x.repeat_interleave(samples, -2), np.tile(np.arange(samples), rows)
+        own = torch.from_numpy(np.arange(rows) * samples + sample).to(x.device)
+        return self._in_chunks(*copies).index_select(-2, own)
 
-    def _in_chunks(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+    def _in_chunks(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         size = self.max_batch or len(t)
         if self.max_batch and x.dim() > 2:
             size = max(self.max_batch // len(x), 1)
@@ -87,14 +90,11 @@ class RowFunction:
             size = max(size // self.layout.batch, 1) * self.layout.batch
         if len(t) <= size:
             return self._call(t, x, sample)
-        chunks = zip(t.split(size), x.split(size, -2), sample.split(size), strict=True)
-        return torch.cat([self._call(*chunk) for chunk in chunks], -2)
+        return torch.cat([self._call(*piece) for piece in _pieces(size, t, x, sample)], -2)
 
-    def _call(self, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+    def _call(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         if self._looks_like_samples(sample):
-            first = len(t) - 1
-            pieces = zip(t.split(first), x.split(first, -2), sample.split(first), strict=True)
-            return torch.cat([self._call(*piece) for piece in pieces], -2)
+            return torch.cat([self._call(*piece) for piece in _pieces(len(t) - 1, t, x, sample)], -2)
         self.calls += 1
         self.evaluations += x.shape[:-1].numel()
         value = self._user.value if x.dim() == 2 else self._user.value_and_derivatives
@@ -122,7 +122,7 @@ class RowFunction:
         parameters.extend(leaf for leaf in leaves(out) if leaf is not state)
         return out.detach()
 
-    def _looks_like_samples(self, sample: Tensor) -> bool:
+    def _looks_like_samples(self, sample: np.ndarray) -> bool:
         """Whether there are as many rows as samples, in another order, and the function holds a tensor as long.
 
         A tensor with one row for each sample would then meet the wrong rows and fit. In two shorter calls it does not
@@ -131,8 +131,15 @@ class RowFunction:
         samples = self.layout.batch
         if len(sample) != samples or samples == 1 or self._user.takes in ("state", "batch"):
             return False
-        return not bool((sample == torch.arange(samples)).all()) and self._holds_as_many
+        return not bool((sample == np.arange(samples)).all()) and self._holds_as_many
 
     @cached_property
     def _holds_as_many(self) -> bool:
         return any(tensor.ndim > 0 and len(tensor) == self.layout.batch for tensor in reachable(self._user.function))
+
+
+def _pieces(size: int, t: Tensor, x: Tensor, sample: np.ndarray) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """The rows in pieces of at most ``size``."""
+    for start in range(0, len(t), size):
+        rows = slice(start, start + size)
+        yield t[rows], x[..., rows, :], sample[rows]

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.problem.clock import Clock
+from picardsolve.problem.index import on_device
 from picardsolve.problem.lifting import SINGLE, Lifted, Takes, check_takes_arguments
 from picardsolve.problem.state import Layout, sorted_keys
 
@@ -110,13 +112,15 @@ class UserFunction:
         """The arguments of one sample."""
         return pytree.tree_map(lambda arg: arg[sample] if self._per_sample(arg) else arg, self.args)
 
-    def args_of_rows(self, sample: Tensor) -> Any:
+    def args_of_rows(self, sample: np.ndarray) -> Any:
         """The arguments of rows that belong to samples ``(R,)``."""
         if not self.args or not self.layout.batched or self.takes == "batch":
             return self.args
-        everyone = len(sample) == self.layout.batch and bool((sample == torch.arange(len(sample))).all())
+        everyone = len(sample) == self.layout.batch and bool((sample == np.arange(len(sample))).all())
         return pytree.tree_map(
-            lambda arg: arg.index_select(0, sample.to(arg.device)) if self._per_sample(arg) and not everyone else arg,
+            lambda arg: (
+                arg.index_select(0, on_device(sample, arg.device)) if self._per_sample(arg) and not everyone else arg
+            ),
             self.args,
         )
 
