@@ -1,13 +1,13 @@
 """The stopping rule of the default: the estimated distance to the sequential solution."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.stopping import Increment, MakesRule, Residuals, Stopping, on_host, smaller_state
+from picardsolve.fixed_point.stopping import Increment, MakesRule, Residuals, Seen, Stopping, on_host, smaller_state
 from picardsolve.fixed_point.sweep import Swept
 from picardsolve.integrators.base import Chain, Index
 from picardsolve.problem.checks import check_type
@@ -76,10 +76,18 @@ class ErrorEstimate(Stopping):
     estimates: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
     worst: np.ndarray | None = field(init=False, default=None)
 
+    def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
+        """Changes in tolerances, and changes; at first also the rounding of the states, in tolerances."""
+        measured = self.tolerance.measure(swept.change, smaller_state(swept, self.tolerance), noise)
+        if self._rounding is not None:
+            return measured
+        rounding = torch.finfo(swept.y.dtype).eps * swept.y
+        return *measured, self.tolerance.measure(rounding, swept.y, noise)[0]
+
     @np.errstate(all="ignore")
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Estimate errors, and compare them with the allowance."""
-        scaled, size, residual, signed = self._norms(swept, noise)
+        scaled, size, residual, signed = self._known(seen or on_host([self], swept, noise)[0][0])
         assert self._rounding is not None
         change = np.maximum(_arriving(scaled), scaled) if self.implicit else _arriving(scaled)
         residual = None if residual is None else residual * (scaled / size)
@@ -103,17 +111,14 @@ class ErrorEstimate(Stopping):
         fits[-1] &= account.blind < 2
         return np.concatenate([fits[1:], np.zeros_like(fits[:1])]), size
 
-    def _norms(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray, Any, Any]:
-        """On the host: changes in tolerances, changes, and residuals and slopes where there are any."""
+    def _known(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Changes in tolerances, changes, and residuals and slopes where there are any."""
+        scaled, size, *rounding = seen.norms
         if self._rounding is None:
-            rounding = torch.finfo(swept.y.dtype).eps * swept.y
-            self._rounding = on_host(self.tolerance.measure(rounding, swept.y, noise)[0].amax(0))[0]
-        measured = self.tolerance.measure(swept.change, smaller_state(swept, self.tolerance), noise)
-        given = [value for value in (swept.residual, swept.slope) if value is not None]
-        scaled, size, *rest = on_host(*measured, *given)
-        scaled = np.where(np.isfinite(size), scaled, np.inf)  # squares overflowed: nothing is known
-        residual = None if swept.residual is None else np.where(np.isfinite(size), rest[0], np.inf)
-        return scaled, size, residual, None if swept.slope is None else rest[-1]
+            self._rounding = rounding[0].max(0)
+        finite = np.isfinite(size)  # otherwise squares overflowed: nothing is known
+        residual = None if seen.residual is None else np.where(finite, seen.residual, np.inf)
+        return np.where(finite, scaled, np.inf), size, residual, seen.slope
 
     def _carried(self, slope: np.ndarray | None, new: np.ndarray, account: "_Account") -> np.ndarray:
         """Errors and allowances ``(2, W, B)``: what each step adds, on top of those of the window's first state."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.placement import rows_from
+from picardsolve.fixed_point.placement import Pick
 from picardsolve.integrators.base import Chain, Index
 
 
@@ -41,10 +41,16 @@ class Increments:
         assert self._drawn is not None
         return self._drawn[:count]
 
-    def slide(self, accepted: Index) -> None:
-        """Drop the first ``accepted[s]`` steps of each sample."""
-        if self._drawn is not None:
-            self._drawn = rows_from(self._drawn, accepted, len(self._drawn) - int(accepted.max()))
+    def pick(self, accepted: Index) -> Pick | None:
+        """What is left behind the first ``accepted[s]`` steps of each sample; None without noise."""
+        if self._drawn is None:
+            return None
+        return Pick.from_(accepted, len(self._drawn) - int(accepted.max()), len(self._drawn))
+
+    def slide(self, left: Pick | None) -> None:
+        """Keep what is left."""
+        if left is not None and self._drawn is not None:
+            self._drawn = left.of(self._drawn)
 
     def forget(self) -> None:
         """Drop all of them: the window goes on somewhere else."""

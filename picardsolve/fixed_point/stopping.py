@@ -1,11 +1,11 @@
 """The rules that say which states of a window may be accepted.
 
 Norms are computed where the states are. What follows from them is small, and is computed in NumPy on the host, where an
-operation starts sooner: each rule waits for the device once a round.
+operation starts sooner. All norms of a round are brought there at once: the host waits for the device once a round.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +21,21 @@ from picardsolve.problem.tolerances import Tolerance
 _ASTRAY = 2.0  # times the size of a state, to which no step takes it
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the host knows of a sweep, ``(W, B)`` float64 all.
+
+    Attributes:
+        norms: those that the rule has asked for.
+        residual: as in `Swept`; None where the sweep does not compute it.
+        slope: as in `Swept`; None for 1.
+    """
+
+    norms: list[np.ndarray]
+    residual: np.ndarray | None
+    slope: np.ndarray | None
+
+
 class Stopping(ABC):
     """A stopping rule, with what it remembers of the rounds of one solve.
 
@@ -32,13 +47,21 @@ class Stopping(ABC):
     tolerance: Tolerance
     estimates: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
+    def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
+        """Tensors ``(W, B)`` that `judge` is given on the host, brought there with all else that a round waits for.
+
+        The default is none: `judge` is then called without ``seen``, and waits for what it reads.
+        """
+        return ()
+
     @abstractmethod
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Judge the states that a sweep made.
 
         Args:
             swept: the result of a sweep of W steps of B samples.
             noise: standard deviation of each step's noise, ``(W, B)``, or None where there is none.
+            seen: the norms, and what is known of the sweep on the host.
 
         Returns:
             ``(W, B)`` booleans, and the root mean square of each change, ``(W, B)``. The leading states whose boolean
@@ -68,9 +91,13 @@ class Increment(Stopping):
 
     tolerance: Tolerance
 
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
+        """Changes in tolerances, and changes."""
+        return self.tolerance.measure(swept.change, swept.y, noise)
+
+    def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes with the tolerance."""
-        scaled, size = on_host(*self.tolerance.measure(swept.change, swept.y, noise))
+        scaled, size = (seen or on_host([self], swept, noise)[0][0]).norms
         return scaled <= 1, size
 
 
@@ -84,16 +111,19 @@ class Residuals(Stopping):
 
     tolerance: Tolerance
 
+    def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
+        """Changes in tolerances, and changes."""
+        return self.tolerance.measure(swept.change, smaller_state(swept, self.tolerance), noise)
+
     @np.errstate(all="ignore")
-    def judge(self, swept: Swept, noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes and sums of residuals with the tolerance."""
-        measured = self.tolerance.measure(swept.change, smaller_state(swept, self.tolerance), noise)
-        if swept.residual is None or self.tolerance.nothing:
-            scaled, size = on_host(*measured)
+        seen = seen or on_host([self], swept, noise)[0][0]
+        scaled, size = seen.norms
+        if seen.residual is None or self.tolerance.nothing:
             return scaled <= 1, size
-        scaled, size, residual = on_host(*measured, swept.residual)
         scaled = np.where(np.isfinite(size), scaled, np.inf)
-        total = np.where(size > 0, residual * (scaled / size), 0).cumsum(0)
+        total = np.where(size > 0, seen.residual * (scaled / size), 0).cumsum(0)
         return np.maximum(scaled, total) <= 1, size
 
 
@@ -110,6 +140,18 @@ def smaller_state(swept: Swept, tolerance: Tolerance) -> Tensor:
     return torch.where((rms(swept.y) > _ASTRAY * rms(before))[..., None], before, swept.y)
 
 
-def on_host(*values: Tensor) -> np.ndarray:
-    """Tensors of one shape as float64 arrays, in one transfer."""
-    return torch.stack(torch.broadcast_tensors(*(value.to(values[0]) for value in values))).cpu().double().numpy()
+def on_host(
+    rules: Sequence[Stopping], swept: Swept, noise: Tensor | None, *more: Tensor
+) -> tuple[list[Seen], list[np.ndarray]]:
+    """What each rule is shown of a sweep, and further tensors ``(W, B)`` as float64 arrays, in one transfer."""
+    asked = [rule.norms(swept, noise) for rule in rules]
+    given = [swept.residual, swept.slope]
+    tensors = [*(norm for norms in asked for norm in norms), *(part for part in given if part is not None), *more]
+    if not tensors:
+        return [Seen([], None, None) for _ in rules], []
+    dtype = tensors[0].dtype
+    together = torch.stack([part if part.dtype == dtype else part.to(dtype) for part in tensors])
+    arrays = iter(together.cpu().double().numpy())
+    norms = [[next(arrays) for _ in each] for each in asked]
+    residual, slope = (None if part is None else next(arrays) for part in given)
+    return [Seen(each, residual, slope) for each in norms], list(arrays)

@@ -17,16 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.acceptance import Acceptance
+from picardsolve.fixed_point.acceptance import Acceptance, Verdict
 from picardsolve.fixed_point.checked_sweep import checked
 from picardsolve.fixed_point.grid_machine import GridMachine
 from picardsolve.fixed_point.guesses import Entering, Trail
 from picardsolve.fixed_point.guesses.checked_guess import checked as checked_guess
 from picardsolve.fixed_point.increments import Increments
-from picardsolve.fixed_point.placement import Placement, alike, extended, on_device, padded, rows_from, shifted
+from picardsolve.fixed_point.placement import Pick, Placement, fitted, moved
 from picardsolve.fixed_point.settings import Settings
-from picardsolve.fixed_point.sweep import Memory
+from picardsolve.fixed_point.slide import Slide, steps_from
+from picardsolve.fixed_point.stopping import on_host
+from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Index, Rows, Steps
+from picardsolve.problem.index import DeviceIndex, on_device
 from picardsolve.results.history import History
 
 
@@ -73,8 +76,9 @@ class Window(GridMachine):
             self.path[0] = y0
         widest = min(self.width, self.chain.length)
         if widest:
-            ahead = self._guess.first(self._entering(y0, np.zeros_like(self.begin), widest))
+            ahead = self._guess.first(self._entering(y0, steps_from(self.begin, widest, self.chain.length), widest))
             self.x = self.x if ahead is None else torch.cat([self.x, ahead])
+        self._place: Placement | None = None
         self._place = self._placed(np.zeros_like(self.begin))
 
     @property
@@ -86,7 +90,7 @@ class Window(GridMachine):
         """The rows of the next round. Before the first evaluation, without a guess, it is one step: the exact first."""
         span = np.minimum(np.minimum(self.acceptance.width, self.width), self.chain.length - self.begin)
         span[self.failed] = 0
-        place = self._place = self._placed(np.minimum(span, max(len(self.x) - 1, 1)))
+        place = self._place = self._placed(np.minimum(span, max(len(self.x) - 1, 1))).sent(self.x.device)
         width, after = len(place.n), None
         rows = place.packed(self.x[:width])
         if self.chain.implicit:
@@ -110,21 +114,21 @@ class Window(GridMachine):
         place, x = self._place, self._states()
         values = self._with_past(outputs if self._directions is None else outputs[0])
         steps = self._steps(x, values, outputs)  # F[n] = Phi_n(X[n])
-        swept = self._iteration.sweep(steps, x, self._workspace_of(x[1:]), padded(self._memory, len(x) - 1))  # Y
-        scale = steps.noise_scale
-        verdicts = [rule.judge(swept, scale) for rule in self.settings.rules]  # waits for the device
-        (within, size), valid = verdicts[0], steps.admissible
-        within = within if valid is None else within & valid.cpu().numpy()
+        swept = self._iteration.sweep(steps, x, self._workspace_of(x[1:]), fitted(self._memory, len(x) - 1))  # Y
+        rules, scale, valid = self.settings.rules, steps.noise_scale, steps.admissible
+        seen, valid = on_host(rules, swept, scale, *(() if valid is None else (valid,)))  # waits for the device
+        verdicts = [
+            rule.judge(swept, scale, each) if each.norms else rule.judge(swept, scale)
+            for rule, each in zip(rules, seen, strict=True)
+        ]
+        within, size = verdicts[0]
+        within = within & (valid[0] > 0) if valid else within
         verdict = self.acceptance.count(within, size, swept.y, place, self.failed)
-        accepted, kept = verdict.accepted, verdict.kept
-        residual = None if swept.residual is None else swept.residual.cpu().numpy()
-        self.history.append((self.begin, accepted, place.span), size, residual, self.settings.rules[-1].estimates)
+        self.history.append((self.begin, verdict.accepted, place.span), size, seen[0].residual, rules[-1].estimates)
         self.failed = self.failed | verdict.failed
-        self._write(swept.y, accepted)
-        self._memory = shifted(swept.memory, accepted, kept)
-        for rule in self.settings.rules:
-            rule.slide(accepted, kept)
-        self._slide(x, swept.y, values, accepted, kept)
+        for rule in rules:
+            rule.slide(verdict.accepted, verdict.kept)
+        self._slide(x, swept, values, verdict)
 
     # ---- for a solve that another loop drives
 
@@ -155,13 +159,14 @@ class Window(GridMachine):
     # ---- the parts of a round
 
     def _placed(self, span: Index) -> Placement:
-        return Placement(self._numbers(int(span.max())), span)
+        n, before = self._numbers(int(span.max())), self._place
+        place = Placement(n, span)
+        if before is not None and before.full and place.full and before.mask.shape == place.mask.shape:
+            return Placement(n, span, before.sample)
+        return place
 
-    def _numbers(self, count: int, ahead: Index | int = 0) -> Index:
-        """``(count, B)`` the steps from ``ahead`` of each begin; ``(count, 1)`` where all samples stand alike."""
-        first = self.begin + ahead
-        first = first[:1] if alike(first) else first
-        return np.minimum(first + np.arange(count)[:, None], self.chain.length - 1)
+    def _numbers(self, count: int, ahead: int = 0) -> DeviceIndex:
+        return steps_from(self.begin + ahead, count, self.chain.length)
 
     def _noise(self, count: int) -> Tensor | None:
         return self._increments.first(count, self._numbers, self.x)
@@ -175,7 +180,7 @@ class Window(GridMachine):
         """Put a copy of the accepted state behind it, where the sequential solver starts an implicit step."""
         restarting = self.acceptance.restarting
         if restarting.any():
-            anew = on_device(restarting, self.x)[:, None]
+            anew = on_device(restarting, self.x.device)[:, None]
             self.x = torch.cat([self.x[:1], torch.where(anew, self.x[:1], self._states()[1:2]), self.x[2:]])
 
     def _steps(self, x: Tensor, values: Tensor, outputs: Tensor) -> Steps:
@@ -199,48 +204,55 @@ class Window(GridMachine):
             self._workspace = torch.empty_like(like, memory_format=torch.contiguous_format)
         return self._workspace[: len(like)]
 
-    def _write(self, y: Tensor, accepted: Index) -> None:
+    def _slide(self, x: Tensor, swept: Swept, values: Tensor, verdict: Verdict) -> None:
+        """Keep the accepted states, move on behind them with what is known of the states ahead, and guess the rest."""
+        chain, y, accepted, kept = self.chain, swept.y, verdict.accepted, verdict.kept
+        left = np.where(self.failed, 0, chain.length - self.begin - accepted)
+        slide = Slide(self.begin, accepted, kept, left, len(y), self.width, chain.length, chain.memory)
+        drawn = self._increments.pick(accepted)
+        slide.sent(y.device, self.path is not None, drawn)
+        self._write(y, slide)
+        self._memory = moved(swept.memory, slide.remembered)
+        if chain.memory:
+            self.past = slide.past.of(values)
+        self._increments.slide(drawn)
+        self.begin = self.begin + accepted
+        states = torch.cat([x[:1], y]) if slide.before else y
+        if not slide.missing:
+            self.x = slide.states.of(states)
+            return
+        held = Evaluated(slide.evaluated, slide.state.of(x)[0], slide.output.of(values)[0])
+        start = slide.start.of(states)[0]
+        entering = self._entering(start, slide.n, slide.missing, slide.known, slide.wanted, held, Trail(x[0], y, kept))
+        ahead = self._guess.ahead(entering)
+        if slide.states.rows is not None:
+            self.x = torch.cat([slide.states.of(states), ahead])
+        else:
+            self.x = slide.states.of(torch.cat([states, ahead]))
+
+    def _write(self, y: Tensor, slide: Slide) -> None:
         """Keep the accepted states."""
         if self.path is None:
             return
-        start, count = int(self.begin[0]), int(accepted[0])
-        if alike(accepted) and alike(self.begin):
-            self.path[start + 1 : start + 1 + count] = y[:count]
+        if slide.together:
+            start, count = int(slide.begin[0]), int(slide.accepted[0])
+            self.path[start + 1 : start + 1 + count].copy_(y[:count])
             return
-        row, sample = np.nonzero(np.arange(len(y))[:, None] < accepted)
-        step, row, sample = (on_device(index, y) for index in (self.begin[sample] + 1 + row, row, sample))
-        self.path[step, sample] = y[row, sample]
-
-    def _slide(self, x: Tensor, y: Tensor, values: Tensor, accepted: Index, kept: Index) -> None:
-        """Move on by the accepted steps, keep what is known of the states ahead, and guess the rest."""
-        source, memory = np.maximum(kept - 1, 0), self.chain.memory  # source: the evaluation to extrapolate from
-        step = np.minimum(self.begin + source, self.chain.length - 1)
-        held = Evaluated(
-            step[None, :1] if alike(step) else step[None],
-            rows_from(x, source, 1)[0],
-            rows_from(values, memory + source, 1)[0],
-        )
-        if memory:
-            self.past = rows_from(values, accepted, memory)
-        self._increments.slide(accepted)
-        self.begin = self.begin + accepted
-        left = np.where(self.failed, 0, self.chain.length - self.begin)
-        width = int(np.minimum(self.width, left).max())
-        known = np.where(left > 0, kept - accepted, width)
-        missing = width - int(known.min())
-        states, first = (y, accepted - 1) if accepted.min() > 0 else (torch.cat([x[:1], y]), accepted)
-        if missing <= 0:
-            self.x = rows_from(states, first, width + 1)
-            return
-        trail = Trail(x[0], y, kept)
-        entering = self._entering(rows_from(states, first + known, 1)[0], known, missing, held, trail)
-        self.x = extended(states, first, known, self._guess.ahead(entering), width + 1)
+        rows, to = (index.on(y.device) for index in slide.written)
+        self.path.view(-1, y.shape[-1]).index_copy_(0, to, y.flatten(0, 1).index_select(0, rows))
 
     def _entering(
-        self, start: Tensor, known: Index, count: int, held: Evaluated | None = None, trail: Trail | None = None
+        self,
+        start: Tensor,
+        n: DeviceIndex,
+        count: int,
+        known: Index | None = None,
+        wanted: Index | None = None,
+        held: Evaluated | None = None,
+        trail: Trail | None = None,
     ) -> Entering:
+        known = np.zeros_like(self.begin) if known is None else known
         noise = self._noise(int(known.max()) + count)
-        noise = None if noise is None else rows_from(noise, known, count)
-        left = np.where(self.failed, 0, self.chain.length - self.begin)
-        wanted = np.maximum(np.minimum(self.width, left) - known, 0)
-        return Entering(self.chain, self._numbers(count, known), wanted, start, noise, held, trail)
+        noise = None if noise is None else Pick.from_(known, count, len(noise)).of(noise)
+        wanted = np.full_like(self.begin, count) if wanted is None else wanted
+        return Entering(self.chain, n, wanted, start, noise, held, trail)

@@ -32,7 +32,7 @@ def on_device(numbers: np.ndarray, device: torch.device) -> Tensor:
 
 def send(device: torch.device, *indices: DeviceIndex) -> None:
     """Copy several indices to a device at once."""
-    if device.type == "cpu":  # where no copy is made
+    if device.type == "cpu" or not indices:  # on the CPU no copy is made
         return
     together = torch.from_numpy(np.concatenate([np.asarray(index).ravel() for index in indices])).to(device)
     for index, part in zip(indices, together.split([index.size for index in indices]), strict=True):
