@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned so that figures can be compared; the package itself supports torch >= 2.4 (make TORCH=torch==2.4.1 ...).
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench bench-robot quality trust docs clean
+.PHONY: demo test check bench bench-robot gpu-check quality trust docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,7 @@ test: check
 
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/rounds.py
 	$(BIN)/python tests/benchmarks/adapter.py
 	$(BIN)/python tests/benchmarks/paradigms.py
 	$(BIN)/python tests/benchmarks/methods.py
@@ -44,6 +45,11 @@ bench: $(VENV)/installed
 bench-robot: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[robot]"
 	$(BIN)/python -W ignore tests/benchmarks/robot.py
+
+# answers, launches, waits and times on a CUDA GPU beside what docs/devices.md says: under four minutes; skipped without.
+# TORCH has to name a build of torch with CUDA.
+gpu-check: $(VENV)/installed
+	$(BIN)/python -W ignore tests/benchmarks/gpu_check.py
 
 # a third of an hour on one core
 quality: $(VENV)/installed

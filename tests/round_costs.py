@@ -44,7 +44,9 @@ class Path:
     stages: int = 1
     times: tuple[float, float] = (0.0, 60.0)
 
-    def solve(self, width: int, y0: Tensor, drift: Drift, apart: Callable[[Drift], Drift]) -> None:
+    def solve(
+        self, width: int, y0: Tensor, drift: Drift, apart: Callable[[Drift], Drift], rounds: int = ROUNDS
+    ) -> None:
         """A few rounds of a window, on a grid that is much longer."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ps.ConvergenceWarning)
@@ -57,7 +59,7 @@ class Path:
                 window=width,
                 batch_dims=1,
                 tol=1e-4,
-                max_rounds=ROUNDS * self.stages,
+                max_rounds=rounds * self.stages,
                 throw=False,
             )
 
@@ -119,8 +121,18 @@ def rounds_of(path: Path, width: int, batch: int, size: int = SIZE) -> list[Tall
     return [after.since(before) for before, after in zip(starts[SKIPPED:], starts[SKIPPED + 1 :], strict=False)]
 
 
-def seconds_of(path: Path, width: int, batch: int, size: int, device: torch.device = HOST) -> list[float]:
-    """Seconds that the rounds of a solve took beside the drift and the diffusion, from the fifth on."""
+def seconds_of(
+    path: Path,
+    width: int,
+    batch: int,
+    size: int,
+    device: torch.device = HOST,
+    finish: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Seconds that the rounds of a solve took beside the drift and the diffusion, from the fifth on.
+
+    ``finish`` waits for the device, before and after the drift.
+    """
     y0, mixing = problem(batch, size, device)
     inside, starts = 0.0, []
 
@@ -129,12 +141,14 @@ def seconds_of(path: Path, width: int, batch: int, size: int, device: torch.devi
             nonlocal inside
             start = time.perf_counter()
             out = function(t, y)
+            finish()
             inside += time.perf_counter() - start
             return out
 
         return called
 
     def drift(t: Tensor, y: Tensor) -> Tensor:
+        finish()
         starts.append(time.perf_counter() - inside)
         return apart(lambda t, y: torch.tanh(y @ mixing) - 0.5 * y)(t, y)
 
