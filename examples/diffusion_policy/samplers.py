@@ -54,7 +54,7 @@ class LeanLoop:
         self._noise = torch.zeros(len(steps.timesteps), *shape)
         self._noisy = steps.noisy.nonzero()[0].tolist()
         self._times = [t.expand(len(generators)) for t in steps.timesteps]
-        self._rows = [(*row[:5], *row[6:]) for row in steps.table.tolist()]
+        self._rows = [(*a, *b[:3], *b[6:]) for a, b in zip(steps.levels.tolist(), steps.table.tolist(), strict=True)]
         self._x, self._sample, self._earlier = torch.empty(shape), torch.zeros(shape), torch.zeros(shape)
 
     @torch.inference_mode()

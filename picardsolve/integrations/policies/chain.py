@@ -30,9 +30,6 @@ class PlanChain(DriftChain):
         steps: the scheduler's steps, in the dtype and on the device of the states.
         model: ``model(x, t, sample)`` with states ``(R, D)``, times ``(R,)`` and the number of each row's plan.
         noise: ``(N, B, D)`` noise of all steps; None where none is drawn.
-
-    Attributes:
-        predicted: ``(B, D)`` the last predicted sample of each plan, clipped as the scheduler clips it.
     """
 
     def __init__(
@@ -40,40 +37,48 @@ class PlanChain(DriftChain):
     ):
         self.length, self.memory = len(steps.timesteps), steps.order - 1
         self.noise_size = 0 if noise is None else noise.shape[-1]
-        self.predicted = x.clone()
         self._steps, self._model, self._noise = steps, model, noise
-        self._calls = self._evaluations = 0
+        self._plans, self._calls, self._evaluations = len(x), 0, 0
+        self._latest: tuple[Index, Tensor] = np.arange(len(x)), x
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The predicted samples, ``(R, D)``."""
         self._calls += 1
         self._evaluations += len(rows.step)
-        c, d, *_ = self._steps.at(rows.step)
-        output = self._model(rows.state, self._steps.timesteps[torch.from_numpy(rows.step)], rows.sample)
-        samples = torch.addcmul(c * rows.state, d, output)
-        plan, reverse = np.unique(rows.sample[::-1], return_index=True)  # the row furthest ahead of each plan
-        self.predicted[torch.from_numpy(plan)] = self._clipped(samples[torch.from_numpy(len(samples) - 1 - reverse)])
+        c, d, timesteps = self._steps.to_predict(rows.step)
+        samples = torch.addcmul(c * rows.state, d, self._model(rows.state, timesteps, rows.sample))
+        self._latest = rows.sample, samples
         return samples
+
+    def predicted(self) -> Tensor:
+        """The sample that each plan's furthest row predicted in the last round, ``(B, D)``, clipped as in a step.
+
+        A plan that had ended before has any value.
+        """
+        sample, samples = self._latest
+        rows = np.zeros(self._plans, dtype=np.int64)
+        np.maximum.at(rows, sample, np.arange(len(sample)))
+        return self._clipped(samples[torch.from_numpy(rows)])
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The step maps of a window."""
-        c, _, p, r, s, expected, *q = self._steps.at(n)
-        sample, slope, clipped = outputs[self.memory :], p + c * q[0], None
+        p, r, s, expected, slope, inside, *q = self._steps.at(n)
+        sample, clipped = outputs[self.memory :], None
         if self._steps.limit < torch.inf:
             clipped = self._clipped(sample)
-            slope = slope + c * r * (clipped == sample)
+            slope = torch.where(clipped == sample, inside, slope)
         values = linear_multistep([p], x, q, outputs, (r, clipped), (s, noise))
         return AffineSteps(values=values, factor=slope, expected_slope=expected)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Go on towards the predicted sample, whatever ``hold`` says: a plan differs little from its prediction."""
-        _, _, p, r, s, _, *q = self._steps.at(n)
+        p, r, s, _, _, _, *q = self._steps.at(n)
         towards = sum(q[1:], q[0]) * source.output + r * self._clipped(source.output)
         return recurrence(p, towards if noise is None else towards.addcmul_(s, noise), start)
 
     def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
         """Go on as if plans were normally distributed around zero."""
-        _, _, _, _, s, expected, *_ = self._steps.at(n)
+        _, _, s, expected, *_ = self._steps.at(n)
         pushed = start.new_zeros(len(n), *start.shape) if noise is None else s * noise
         return recurrence(expected, pushed, start)
 

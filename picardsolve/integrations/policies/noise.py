@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -93,6 +94,23 @@ class Noise:
         if not self._noisy.any():
             return x, None
         noise = torch.zeros(len(self._noisy), *shape, dtype=self._noise_dtype, device=at)
-        for n in np.flatnonzero(self._noisy):
-            torch.randn(shape, generator=generator, out=noise[n])
+        drawn = np.flatnonzero(self._noisy)
+        first, count = int(drawn[0]), len(drawn)
+        if drawn[-1] - first == count - 1 and _drawn_alike_together(shape, count, self._noise_dtype, at):
+            torch.randn((count, *shape), generator=generator, out=noise[first : first + count])
+        else:
+            for n in drawn:
+                torch.randn(shape, generator=generator, out=noise[n])
         return x, noise.flatten(2).to(x)
+
+
+@cache
+def _drawn_alike_together(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether one draw gives the numbers of many: tried, for torch does not say so.
+
+    It does on a CPU where a plan has a multiple of 16 numbers, in a third of the time.
+    """
+    together, apart = (torch.Generator(device).manual_seed(0) for _ in range(2))
+    drawn = torch.randn((count, *shape), generator=together, dtype=dtype, device=device)
+    alike = all(torch.equal(x, torch.randn(shape, generator=apart, dtype=dtype, device=device)) for x in drawn)
+    return alike and torch.equal(together.get_state(), apart.get_state())

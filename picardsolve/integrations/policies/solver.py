@@ -117,8 +117,9 @@ class Solver:
         ends = np.minimum(left, len(window.x) - 1)
         plans = window.x[torch.from_numpy(ends), torch.arange(len(ends))]
         # a window that was narrowed ends in a state with noise: the sample predicted there is nearer to a plan
-        short, failed = (torch.from_numpy(of)[:, None].to(plans.device) for of in (ends < left, window.failed))
-        return torch.where(short, self.steps.predicted, plans).masked_fill(failed, torch.nan)
+        if (ends < left).any():
+            plans = torch.where(_mask(ends < left, plans), self.steps.predicted(), plans)
+        return plans.masked_fill(_mask(window.failed, plans), torch.nan) if window.failed.any() else plans
 
     def _solution(
         self, window: Window, result: Result, before: tuple[int, int], tolerance: Tolerance | None
@@ -160,6 +161,10 @@ class Solver:
         before, window = self.steps.counts(), self._window(FrozenSample(), Increment(Tolerance()), width=1)
         drive(window)
         return self._solution(window, Result.converged, before, None)
+
+
+def _mask(of: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(of)[:, None].to(like.device)
 
 
 def _accept_all(window: Window) -> None:

@@ -29,7 +29,9 @@ class PlanSteps:
         noise_dtype: dtype that the noise is drawn in; None for that of the output.
         limit: largest absolute value that the clip leaves; infinite where nothing is clipped.
         order: number of predicted samples that a step reads.
-        table: ``(N, 6 + order)`` float64: c, d, p, r, s, the slope that steps are expected to have, and the q.
+        levels: ``(N, 2)`` float64: c and d.
+        table: ``(N, 6 + order)`` float64: p, r, s, the slope that steps are expected to have, their slope where the
+            sample is clipped and where it is not, and the q.
     """
 
     timesteps: Tensor
@@ -37,6 +39,7 @@ class PlanSteps:
     noise_dtype: torch.dtype | None
     limit: float
     order: int
+    levels: Tensor
     table: Tensor
 
     @staticmethod
@@ -80,13 +83,21 @@ class PlanSteps:
         r = torch.zeros_like(c) if clip is None else torch.from_numpy(clip.q)
         p, gain = x[:, 0] - q[0] * c, alpha / (alpha**2 + (sigma / spread) ** 2) if spread else torch.zeros_like(alpha)
         expected = p + (r + sum(q)) * gain
-        table = torch.stack([c, d, p, r, torch.from_numpy(steps.s), expected, *q], 1)
+        slope = p + c * q[0]
+        table = torch.stack([p, r, torch.from_numpy(steps.s), expected, slope, slope + c * r, *q], 1)
         limit = torch.inf if clip is None else clip.limit
-        return PlanSteps(timesteps, steps.noisy, steps.noise_dtype, limit, len(q), table)
+        return PlanSteps(timesteps, steps.noisy, steps.noise_dtype, limit, len(q), torch.stack([c, d], 1), table)
 
     def to(self, like: Tensor) -> "PlanSteps":
         """The same steps in the dtype and on the device of some states."""
-        return replace(self, timesteps=self.timesteps.to(like.device), table=self.table.to(like))
+        device, levels, table = like.device, self.levels.to(like), self.table.to(like)
+        return replace(self, timesteps=self.timesteps.to(device), levels=levels, table=table)
+
+    def to_predict(self, n: Index) -> tuple[Tensor, Tensor, Tensor]:
+        """For rows at steps ``n``, ``(R,)``: c and d, of shape ``(R, 1)``, and the timesteps."""
+        steps = torch.from_numpy(n).to(self.levels.device)
+        c, d = self.levels.index_select(0, steps).split(1, 1)
+        return c, d, self.timesteps.index_select(0, steps)
 
     def at(self, n: Index) -> tuple[Tensor, ...]:
         """Columns of the table at steps ``n``, each of shape ``(*n.shape, 1)``."""

@@ -146,7 +146,7 @@ class _OnHost:
         self._then = joined.tobytes()
         _keep(states, views, torch.from_numpy(joined))
         side_by_side = all(view.flags.c_contiguous for view in views)
-        self._views: list[Any] = list(map(memoryview, views)) if side_by_side else views
+        self._views: list[Any] = [view.data for view in views] if side_by_side else views
         self._read: Callable[[list[Any]], bytes] = b"".join if side_by_side else _joined
 
     @property
