@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import picardsolve as ps
-from picardsolve.brownian.dyadic import Combination, Levels
+from picardsolve.brownian.dyadic import Levels
+from picardsolve.brownian.intervals import combination
 
 RESOLUTION = 2.0**-8
 EXACT = 1e-12
@@ -17,23 +18,12 @@ EXACT = 1e-12
 
 def dense(levels: Levels, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
     """Factors ``(2 R, n)`` of independent normals, of the increments and the areas of R intervals."""
-    key = np.full(len(t0), 7, dtype=np.uint64)
-    rows: list[Combination] = [
-        levels.values(key, t0),
-        levels.values(key, t1),
-        levels.crossings(key, t0, t1),
-        levels.areas(key, t0, t1),
-    ]
-    stream, place = np.unique(np.concatenate([of.streams for of in rows]), return_inverse=True)
-    matrices, used = [], 0
-    for of in rows:
-        matrix = np.zeros((len(t0), len(stream), 2))
-        row = np.repeat(np.arange(len(t0)), np.diff(of.starts))
-        np.add.at(matrix, (row, place[used : used + len(row)]), of.factors)
-        matrices.append(matrix.reshape(len(t0), -1))
-        used += len(row)
-    start, end, across, area = matrices
-    return np.concatenate([end - start + across, area])
+    of = combination(levels, np.full(len(t0), 7), np.zeros(len(t0), dtype=np.int64), t0, t1, areas=True)
+    streams, place = np.unique(of.streams, return_inverse=True)
+    row = np.repeat(np.arange(2 * len(t0)), np.diff(of.starts, append=len(of.normal)))
+    matrix = np.zeros((2 * len(t0), 2 * len(streams)))
+    np.add.at(matrix, (row, 2 * place[of.normal // 2] + of.normal % 2), of.factors)
+    return matrix
 
 
 def expected(t0: np.ndarray, t1: np.ndarray) -> np.ndarray:

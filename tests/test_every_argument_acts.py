@@ -29,6 +29,13 @@ def spread(t, y, k=1.0):
     return 0.3 * k * torch.cos(y)
 
 
+def drawn_there(path):
+    """The dtype and the device of what a path draws."""
+    one = torch.ones(1, dtype=torch.float64)
+    w = path.increments(0 * one, one, torch.zeros(1, dtype=torch.int64), 2)
+    return str(w.dtype), str(w.device)
+
+
 def eps(x, t, k=None):
     return 0.5 * x if k is None else x * k[:, None]
 
@@ -256,8 +263,13 @@ CALLS = {
     "BrownianPath": Call(
         ps.BrownianPath,
         {},
-        {"seed": ({}, {"seed": 1}), "resolution": ({}, {"resolution": 2.0**-4})},
-        lambda path: (path.increment(0.0, 0.7, (2, 3)), path.resolution),
+        {
+            "seed": ({}, {"seed": 1}),
+            "resolution": ({}, {"resolution": 2.0**-4}),
+            "dtype": ({}, {"dtype": torch.float32}),
+            "device": ({}, {"device": "meta"}),
+        },
+        lambda path: (path.increment(0.0, 0.7, (2, 3)), path.resolution, *drawn_there(path)),
     ),
     "BrownianPath.increment": Call(
         ps.BrownianPath.increment,

@@ -1,21 +1,25 @@
 """Brownian motion as a pure function of seed and time: without state, in any order, at any refinement.
 
-`counter` makes normals from (seed, sample, dyadic cell, element). `dyadic` says which normals a value of the path is
-the sum of.
+`dyadic` says which normals of which cells a value of the path is the sum of, `intervals` finds the cells of the rows:
+numbers of the size of the rows, on the CPU. `combination` makes the normals from (seed, sample, cell, element) with
+`counter` and adds them up, on the device of the state.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from picardsolve.brownian.counter import GOLDEN, mixed
-from picardsolve.brownian.dyadic import TOP, Array, Keys, Levels
+from picardsolve.brownian.counter import GOLDEN, Keys, mixed
+from picardsolve.brownian.dyadic import Levels
+from picardsolve.brownian.intervals import combination
 
-_ROWS, _NUMBERS = 32, 2**12  # rows in one block, or as many rows as have this many numbers
+_ROWS, _NUMBERS = 64, 2**13  # rows in one block on a CPU, or as many rows as have this many numbers
+_MANY = 2**16  # rows in one block on another device, whose operations and copy do not depend on how many they are
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,9 @@ class BrownianPath:
         path = ps.BrownianPath(seed=0)
         w = path.increment(0.0, 0.5, (batch, 3))  # W(0.5) - W(0)
 
-    An increment depends on the seed, the sample and the two times only. It is the same in any window, order, chunk,
-    batch size and device, and up to rounding in any dtype. Increments over a refined grid add up to those over the
-    coarse one.
+    An increment depends on the seed, the sample and the two times only. It is the same in any window, order, chunk and
+    batch size, and up to rounding in any dtype and on any device. Increments over a refined grid add up to those over
+    the coarse one.
 
     Args:
         seed: an integer, from which each sample gets a stream of its own; or one integer for each sample, so that a
@@ -36,6 +40,9 @@ class BrownianPath:
             apart. Each halving costs two more normals for a value, unless its time is a multiple of a larger power of
             two. A finer resolution gives the same path at multiples of the coarser one; elsewhere it differs by no more
             than a path moves in a sixteenth of the coarser one.
+        dtype: of what `increments` and `areas` return. Sums are in double precision for float64, else in single
+            precision; a solve asks for the dtype of its state.
+        device: of what they return, where it is computed; a solve asks for the device of its state.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -44,6 +51,8 @@ class BrownianPath:
 
     seed: int | Sequence[int] = 0
     resolution: float = 2.0**-16
+    dtype: torch.dtype = torch.float64
+    device: torch.device | str = "cpu"
 
     def __post_init__(self):
         seeds = list(self.seed) if isinstance(self.seed, list | tuple | range) else [self.seed]
@@ -55,6 +64,10 @@ class BrownianPath:
             raise TypeError(f"resolution: expected a power of two from 2**-40 to 1, got {self.resolution!r}.")
         if math.frexp(self.resolution)[0] != 0.5 or not 2.0**-40 <= self.resolution <= 1:
             raise ValueError(f"resolution: expected a power of two from 2**-40 to 1, got {self.resolution!r}.")
+
+    def placed(self, dtype: torch.dtype, device: torch.device | str) -> "BrownianPath":
+        """The same path, with its values in ``dtype`` and computed on ``device``."""
+        return replace(self, dtype=dtype, device=device)
 
     def increment(
         self,
@@ -70,18 +83,17 @@ class BrownianPath:
             t0: start of the interval.
             t1: end of the interval, at least ``resolution`` away from ``t0``.
             shape: ``(B, ...)``, samples first.
-            dtype: of the result, which is computed in float64.
-            device: of the result, which is computed on the CPU.
+            dtype: of the result.
+            device: of the result, where it is computed.
 
         Raises:
             ValueError: the interval is shorter than ``resolution``, or there are fewer seeds than samples.
         """
         if not len(shape):
             raise ValueError("shape: expected (B, ...), samples first, got ().")
-        ends = torch.tensor([[t0], [t1]], dtype=torch.float64)
-        sample = torch.arange(shape[0])
-        flat = self.increments(ends[0].expand(shape[0]), ends[1].expand(shape[0]), sample, math.prod(shape[1:]))
-        return flat.reshape(tuple(shape)).to(device, dtype)
+        ends = torch.tensor([[t0], [t1]], dtype=torch.float64).expand(2, shape[0])
+        flat = self.placed(dtype, device).increments(ends[0], ends[1], torch.arange(shape[0]), math.prod(shape[1:]))
+        return flat.reshape(tuple(shape))
 
     def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
         """The increments of many rows.
@@ -89,20 +101,16 @@ class BrownianPath:
         Args:
             t0: ``(R,)`` float64 on the CPU.
             t1: ``(R,)`` float64 on the CPU.
-            sample: ``(R,)`` int64, the sample that each row belongs to.
+            sample: ``(R,)`` int64 on the CPU, the sample that each row belongs to.
             size: numbers of a sample's motion.
 
         Returns:
-            ``(R, size)`` float64 on the CPU.
+            ``(R, size)``, in the path's dtype on its device.
 
         Raises:
             ValueError: an interval is shorter than ``resolution``, or there are fewer seeds than samples.
         """
-        start, end, key = self._rows(t0, t1, sample)
-        out = np.empty((len(start), size))
-        for block in _blocks(len(start), size):
-            out[block] = self._increments(start[block], end[block], key[block], size)
-        return torch.from_numpy(out)
+        return self._drawn(t0, t1, sample, size, areas=False)[0]
 
     def areas(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The increments and space-time Levy areas of many rows.
@@ -113,15 +121,10 @@ class BrownianPath:
         `increments`.
 
         Returns:
-            W and H, both ``(R, size)`` float64 on the CPU.
+            W and H, both ``(R, size)``, in the path's dtype on its device.
         """
-        start, end, key = self._rows(t0, t1, sample)
-        low, high, levels = np.minimum(start, end), np.maximum(start, end), Levels.down_to(self.resolution)
-        increments, areas = np.empty((len(start), size)), np.empty((len(start), size))
-        for block in _blocks(len(start), size):
-            increments[block] = self._increments(start[block], end[block], key[block], size)
-            areas[block] = levels.areas(key[block], low[block], high[block]).sums(size)
-        return torch.from_numpy(increments), torch.from_numpy(areas)
+        increments, areas = self._drawn(t0, t1, sample, size, areas=True)
+        return increments, areas
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Raise a ValueError for intervals ``(R,)`` below the resolution, and for more samples than seeds."""
@@ -134,23 +137,26 @@ class BrownianPath:
         if not isinstance(self.seed, int) and len(self.seed) < samples:
             raise ValueError(f"seed: got {len(self.seed)} seeds for {samples} samples; pass one for each.")
 
-    def _rows(self, t0: Tensor, t1: Tensor, sample: Tensor) -> tuple[Array, Array, Keys]:
+    def _drawn(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int, areas: bool) -> Tensor:
+        """Increments, and areas, ``(1 or 2, R, size)``."""
         self.check(t0, t1, int(sample.max()) + 1 if len(sample) else 0)
-        own = sample.numpy()
-        seeds = [self.seed] if isinstance(self.seed, int) else self.seed
-        key = mixed(np.array([seed % 2**64 for seed in seeds], dtype=np.uint64))
-        number = (own + 1).astype(np.uint64) if isinstance(self.seed, int) else np.ones(1, dtype=np.uint64)
-        return t0.numpy(), t1.numpy(), mixed(key[0 if isinstance(self.seed, int) else own] + number * GOLDEN)
+        levels, device = Levels.down_to(self.resolution), torch.device(self.device)
+        start, end, own = t0.numpy(), t1.numpy(), sample.numpy()
+        key = self._keys(own)
+        out = torch.empty(1 + areas, len(start), size, dtype=self.dtype, device=device)
+        for block in _blocks(len(start), size, device):
+            rows = combination(levels, key[block], own[block], start[block], end[block], areas)
+            rows.sums(out[:, block])
+        return out
 
-    def _increments(self, start: Array, end: Array, key: Keys, size: int) -> Array:
-        levels, times, twice = Levels.down_to(self.resolution), np.concatenate([start, end]), np.concatenate([key, key])
-        # neighbouring steps share a time, whose value is computed once
-        _, first, row = np.unique(mixed(twice + times.view(np.uint64)), return_index=True, return_inverse=True)
-        value = levels.values(twice[first], times[first]).sums(size)
-        total = value[row[len(start) :]] - value[row[: len(start)]]
-        if (np.floor(start / 2**TOP) != np.floor(end / 2**TOP)).any():
-            total += levels.crossings(key, start, end).sums(size)
-        return total
+    def _keys(self, sample: NDArray[np.int64]) -> Keys:
+        """The key of the path of each sample."""
+        if isinstance(self.seed, int):
+            seed, number = np.array([self.seed % 2**64], dtype=np.uint64).view(np.int64), sample + 1
+        else:
+            own = np.array([seed % 2**64 for seed in self.seed], dtype=np.uint64).view(np.int64)
+            seed, number = own[sample], 1
+        return mixed(mixed(seed) + number * GOLDEN)
 
 
 def resolution_for(shortest: float) -> float:
@@ -158,7 +164,7 @@ def resolution_for(shortest: float) -> float:
     return 2.0 ** math.floor(math.log2(max(shortest, 2**-40)))
 
 
-def _blocks(rows: int, size: int) -> Iterator[slice]:
-    """Blocks of rows, whose temporary memory is a few times their share of the result."""
-    step = max(_ROWS, _NUMBERS // max(size, 1))
+def _blocks(rows: int, size: int, device: torch.device) -> Iterator[slice]:
+    """Blocks of rows, whose temporary memory is a multiple of their share of the result."""
+    step = max(_ROWS, _NUMBERS // max(size, 1)) if device.type == "cpu" else _MANY
     return (slice(row, row + step) for row in range(0, rows, step))

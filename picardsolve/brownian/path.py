@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -9,7 +10,9 @@ from torch import Tensor
 class Path(Protocol):
     """A Brownian motion of samples: `picardsolve.BrownianPath`, or one of another library.
 
-    Times are float64 tensors on the CPU, samples int64, and results float64 on the CPU.
+    Times are float64 tensors on the CPU, samples int64. Results may have any float dtype and device: a solve takes them
+    to those of its state. A path that can compute there has a method ``placed(dtype, device)``, which returns the path
+    that does.
     """
 
     def increments(self, t0: Tensor, t1: Tensor, sample: Tensor, size: int) -> Tensor:
@@ -23,3 +26,9 @@ class Path(Protocol):
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Raise a ValueError for intervals ``(R,)`` or a number of samples that the path does not have."""
         ...
+
+
+def placed(path: Path, dtype: torch.dtype, device: torch.device) -> Path:
+    """The path whose results are computed where a state lives, if it has one; else the path itself."""
+    place = getattr(path, "placed", None)
+    return path if place is None else place(dtype, device)

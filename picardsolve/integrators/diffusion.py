@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picardsolve.brownian.path import placed
 from picardsolve.integrators.base import (
     DriftChain,
     Evaluated,
@@ -130,7 +131,8 @@ class DiffusionChain(DriftChain):
         self.length = len(problem.ts) - 1
         self.memory = len(coefficients.q) - 1
         self.function = problem.row_function("model", term.model)
-        self._ts, self._brownian, self._coefficients = problem.ts, problem.brownian, coefficients
+        self._ts, self._coefficients = problem.ts, coefficients
+        self._brownian = placed(problem.brownian, problem.layout.compute_dtype, problem.layout.device)
         self.noise_size = problem.layout.size if bool((coefficients.s > 0).any()) else 0
         if self.noise_size:
             self.guess = "sample"
@@ -140,7 +142,8 @@ class DiffusionChain(DriftChain):
     def _tabulate(self, problem: Problem, term: Denoiser, levels: NoiseLevels) -> None:
         """The coefficients that `evaluate`, `steps`, `extend` and `predict` multiply with, for all steps."""
         alpha, sigma, variance = levels.alpha, levels.sigma, term.sigma_data**2
-        p, q, s = self._coefficients.p, self._coefficients.q, self._coefficients.s
+        p, q = self._coefficients.p, self._coefficients.q
+        s = self._coefficients.s / problem.ts.diff().abs().sqrt()  # of the increments
         from_state, from_output = term.sample_map(alpha, sigma)
         gain = alpha * variance / (alpha**2 * variance + sigma**2)  # D / x for data from N(0, sigma_data^2)
         expected = p + q.sum(0) * gain
@@ -190,10 +193,8 @@ class DiffusionChain(DriftChain):
         return recurrence(expected, c, start)
 
     def increments(self, n: Index, sample: Index) -> Tensor:
-        """The step's noise z: its Brownian increment divided by the square root of the step."""
-        t0, t1 = self._ts[n], self._ts[n + 1]
-        drawn = self._brownian.increments(t0, t1, torch.from_numpy(sample), self.noise_size)
-        return drawn / (t1 - t0).abs().sqrt()[:, None]
+        """The increments of the steps, which `_tabulate` divides by the square roots of the steps."""
+        return self._brownian.increments(self._ts[n], self._ts[n + 1], torch.from_numpy(sample), self.noise_size)
 
     @property
     def deviation(self) -> Tensor | None:

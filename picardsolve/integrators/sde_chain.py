@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.brownian.path import placed
 from picardsolve.integrators.base import (
     DriftChain,
     Evaluated,
@@ -121,7 +122,8 @@ class SDEChain(DriftChain):
     def __init__(self, problem: Problem, term: SDE, scheme: Scheme):
         self._layout, self._size, self._ts = problem.layout, problem.layout.size, problem.ts
         self.length, self.rounds, self.reads_noise = len(problem.ts) - 1, scheme.stages, scheme.reads_noise
-        self._scheme, self._noise, self._brownian = scheme, term.noise, problem.brownian
+        self._scheme, self._noise = scheme, term.noise
+        self._brownian = placed(problem.brownian, problem.layout.compute_dtype, problem.layout.device)
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
         self._times = Times(torch.stack([self._t, self._h]), problem.layout)

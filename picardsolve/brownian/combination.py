@@ -1,0 +1,78 @@
+"""Sums of normals: the terms are found on the host; the normals are made and added up on the device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from picardsolve.brownian.counter import GOLDEN, Keys, normals
+
+_IN_CACHE = 2**14  # pairs of normals that are made at once on a CPU: larger arrays leave the cache
+_WIDE = 128  # elements that are summed at once on a CPU, at least: fewer fill no vectors
+_SMALL = 2**23  # pairs of normals that are made at once on another device in any case, in 256 MB
+_PARTS = 4  # of a draw on another device at most, so that the number of operations is bounded
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Rows that are sums of normals. A term is one normal times a factor; every stream has two normals.
+
+    Attributes:
+        starts: ``(R,)``, where the terms of each row start.
+        streams: ``(U,)``.
+        normal: ``(n,)``, the normal of each term: those of stream u are 2 u and 2 u + 1.
+        factors: ``(n,)``.
+    """
+
+    starts: NDArray[np.int64]
+    streams: Keys
+    normal: NDArray[np.int64]
+    factors: NDArray[np.float64]
+
+    def sums(self, out: Tensor) -> None:
+        """Write the sums into ``out``, ``(..., size)``, rows in order.
+
+        A row is summed in the order of its terms, so other rows and elements do not change its bits. Sums are in
+        single precision, or in double where ``out`` is.
+        """
+        size, dtype = out.shape[-1], torch.float64 if out.dtype == torch.float64 else torch.float32
+        streams, factors, normal, starts = self._uploaded(dtype, out.device)
+        for part in _parts(len(streams), size, out.device):
+            made = _made(streams, part, out.device).to(dtype).flatten(0, 1)
+            sums = torch.nn.functional.embedding_bag(normal, made, starts, mode="sum", per_sample_weights=factors)
+            out[..., part] = sums.reshape(*out.shape[:-1], -1)
+
+    def _uploaded(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """Streams, factors, normals and starts on the device, in one copy."""
+        real = np.float64 if dtype == torch.float64 else np.float32
+        parts = self.streams, self.factors.astype(real), self.normal.astype(np.int32), self.starts.astype(np.int32)
+        words = [part.view(np.int32) for part in parts]
+        packed = (
+            torch.from_numpy(np.concatenate(words)).to(device, non_blocking=True).split([len(part) for part in words])
+        )
+        return packed[0].view(torch.int64), packed[1].view(dtype), packed[2], packed[3]
+
+
+def _made(streams: Tensor, elements: slice, device: torch.device) -> Tensor:
+    """The normals of streams ``(U,)`` and of ``count`` elements, ``(U, 2, count)``."""
+    made = torch.empty(len(streams), 2, elements.stop - elements.start, device=device)
+    if device.type != "cpu":
+        numbers = torch.arange(elements.start + 1, elements.stop + 1, device=device)
+        normals(streams, numbers.mul_(GOLDEN), made)
+        return made
+    numbers = np.arange(elements.start + 1, elements.stop + 1) * GOLDEN
+    step = max(_IN_CACHE // len(numbers), 1)
+    for first in range(0, len(streams), step):
+        block = slice(first, first + step)
+        normals(streams.numpy()[block], numbers, made.numpy()[block])
+    return made
+
+
+def _parts(streams: int, size: int, device: torch.device) -> Iterator[slice]:
+    """Parts of the elements, whose normals fit into the cache or, on another device, into a share of memory."""
+    cached, bounded = max(_IN_CACHE // streams, _WIDE), max(_SMALL // streams, -(-size // _PARTS))
+    step = cached if device.type == "cpu" else bounded
+    return (slice(first, min(first + step, size)) for first in range(0, size, step))
