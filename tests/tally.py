@@ -38,10 +38,10 @@ class Tally(Counter[tuple[str, str]]):
         """What was not asked for by the functions of a folder, such as "picardsolve/brownian"."""
         return Tally({key: number for key, number in self.items() if not key[1].startswith(folder)})
 
-    def table(self, kind: str, rounds: float = 1.0) -> str:
-        """The places of a kind, the busiest first, each with its events a round."""
+    def table(self, kind: str) -> str:
+        """The places of a kind, the busiest first."""
         places = [(number, place) for (each, place), number in self.items() if each == kind]
-        return "\n".join(f"{number / rounds:8.1f}  {place}" for number, place in sorted(places, reverse=True))
+        return "\n".join(f"{number:8d}  {place}" for number, place in sorted(places, reverse=True))
 
 
 def place_of_call() -> str:

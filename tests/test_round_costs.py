@@ -11,20 +11,20 @@ from tally import Tally
 NOISE = "picardsolve/brownian"  # has limits of its own
 KINDS = ("operation", "kernel", "copy to the device", "wait")
 LIMITS = {
-    "Euler, Picard": (88, 43, 9, 2),
-    "Euler, Secant": (180, 90, 15, 2),
-    "Euler, MultiSecant": (1790, 450, 19, 2),
-    "Euler, Newton": (406, 107, 11, 2),
-    "RK4, Picard": (125, 61, 13, 2),
-    "RK4, Secant": (217, 108, 19, 2),
-    "RK4, MultiSecant": (1827, 468, 23, 2),
-    "RK4, Newton": (476, 137, 15, 2),
-    "DDIM, Picard": (167, 75, 11, 2),
-    "DDIM, MultiSecant": (1870, 483, 21, 2),
-    "DDPM, MultiSecant": (1876, 483, 23, 2),
-    "DPMSolver, MultiSecant": (1879, 485, 22, 2),
-    "EulerMaruyama, Secant": (277, 136, 24, 2),
-    "Milstein, Secant": (303, 153, 26, 2),
+    "Euler, Picard": (101, 45, 2, 1),
+    "Euler, Secant": (184, 89, 2, 1),
+    "Euler, MultiSecant": (1788, 447, 2, 1),
+    "Euler, Newton": (428, 112, 6, 1),
+    "RK4, Picard": (136, 64, 2, 1),
+    "RK4, Secant": (219, 108, 2, 1),
+    "RK4, MultiSecant": (1823, 466, 2, 1),
+    "RK4, Newton": (496, 143, 6, 1),
+    "DDIM, Picard": (183, 79, 2, 1),
+    "DDIM, MultiSecant": (1871, 477, 2, 1),
+    "DDPM, MultiSecant": (1877, 476, 4, 1),
+    "DPMSolver, MultiSecant": (1881, 479, 2, 1),
+    "EulerMaruyama, Secant": (277, 134, 4, 1),
+    "Milstein, Secant": (303, 151, 6, 1),
 }
 SHAPES = [(32, 4)]  # (width, batch) that the limits hold for
 

@@ -1,6 +1,7 @@
 """What a round costs beside the drift, by integrator and iteration: operations, copies, waits and milliseconds.
 
-``python tests/benchmarks/rounds.py`` prints the table of ``docs/devices.md``. Numbers are the most of any round of a
+``python tests/benchmarks/rounds.py`` prints the table of ``docs/devices.md``; with the name of a path, such as "Euler,
+Picard", it prints which functions of the library ask for what in its last round. Numbers are the most of any round of a
 window of 32 steps whose four samples part ways, on the simulated device of ``tests/simulated_device.py``. Milliseconds
 are the least of any round on the CPU with one thread, for 16 states of 1024 numbers and for 2 of 64.
 """
@@ -39,8 +40,18 @@ def milliseconds(path: Path, batch: int, size: int) -> str:
     return f"{1e3 * min(min(seconds_of(path, WIDTH, batch, size)) for _ in range(REPEATS)):.2f}"
 
 
+def places(path: Path) -> None:
+    """What each function asks for in the last of the rounds."""
+    last = rounds_of(path, WIDTH, BATCH)[-1]
+    for kind in COUNTED:
+        print(f"\n{last.of(kind):8d}  of kind {kind}\n{last.table(kind)}")
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        places(PATHS[sys.argv[1]])
+        return
     sizes = [f"ms, {batch} x {size}" for batch, size in STATES]
     print("| integrator, iteration | " + " | ".join((*HEADINGS, *sizes)) + " |")
     print("|---|" + "---|" * (len(HEADINGS) + len(sizes)))
