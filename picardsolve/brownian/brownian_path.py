@@ -8,6 +8,7 @@ numbers of the size of the rows, on the CPU. `combination` makes the normals fro
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class BrownianPath:
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Raise a ValueError for intervals ``(R,)`` below the resolution, and for more samples than seeds."""
-        shortest = float((t1 - t0).abs().min()) if len(t0) else math.inf
+        shortest = float(np.abs(t1.numpy() - t0.numpy()).min(initial=math.inf))
         if shortest < self.resolution:
             raise ValueError(
                 f"resolution: the path is known to {self.resolution:g}, an interval of {shortest:g} was asked for; "
@@ -152,11 +153,14 @@ class BrownianPath:
     def _keys(self, sample: NDArray[np.int64]) -> Keys:
         """The key of the path of each sample."""
         if isinstance(self.seed, int):
-            seed, number = np.array([self.seed % 2**64], dtype=np.uint64).view(np.int64), sample + 1
-        else:
-            own = np.array([seed % 2**64 for seed in self.seed], dtype=np.uint64).view(np.int64)
-            seed, number = own[sample], 1
-        return mixed(mixed(seed) + number * GOLDEN)
+            return mixed(_mixed_seeds(self.seed) + (sample + 1) * GOLDEN)
+        return mixed(_mixed_seeds(*self.seed)[sample] + GOLDEN)
+
+
+@lru_cache
+def _mixed_seeds(*seeds: int) -> Keys:
+    """The keys of seeds."""
+    return mixed(np.array([seed % 2**64 for seed in seeds], dtype=np.uint64).view(np.int64))
 
 
 def resolution_for(shortest: float) -> float:

@@ -39,36 +39,41 @@ class Combination:
         single precision, or in double where ``out`` is.
         """
         size, dtype = out.shape[-1], torch.float64 if out.dtype == torch.float64 else torch.float32
-        streams, factors, normal, starts = self._uploaded(dtype, out.device)
+        factors = self.factors.astype(np.float64 if dtype == torch.float64 else np.float32)
+        streams, *terms = _on(out.device, self.streams, factors, self.normal, self.starts)
         for part in _parts(len(streams), size, out.device):
-            made = _made(streams, part, out.device).to(dtype).flatten(0, 1)
-            sums = torch.nn.functional.embedding_bag(normal, made, starts, mode="sum", per_sample_weights=factors)
-            out[..., part] = sums.reshape(*out.shape[:-1], -1)
-
-    def _uploaded(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """Streams, factors, normals and starts on the device, in one copy."""
-        real = np.float64 if dtype == torch.float64 else np.float32
-        parts = self.streams, self.factors.astype(real), self.normal.astype(np.int32), self.starts.astype(np.int32)
-        words = [part.view(np.int32) for part in parts]
-        packed = (
-            torch.from_numpy(np.concatenate(words)).to(device, non_blocking=True).split([len(part) for part in words])
-        )
-        return packed[0].view(torch.int64), packed[1].view(dtype), packed[2], packed[3]
+            made = _made(streams, part).to(dtype).flatten(0, 1)
+            out[..., part] = _added(made, *terms).reshape(*out.shape[:-1], -1)
 
 
-def _made(streams: Tensor, elements: slice, device: torch.device) -> Tensor:
-    """The normals of streams ``(U,)`` and of ``count`` elements, ``(U, 2, count)``."""
-    made = torch.empty(len(streams), 2, elements.stop - elements.start, device=device)
-    if device.type != "cpu":
-        numbers = torch.arange(elements.start + 1, elements.stop + 1, device=device)
-        normals(streams, numbers.mul_(GOLDEN), made)
-        return made
-    numbers = np.arange(elements.start + 1, elements.stop + 1) * GOLDEN
-    step = max(_IN_CACHE // len(numbers), 1)
-    for first in range(0, len(streams), step):
-        block = slice(first, first + step)
-        normals(streams.numpy()[block], numbers, made.numpy()[block])
+def _on(device: torch.device, *arrays: NDArray) -> list[Tensor]:
+    """Arrays of int64 and floats on the device, in one copy; integers behind the first array as int32."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    streams, factors, *others = arrays
+    words = [array.view(np.int32) for array in (streams, factors, *(other.astype(np.int32) for other in others))]
+    packed = torch.from_numpy(np.concatenate(words)).to(device, non_blocking=True)
+    parts = packed.split([len(part) for part in words])
+    return [parts[0].view(torch.int64), parts[1].view(torch.from_numpy(factors).dtype), *parts[2:]]
+
+
+def _made(streams: Tensor, elements: slice) -> Tensor:
+    """The normals of streams ``(U,)`` and some elements, ``(U, 2, E)``."""
+    made = torch.empty(len(streams), 2, elements.stop - elements.start, device=streams.device)
+    if streams.device.type == "cpu":
+        numbers, step = np.arange(elements.start + 1, elements.stop + 1) * GOLDEN, max(_IN_CACHE // made.shape[2], 1)
+        for first in range(0, len(streams), step):
+            block = slice(first, first + step)
+            normals(streams.numpy()[block], numbers, made.numpy()[block])
+    else:
+        numbers = torch.arange(elements.start + 1, elements.stop + 1, device=streams.device).mul_(GOLDEN)
+        normals(streams, numbers, made)
     return made
+
+
+def _added(normals: Tensor, factors: Tensor, normal: Tensor, starts: Tensor) -> Tensor:
+    """The sums of the rows, each in the order of its terms."""
+    return torch.nn.functional.embedding_bag(normal, normals, starts, mode="sum", per_sample_weights=factors)
 
 
 def _parts(streams: int, size: int, device: torch.device) -> Iterator[slice]:

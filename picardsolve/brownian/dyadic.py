@@ -37,12 +37,14 @@ class Levels:
 
     Attributes:
         length: ``(C,)``, length of the cells of each column.
-        parabolas: ``(C, 2, 2, 2)``, by normal, half, and slope or bend.
+        slope: ``(2, 2, 1, C)``, of the parabolas, by normal and half.
+        bend: ``(2, 2, 1, C)``.
         key: ``(C,)``, the number that each column adds to the key of a path.
     """
 
     length: Floats
-    parabolas: Floats
+    slope: Floats
+    bend: Floats
     key: Keys
 
     @classmethod
@@ -50,63 +52,62 @@ class Levels:
     def down_to(cls, resolution: float) -> "Levels":
         """The levels down to ``resolution``, a power of two."""
         length = 2.0 ** np.arange(TOP, round(np.log2(resolution)) - 1, -1)
-        parabolas = np.array([(_W, _H)] + [(_X1, _X2)] * len(length))
-        return cls(np.append(length[:1], length), parabolas, np.arange(len(length) + 1) * _LEVEL)
+        slope, bend = np.array([(_W, _H)] + [(_X1, _X2)] * len(length)).transpose(3, 1, 2, 0)[:, :, :, None]
+        return cls(np.append(length[:1], length), slope.copy(), bend.copy(), np.arange(len(length) + 1) * _LEVEL)
 
     def values(self, place: Floats) -> Floats:
-        """Factors ``(..., C, 2)`` of the motion from the start of the coarsest cell to positions in the cells."""
-        left, right = np.minimum(2 * place, 1)[..., None], np.maximum(2 * place - 1, 0)[..., None]
-        slope, bend = self.parabolas[..., 0], self.parabolas[..., 1]
-        factors = left * (slope[..., 0] + bend[..., 0] * left) + right * (slope[..., 1] + bend[..., 1] * right)
-        factors[..., -1, :] = _cut(place[..., -1])[0]
-        factors *= np.sqrt(self.length)[:, None]
+        """Factors ``(2, T, C)`` of the motion from the start of the coarsest cell to positions in the cells."""
+        left, right = np.minimum(2 * place, 1), np.maximum(2 * place - 1, 0)
+        factors = left * (self.slope[:, 0] + self.bend[:, 0] * left)
+        factors += right * (self.slope[:, 1] + self.bend[:, 1] * right)
+        factors[..., -1] = _cut(place[:, -1])
+        factors *= np.sqrt(self.length)
         return factors
 
     def areas(self, start: Floats, end: Floats, balance: Floats) -> Floats:
         """Factors of what pieces of cells add to the area of an interval, times its length.
 
         Args:
-            start: ``(..., C)``, where in the cell a piece starts, from 0 to 1.
+            start: ``(R, C)``, where in the cell a piece starts, from 0 to 1.
             end: where it ends.
             balance: the length of the interval after the piece minus that before the piece, in lengths of the cell.
 
         Returns:
-            ``(..., C, 2)``.
+            ``(2, R, C)``.
         """
         increments, areas = self._within(start, end)
         # Chen's relation: the increment of a piece shifts the path behind it, and the chord of the interval
-        return (areas + increments * balance[..., None] / 2) * (self.length**1.5)[:, None]
+        return (areas + increments * (balance / 2)) * self.length**1.5
 
     def _within(self, start: Floats, end: Floats) -> tuple[Floats, Floats]:
-        """Increments ``(..., C, 2)``, and areas times lengths, of pieces of cells of length 1."""
-        half = np.array([0.0, 1.0])
-        u0, u1 = (np.clip(2 * place[..., None] - half, 0, 1) for place in (start, end))
-        slope, bend = self.parabolas[..., 0], self.parabolas[..., 1]
-        step = (u1 - u0)[..., None, :]
-        w = step * (slope + bend * (u0 + u1)[..., None, :])
-        areas = (step**3 * -bend).sum(-1) / 12 + (step[..., 1] * w[..., 0] - step[..., 0] * w[..., 1]) / 4
-        increments = w.sum(-1)
+        """Increments ``(2, R, C)``, and areas times lengths, of pieces of cells of length 1."""
+        u0, u1 = (np.clip([2 * place, 2 * place - 1], 0, 1) for place in (start, end))
+        step = u1 - u0
+        left, right = (step * (self.slope + self.bend * (u0 + u1))).swapaxes(0, 1)
+        cubes = self.bend * (step * step * step)
+        areas = (step[1] * left - step[0] * right) / 4 - (cubes[:, 0] + cubes[:, 1]) / 12
+        increments = left + right
         # in the last column a piece is what is right of its start, or what is left of its end
-        place0, place1 = start[..., -1], end[..., -1]
-        (left, area0, _), (right, _, area1) = _cut(place1), _cut(place0)
-        before = (place1 < 1)[..., None]
-        increments[..., -1, :] = np.where(before, left, -right)
-        areas[..., -1, :] = np.where(before, area0 * place1[..., None], area1 * (1 - place0[..., None]))
+        place0, place1 = start[:, -1], end[:, -1]
+        before, after = _cut_areas(place1)[0] * place1, _cut_areas(place0)[1] * (1 - place0)
+        increments[..., -1] = np.where(place1 < 1, _cut(place1), -_cut(place0))
+        areas[..., -1] = np.where(place1 < 1, before, after)
         return increments, areas
 
 
-def _cut(place: Floats) -> tuple[Floats, Floats, Floats]:
-    """Factors of (X1, X2) for a cell of length 1 cut in two: increment of the left part, areas of both parts.
+def _cut(place: Floats) -> Floats:
+    """Factors ``(2, R)`` of the increment of the left part of cells of length 1 that are cut in two.
 
     Source: Foster, Lyons & Oberhauser 2020, theorem 3.7, with W = H = 0. The increment of the right part is minus that
     of the left.
     """
-    left, right = place[..., None], 1 - place[..., None]
-    cubes = left**3 + right**3
-    v = 0.5 * np.sqrt(left * right / cubes)
-    increments = np.concatenate([2 * v * cubes, np.zeros_like(v)], -1)
-    return (
-        increments,
-        np.concatenate([-v * left**2, v * right / 3**0.5], -1),
-        np.concatenate([-v * right**2, -v * left / 3**0.5], -1),
-    )
+    left, right = place, 1 - place
+    first = np.sqrt(left * right * (left * left * left + right * right * right))
+    return np.stack([first, np.zeros_like(first)])
+
+
+def _cut_areas(place: Floats) -> tuple[Floats, Floats]:
+    """Factors ``(2, R)`` of the areas of both parts of such cells."""
+    left, right = place, 1 - place
+    v = 0.5 * np.sqrt(left * right / (left * left * left + right * right * right))
+    return np.stack([-v * left**2, v * right / 3**0.5]), np.stack([-v * right**2, -v * left / 3**0.5])
