@@ -68,6 +68,15 @@ def test_the_path_is_the_same_on_every_device(dtype, steps, samples, size, span)
     assert_close(there.double(), host, bound)
 
 
+def test_the_default_dtype_does_not_matter():
+    expected = ps.BrownianPath(1).increment(0.1, 0.7, (2, 3), torch.float64)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(ps.BrownianPath(1).increment(0.1, 0.7, (2, 3), torch.float64), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def tally(steps: int, samples: int, size: int, areas: bool) -> Tally:
     """What one draw asks of a device."""
     ts, sample = torch.linspace(0, 3, steps + 1, dtype=torch.float64), torch.arange(samples).repeat_interleave(steps)

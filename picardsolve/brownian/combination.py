@@ -10,9 +10,9 @@ from torch import Tensor
 
 from picardsolve.brownian.counter import GOLDEN, Keys, normals
 
-_IN_CACHE = 2**14  # pairs of normals that are made at once on a CPU: larger arrays leave the cache
+_IN_CACHE = 2**15  # pairs of normals that are made at once on a CPU: larger arrays leave the cache
 _WIDE = 128  # elements that are summed at once on a CPU, at least: fewer fill no vectors
-_SMALL = 2**23  # pairs of normals that are made at once on another device in any case, in 256 MB
+_SMALL = 2**23  # pairs of normals that are made at once on another device in any case, in 200 MB
 _PARTS = 4  # of a draw on another device at most, so that the number of operations is bounded
 
 
@@ -59,7 +59,7 @@ def _on(device: torch.device, *arrays: NDArray) -> list[Tensor]:
 
 def _made(streams: Tensor, elements: slice) -> Tensor:
     """The normals of streams ``(U,)`` and some elements, ``(U, 2, E)``."""
-    made = torch.empty(len(streams), 2, elements.stop - elements.start, device=streams.device)
+    made = torch.empty(len(streams), 2, elements.stop - elements.start, dtype=torch.float32, device=streams.device)
     if streams.device.type == "cpu":
         numbers, step = np.arange(elements.start + 1, elements.stop + 1) * GOLDEN, max(_IN_CACHE // made.shape[2], 1)
         for first in range(0, len(streams), step):

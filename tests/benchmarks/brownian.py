@@ -1,5 +1,6 @@
 """Brownian paths beside torchsde's `BrownianInterval`: seconds a query in a sweep over a grid, and memory.
 
+First the draws of whole windows of large states: nanoseconds a number that is returned, and a normal that is made.
 Processor time of one thread, best of the repeats, both in one run. torchsde once as it is by default, once told the
 step (``dt``), as its `sdeint` does; the ratios are to the second.
 Memory is the peak of the process beyond what it had, each in a process of its own; ``python brownian.py 100000`` takes
@@ -18,6 +19,8 @@ import torch
 import torchsde
 
 import picardsolve as ps
+from picardsolve.brownian.dyadic import Levels
+from picardsolve.brownian.intervals import combination
 
 GRIDS = {
     "k / 1024": torch.arange(1025, dtype=torch.float64) / 1024,
@@ -27,6 +30,7 @@ GRIDS = {
 }
 SIZES, WINDOWS = (1, 16, 1000, 10_000), (1, 32, 1000)
 QUERIES = {1: 1000, 16: 1000, 1000: 100, 10_000: 32}  # of a sweep that is timed
+LARGE = (64, 16_384), (32, 16_384), (1000, 1000), (1000, 16)  # rows and numbers of a row
 STEPS, STATE, WINDOW = 100_000, 10_000, 100  # of the memory
 
 
@@ -38,6 +42,29 @@ def seconds(sweep: Callable[[], None], repeats: int = 2) -> float:
         sweep()
         times.append(time.process_time() - start)
     return min(times)
+
+
+def large(repeats: int = 5) -> None:
+    """Draws of many numbers, on times that are dyadic and others."""
+    print("rows x numbers    times      normals a number    ns a number (a normal): float32, float64, areas in float32")
+    for rows, size in LARGE:
+        sample = torch.zeros(rows, dtype=torch.int64)
+        for name, steps in (("dyadic", 1 << (rows - 1).bit_length()), ("uneven", rows + 0.37)):
+            ts = torch.arange(rows + 1, dtype=torch.float64) / steps
+            cells = combination(
+                Levels.down_to(2.0**-16), sample.numpy(), sample.numpy(), ts[:-1].numpy(), ts[1:].numpy(), False
+            )
+            normals, cost = 2 * len(cells.streams) / rows, []
+            for dtype, areas in ((torch.float32, False), (torch.float64, False), (torch.float32, True)):
+                path = ps.BrownianPath(1, dtype=dtype)
+                ask = path.areas if areas else path.increments
+                draw = seconds(lambda ask=ask, a=(ts[:-1], ts[1:], sample, size): [ask(*a)].clear(), repeats)
+                cost.append(draw / rows / size * 1e9)
+            print(
+                f"{rows:5d} x {size:<8d}  {name:10s} {normals:8.1f}          "
+                + "  ".join(f"{each:7.1f} ({each / normals:4.1f})" for each in cost),
+                flush=True,
+            )
 
 
 def torchsde_sweep(ts: torch.Tensor, size: int, queries: int, told: bool = True) -> None:
@@ -171,5 +198,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     steps = [int(argument) for argument in sys.argv[1:]]
     if not steps:
+        large()
         sweeps()
     memory(steps or (200, 1000))
