@@ -52,13 +52,29 @@ class SchedulerTable:
         self, first: int, x: Tensor, outputs: Tensor, noise: Tensor | None, past: Sequence[Visit] = ()
     ) -> Tensor:
         """Steps ``first ...``, each from its own state in ``x``, ``(W, B, D)``."""
-        at = slice(first, first + len(x))
-        p, q = (_by_age(weights[at, : self.lags + 1], x) for weights in (self.x, self.o))
-        inputs = [(_column(self.s[at], x), noise)]
+        p, q, s, clipped = self._weights(slice(first, first + len(x)), x)
+        inputs = [(s, noise)]
         if self.clip is not None:
-            r, c, d = (_column(weights[at], x) for weights in (self.clip.q, self.clip.c, self.clip.d))
+            r, c, d = clipped
             inputs.insert(0, (r, (c * x).addcmul_(d, outputs).clamp_(-self.clip.limit, self.clip.limit)))
         return linear_multistep(p, x, q, outputs, *inputs, past=past)
+
+    def _weights(
+        self, at: slice, like: Tensor
+    ) -> tuple[list[Tensor | None], list[Tensor | None], Tensor, tuple[Tensor, ...]]:
+        """Of some steps, ``(W, 1, 1)`` each, in one copy: of states, of outputs, of the noise; ``q``, ``c``, ``d``.
+
+        Lags that no step uses have None.
+        """
+        x, o = self.x[at, : self.lags + 1].T, self.o[at, : self.lags + 1].T
+        clip = [] if self.clip is None else [self.clip.q[at], self.clip.c[at], self.clip.d[at]]
+        packed = torch.from_numpy(np.concatenate([*x, *o, self.s[at], *clip]))
+        every, count = packed.to(like.device, like.dtype).view(-1, x.shape[1], 1, 1).unbind(0), self.lags + 1
+        p, q = (
+            [weight if k == 0 or row.any() else None for k, (weight, row) in enumerate(zip(of, rows, strict=True))]
+            for of, rows in ((every[:count], x), (every[count : 2 * count], o))
+        )
+        return p, q, every[2 * count], every[2 * count + 1 :]
 
     def path(
         self, first: int, start: Tensor, given: Sequence[OutputAt], noise: Tensor | None, past: Sequence[Visit] = ()
@@ -95,12 +111,3 @@ class SchedulerTable:
         basis = torch.stack([row.to(start.dtype) for row in (*states, start, *outputs, output)])
         weights = torch.from_numpy(rows[known + 1 :]).to(start.device, start.dtype)
         return torch.tensordot(weights, basis, 1)
-
-
-def _by_age(weights: np.ndarray, like: Tensor) -> list[Tensor | None]:
-    """Columns of ``(W, K)`` weights, ``(W, 1, 1)`` each; None for lags that no step uses."""
-    return [_column(row, like) if k == 0 or row.any() else None for k, row in enumerate(weights.T)]
-
-
-def _column(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, like.dtype)[:, None, None]
