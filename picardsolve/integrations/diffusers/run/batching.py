@@ -45,7 +45,7 @@ class Batch:
         for start in range(0, len(lanes), size):
             chunk = lanes[start : start + size]
             padded = chunk if self.pad is None else chunk + chunk[-1:] * (size - len(chunk))
-            wide = _Widened(padded, samples, self.nested, self._repeated)
+            wide = _Widened(padded, samples, self.nested, self._repeated, _device(args, kwargs))
             out = function(*wide(args), **{key: wide(value, key) for key, value in kwargs.items()})
             outputs.chunks.append((out, len(padded), len(chunk)))
         outputs.lane(0)  # checks the shapes of the denoiser's outputs
@@ -109,6 +109,12 @@ def _samples(args: tuple, kwargs: dict) -> int:
     return 1
 
 
+def _device(args: tuple, kwargs: dict) -> torch.device | None:
+    """Where the states are, or the first of all arguments."""
+    windows = sorted(find((args, kwargs)), key=lambda window: window.items[0].dim() < 2)
+    return windows[0].items[0].device if windows else None
+
+
 @dataclass
 class _Widened:
     """Combines window arguments into arguments for many lanes."""
@@ -117,6 +123,7 @@ class _Widened:
     samples: int
     nested: bool
     repeated: dict[tuple[int, int], tuple[Tensor, int | None, Tensor]]
+    device: torch.device | None
 
     def __call__(self, value: Any, name: str = "") -> Any:
         if isinstance(value, WindowTensor):
@@ -124,7 +131,8 @@ class _Widened:
             if self.lanes != list(range(len(stack))):
                 stack = stack[self.lanes[0] : self.lanes[-1] + 1] if _in_a_row(self.lanes) else stack[self.lanes]
             if stack.dim() == 1 or (stack.dim() == 2 and stack.shape[1] == 1 < self.samples):
-                return stack.flatten().repeat(self.samples)  # one time for all rows
+                # one time for all rows; a single time may stay on the host, where pipelines may have it, many may not
+                return stack.flatten().repeat(self.samples).to(self.device, non_blocking=True)
             return stack.transpose(0, 1).flatten(0, 1)
         if isinstance(value, Tensor):
             shared = name in _SHARED or any(word in name for word in _SHARED_KINDS)

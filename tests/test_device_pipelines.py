@@ -1,0 +1,84 @@
+"""Pipelines on a device that is not the host's: the images of the CPU in as many rounds, and what a round asks for.
+
+The digits pipeline leaves its timesteps on the host, as `DDPMPipeline` does; Stable Diffusion has them on the device.
+"""
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from pipelines import SD_BETAS, digits, stable_diffusion
+from pipelines.parts import quiet
+from simulated_device import DEVICE, SimulatedDevice
+from tally import Tally
+
+from picardsolve.integrations.diffusers import sample
+
+# diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+# on average of a round beside the network, beginning and end included: kernels, copies to the device, waits
+KINDS = ("kernel", "copy to the device", "wait")
+LIMITS = {"DDIM": (127, 10, 5), "DDPM": (208, 20, 7), "DPM-Solver++": (158, 3, 3)}
+NETWORK = ("run/denoiser_calls.py _call", "run/batching.py call")  # the innermost functions of ours around the network
+SCHEDULERS = {
+    "DDIM": (DDIMScheduler, 36, 12),
+    "DDPM": (DDPMScheduler, 64, 32),
+    "DPM-Solver++": (DPMSolverMultistepScheduler, 25, 8),
+}
+
+
+def moved(pipe: Any) -> Any:
+    """A copy of a pipeline on the device."""
+    parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(DEVICE)
+    return quiet(type(pipe)(**parts))
+
+
+def images(out: Any) -> torch.Tensor:
+    return torch.as_tensor(out.images).cpu()
+
+
+def arguments(steps: int, kind: str) -> dict[str, Any]:
+    return {"num_inference_steps": steps, "output_type": kind, "generator": torch.Generator().manual_seed(0)}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_digits(name):
+    cls, steps, width = SCHEDULERS[name]
+    pipe = digits(cls.from_config(digits().scheduler.config), torch.float32)
+    given = functools.partial(arguments, steps, "np")
+    expected = sample(pipe, window=width, tolerance=1e-3, **given())
+    with SimulatedDevice() as device:
+        there = moved(pipe)
+        device.tally.clear()
+        found = sample(there, window=width, tolerance=1e-3, **given())
+    assert not found.report.sequential
+    assert found.report.rounds == expected.report.rounds
+    torch.testing.assert_close(images(found), images(expected), rtol=1e-4, atol=1e-4)
+    beside = Tally({key: number for key, number in device.tally.items() if not key[1].endswith(NETWORK)})
+    costs = {kind: beside.of(kind) / found.report.rounds for kind in KINDS}
+    assert all(costs[kind] <= most for kind, most in zip(KINDS, LIMITS[name], strict=True)), costs
+
+
+def test_stable_diffusion():
+    """In double precision, with guidance and a prompt.
+
+    DDIM is taken, for schedulers that are probed get a generator of the timesteps' device, which "meta" has none of.
+    """
+    pipe = stable_diffusion(DDIMScheduler(**SD_BETAS, clip_sample=False))
+    given = functools.partial(arguments, 12, "latent")
+    expected = sample(pipe, "a cat", window=6, tolerance=1e-3, **given())
+    with SimulatedDevice():
+        there = moved(pipe)
+        found = sample(there, "a cat", window=6, tolerance=1e-3, **given())
+        assert found.images.device == DEVICE
+        result = images(found)
+    assert not found.report.sequential
+    assert found.report.rounds == expected.report.rounds
+    torch.testing.assert_close(result, images(expected), rtol=1e-7, atol=1e-7)
