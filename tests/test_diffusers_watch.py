@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from picardsolve.integrations.diffusers.mutable_state import Snapshot, random_generators
 from picardsolve.integrations.diffusers.mutable_state.denoisers import WatchedDenoiser
@@ -199,3 +200,27 @@ def test_a_change_between_calls_is_not_taken_for_one_that_a_call_makes(change, k
     watched.begin()
     CHANGES[change](net, k + 1)
     assert watched.end() is not None or change in SAME_CONTENT
+
+
+def test_a_look_reads_one_number_of_all_tensors_that_are_compared_by_torch():
+    """As those on a device are: here, those whose values do not lie in a row."""
+    strided = [torch.ones(3, 4, dtype=dtype).T for dtype in DTYPES] + [torch.ones(80, 90).T]
+    then = Snapshot({"strided": strided})
+    with _Reads() as reads:
+        assert then.unchanged
+    assert reads.names == ["aten::_local_scalar_dense"]
+    strided[0].data[0, 0] = 2
+    assert not then.unchanged
+
+
+class _Reads(TorchDispatchMode):
+    """The operations for whose result the host waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::nonzero"):
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
