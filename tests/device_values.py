@@ -90,6 +90,6 @@ class Call:
 
 def _view(storage: torch.UntypedStorage, like: Tensor, device: torch.device) -> Tensor:
     """A tensor over a storage, with the shape, strides and dtype of another."""
-    return torch.empty(0, dtype=like.dtype, device=device).set_(  # type: ignore[call-overload]
-        storage, like.storage_offset(), like.shape, like.stride()
-    )
+    place = like.storage_offset(), like.shape, like.stride()
+    with torch.inference_mode(False):  # a view of a tensor from outside of it has to be like that
+        return torch.empty(0, dtype=like.dtype, device=device).set_(storage, *place)  # type: ignore[call-overload]

@@ -98,6 +98,8 @@ class SimulatedDevice:
         name = operator._schema.name
         if not (on_device or target) or name.startswith("prims::"):  # torch's own, for the shape of a zero tangent
             return operator(*args, **kwargs)
+        if target and kwargs.get("generator") is not None:
+            raise RuntimeError(f"Expected a generator of the device: {name} got one of the host.")
         self.count("operation")
         if name in ("aten::_to_copy", "aten::copy_"):
             moved = self._transfer(name, args, kwargs, target)
@@ -173,6 +175,11 @@ class _Dispatch(TorchDispatchMode):
         self._device = device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():  # where composite operations arrive whole
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
         return self._device.run(func, args, kwargs or {})
 
 

@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+import torchsde
+from diffusers import DDPMScheduler
 from simulated_device import agree
 from torch import Tensor
 
 import picardsolve as ps
+from picardsolve.integrations.policies import ParallelPolicy
+from picardsolve.integrations.torchsde import sdeint
 
 START = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 NOISE = 3e-6  # normals are the same on every device to single precision
@@ -80,6 +84,9 @@ def test_collocation_of_a_stiff_system():
     agree(scenario, rtol=1e-7, atol=1e-7)
 
 
+SINGLE = {"rtol": 1e-5, "atol": 1e-6}  # normals are the same to single precision
+
+
 class Equation:
     noise_type, sde_type = "diagonal", "ito"
 
@@ -138,3 +145,58 @@ def test_the_forecast():
         return found.calls
 
     agree(scenario)
+
+
+def test_noise_of_torchsde():
+    """Its interval is on the host, where this process draws for both devices; increments go to the states."""
+
+    def scenario(device: torch.device) -> Any:
+        bm = torchsde.BrownianInterval(0.0, 2.5, size=(3, 2), dtype=torch.float64, entropy=5)
+        return sdeint(Equation(device), START.to(device), TIMES, bm=bm, method="euler", dt=0.1)
+
+    agree(scenario)
+
+
+PRESETS = {
+    name: getattr(ps.presets, name) for name in ("paradigms", "parasolver", "parataa", "deq", "quasi_deer", "srds")
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_published_methods(preset):
+    def scenario(device: torch.device) -> Any:
+        schedule = ps.schedules.VP(lambda t: torch.exp(-5 * t))
+        model = ps.Denoiser(lambda x, t: torch.tanh(x), schedule, prediction="epsilon")
+        ts = ps.grids.uniform(0.999, 0.001, 25)
+        sol = ps.solve(model, START.to(device), ts, integrator=ps.DDIM(), **preset())
+        return sol.ys, sol.stats.rounds
+
+    agree(scenario)
+
+
+def test_a_score_as_a_reverse_sde():
+    def scenario(device: torch.device) -> Any:
+        schedule = ps.schedules.VP(lambda t: torch.exp(-5 * t))
+        term, ts = ps.reverse_sde(lambda x, t: -x, schedule, start=0.9, end=0.05, steps=24)
+        return ps.solve(term, START.to(device), ts, integrator=ps.EulerMaruyama(), batch_dims=1, tol=1e-6).ys
+
+    agree(scenario, **SINGLE)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_plans_of_robots():
+    """The second plan starts from the first."""
+
+    def scenario(device: torch.device) -> Any:
+        scheduler = DDPMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
+        scheduler.set_timesteps(12)
+
+        def model(x: Tensor, t: Tensor, seen: Tensor) -> Tensor:
+            return torch.tanh(0.3 * x + seen[:, None] + t[:, None, None] / 100)
+
+        policy = ParallelPolicy(model, scheduler, (6, 2), tol=1e-5, executed=2, dtype=torch.float64)
+        policy.reset(generator=torch.Generator().manual_seed(0))  # "meta" has no generators of its own
+        plans = [policy.plan(START.to(device) * scale) for scale in (0.5, 0.6)]
+        return [(plan.actions, plan.rounds) for plan in plans]
+
+    agree(scenario, rtol=1e-6, atol=1e-6)

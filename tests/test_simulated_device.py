@@ -74,10 +74,12 @@ def test_views_see_what_is_written_and_the_other_way_round(device):
         lambda x: torch.ones(3)[x.long()],
         lambda x: torch.eye(3) @ x,
         lambda x: x.numpy(),
+        lambda x: torch.randn(3, generator=torch.Generator(), device=DEVICE),
+        lambda x: x.normal_(generator=torch.Generator()),
     ],
 )
 def test_two_devices_do_not_mix(device, mixed):
-    with pytest.raises((RuntimeError, TypeError), match=r"same device|can't convert"):
+    with pytest.raises((RuntimeError, TypeError), match=r"same device|can't convert|generator of the device"):
         mixed(torch.zeros(3, device=DEVICE))
 
 
@@ -158,3 +160,14 @@ def test_derivatives(device):
     f(y).sum().backward()
     assert y.grad is not None
     torch.testing.assert_close(y.grad.cpu(), (slope @ a.T).cpu())
+
+
+def test_inference_mode(device):
+    outside = torch.ones(3, device=DEVICE)
+    with torch.inference_mode():
+        made = torch.ones(2, 3).to(DEVICE)
+        view = outside[1:]
+        view.add_(1)
+        product = torch.nn.functional.linear(made, made) + outside[:2]
+    assert outside.tolist() == [1, 2, 2]
+    assert product.tolist() == [[4, 5], [4, 5]]
