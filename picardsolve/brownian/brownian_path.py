@@ -19,7 +19,7 @@ from picardsolve.brownian.counter import GOLDEN, Keys, mixed
 from picardsolve.brownian.dyadic import Levels
 from picardsolve.brownian.intervals import combination
 
-_ROWS, _NUMBERS = 64, 2**13  # rows in one block on a CPU, or as many rows as have this many numbers
+_ROWS, _NUMBERS = 128, 2**13  # rows in one block on a CPU, or as many rows as have this many numbers
 _MANY = 2**16  # rows in one block on another device, whose operations and copy do not depend on how many they are
 
 
@@ -129,7 +129,7 @@ class BrownianPath:
 
     def check(self, t0: Tensor, t1: Tensor, samples: int) -> None:
         """Raise a ValueError for intervals ``(R,)`` below the resolution, and for more samples than seeds."""
-        shortest = float(np.abs(t1.numpy() - t0.numpy()).min(initial=math.inf))
+        shortest = float((t1 - t0).abs().min()) if len(t0) else math.inf
         if shortest < self.resolution:
             raise ValueError(
                 f"resolution: the path is known to {self.resolution:g}, an interval of {shortest:g} was asked for; "

@@ -57,7 +57,7 @@ def normals(stream: Array, element: Array, out: Array) -> None:
 
 
 def _shifted(x: Array, bits: int) -> Array:
-    """Shifted to the right; the mask takes away the copies of the sign."""
-    shifted = x >> bits
-    shifted &= 2 ** (64 - bits) - 1
-    return shifted
+    """Shifted to the right, as unsigned integers: a tensor copies the sign, which a mask takes away again."""
+    if isinstance(x, Tensor):
+        return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+    return (x.view(np.uint64) >> np.uint64(bits)).view(np.int64)
