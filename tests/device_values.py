@@ -16,8 +16,8 @@ def is_device(x: Tensor) -> bool:
     return x.device.type == DEVICE.type
 
 
-class Values:
-    """The CPU storage of every storage on the device, forgotten with the latter."""
+class _Values:
+    """The CPU storage of every storage on the device, forgotten with the latter; what is cached survives a device."""
 
     def __init__(self) -> None:
         self._stored: dict[int, tuple[StorageWeakRef, torch.UntypedStorage]] = {}
@@ -38,11 +38,13 @@ class Values:
             self._next_sweep = 2 * len(self._stored) + 1024
 
 
+_VALUES = _Values()
+
+
 class Call:
     """The tensors of one operation, on both sides."""
 
-    def __init__(self, values: Values) -> None:
-        self._values = values
+    def __init__(self) -> None:
         self._pairs: list[tuple[Tensor, Tensor]] = []  # (argument, its values)
         self._storages: dict[int, torch.UntypedStorage] = {}  # of the values -> of the device
 
@@ -50,7 +52,7 @@ class Call:
         """The values of an argument."""
         if not isinstance(x, Tensor):
             return x
-        values = self._values.of(x) if is_device(x) else x
+        values = _VALUES.of(x) if is_device(x) else x
         self._pairs.append((x, values))
         if values is not x:
             self._storages[values.untyped_storage()._cdata] = x.untyped_storage()
@@ -84,7 +86,7 @@ class Call:
         key = x.untyped_storage()._cdata
         if key not in self._storages:
             self._storages[key] = torch.UntypedStorage(x.untyped_storage().nbytes(), device=DEVICE)
-            self._values.keep(self._storages[key], x.untyped_storage())
+            _VALUES.keep(self._storages[key], x.untyped_storage())
         return _view(self._storages[key], x, DEVICE)
 
 

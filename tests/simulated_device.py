@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
-from device_values import DEVICE, HOST, Call, Values, is_device
+from device_values import DEVICE, HOST, Call, is_device
 from tally import Tally, place_of_call
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -50,7 +50,6 @@ class SimulatedDevice:
 
     def __init__(self) -> None:
         self.tally, self.user = Tally(), Tally()
-        self._values = Values()
         self._open = ExitStack()
         self._apart = 0
 
@@ -155,7 +154,7 @@ class SimulatedDevice:
 
     def _computed(self, operator: Any, name: str, args: Any, kwargs: Any, target: bool, moved: bool) -> Any:
         """The operation on the CPU; its results where they belong, those that are views with their base's storage."""
-        call = Call(self._values)
+        call = Call()
         inner, keywords = pytree.tree_map(call.inner, (args, kwargs))
         outputs = operator(*inner, **keywords)
         call.reshaped()
