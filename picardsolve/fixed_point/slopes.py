@@ -6,7 +6,7 @@ from torch import Tensor
 from picardsolve.integrators.step_maps import Steps
 
 LOWEST, HIGHEST = -0.5, 1.3  # a slope is clipped to: a product of larger ones would blow up over a long window
-_SEEN = 1e-13  # changes of a state below this fraction of its size are rounding, and say nothing of the slope
+SEEN = 1e-13  # changes of a state below this fraction of its size are rounding, and say nothing of the slope
 _SAMPLED = 256  # numbers of a state that some slopes are taken from, about
 
 
@@ -26,7 +26,7 @@ def differences(
     """
     dx, df = states - before, images - image_before
     largest = dx.abs().amax(-1, keepdim=True)
-    fresh = (seen > 0) & (largest > _SEEN * states.abs().amax(-1, keepdim=True))
+    fresh = (seen > 0) & (largest > SEEN * states.abs().amax(-1, keepdim=True))
     return dx.div_(largest), df.div_(largest), fresh
 
 

@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from picardsolve.problem.chunked_recurrence import chunked_recurrence
+
 WIDE = 4096  # elements of a row above which computing it takes longer than starting an operation
 SHORT = 24  # rows up to which one operation for each takes less time than doubling
 
@@ -26,6 +28,8 @@ def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tens
         c[0] += start if a is None else a[0] * start
     if len(c) == 1:
         return c
+    if c.device.type != "cpu":  # where starting an operation costs as much as a pass over a window
+        return c.cumsum(0) if a is None else chunked_recurrence(a, c)
     if c[0].numel() >= WIDE or (len(c) <= SHORT and a is not None):
         return _by_rows(a, c)
     return c.cumsum(0) if a is None else _by_doubling(a, c)
