@@ -1,8 +1,8 @@
 """The recurrence ``y[j + 1] = a[j] y[j] + c[j]`` in a number of operations that hardly grows with its length.
 
 On a device an operation takes longer to start than to run. The steps are cut into chunks. Within all chunks at once,
-``y[n] = sum_m (a[m + 1] ... a[n]) c[m]`` is one sum over a triangle of products. Then the last values of the chunks follow
-a recurrence of their own, and what they carry into the next chunk is added (Blelloch 1990, Prefix sums).
+``y[n] = sum_m (a[m + 1] ... a[n]) c[m]`` is one sum over a triangle of products. The last values of the chunks then
+follow a recurrence of their own, and what they carry into the next chunk is added (Blelloch 1990, Prefix sums).
 """
 
 from functools import lru_cache
@@ -11,46 +11,56 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_LONG, _SHORT = 32, 8  # steps in a chunk, whose products take so many times the memory of the steps
-_MANY = 2**21  # numbers of all steps above which chunks are short
+_LONG, _SHORT = 64, 8  # steps in a chunk; the products take so many times the memory of the steps
+_MOST = 2**26  # numbers in the products, where chunks may be long
 
 
-def chunked_recurrence(a: Tensor, c: Tensor) -> Tensor:
-    """Solve ``y[j + 1] = a[j] y[j] + c[j]`` from zero.
-
-    A value that is not finite spoils those after it, not those before it.
+class ChunkedRecurrence:
+    """The products of the factors, with which the recurrence is solved for any number of right-hand sides.
 
     Args:
         a: ``(W, B, D)``, ``(W, B, 1)`` or ``(W, 1, 1)``; the first is not read.
-        c: ``(W, B, D)``.
-
-    Returns:
-        ``y[1], ..., y[W]``, shape ``(W, B, D)``.
+        size: numbers in the largest right-hand side.
     """
-    width = len(c)
-    chunk = min(_LONG if c.numel() <= _MANY else _SHORT, width)
-    if width == chunk:
-        return _within(a[None], c[None])[0]
-    count = -(-width // chunk)
-    missing = (0, 0) * (c.dim() - 1) + (0, count * chunk - width)
-    a, c = (pad(part, missing).unflatten(0, (count, chunk)) for part in (a, c))
-    y = _within(a, c)
-    through = a.cumprod(1)  # what a chunk makes of the value before it
-    before = chunked_recurrence(through[:, -1], y[:, -1])
-    y[1:].addcmul_(through[1:], before[:-1, None])
-    return y.flatten(0, 1)[:width]
 
+    def __init__(self, a: Tensor, size: int):
+        self._width = len(a)
+        chunk = min(max(_MOST // max(size, 1), _SHORT), _LONG, self._width)
+        self._shape = -(-self._width // chunk), chunk
+        a = self._cut(a)
+        after, self._before = _triangles(chunk, a.device)
+        self._products = a[:, :, None].masked_fill(after, 1).cumprod(1)
+        self._through = a.cumprod(1) if self._shape[0] > 1 else None  # what a chunk makes of the value before it
 
-def _within(a: Tensor, c: Tensor) -> Tensor:
-    """The recurrences of chunks ``(count, chunk, B, D)``, each from zero."""
-    after, until = _triangles(c.shape[1], c.device)
-    products = torch.where(after, a[:, :, None], 1).cumprod(1)
-    return torch.where(until, products * c[:, None], 0).sum(2)
+    def __call__(self, c: Tensor) -> Tensor:
+        """Solve it from zero; a value that is not finite spoils those after it, not those before it.
+
+        Args:
+            c: ``(W, B, D)``.
+
+        Returns:
+            ``y[1], ..., y[W]``, shape ``(W, B, D)``.
+        """
+        terms = self._products * self._cut(c)[:, None]
+        y = terms.masked_fill_(self._before, 0).sum(2)
+        if self._through is None:
+            return y[0]
+        ends, through = y[:, -1], self._through
+        entering = ChunkedRecurrence(through[:, -1], ends.numel())(ends)
+        y[1:].addcmul_(through[1:], entering[:-1, None])
+        return y.flatten(0, 1)[: self._width]
+
+    def _cut(self, rows: Tensor) -> Tensor:
+        """Rows ``(W, ...)`` as chunks, zeros behind them."""
+        count, chunk = self._shape
+        if count * chunk > self._width:
+            rows = pad(rows, (0, 0) * (rows.dim() - 1) + (0, count * chunk - self._width))
+        return rows.unflatten(0, self._shape)
 
 
 @lru_cache(maxsize=64)
 def _triangles(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Whether row n stands after row m, and whether it stands at m or after it, both ``(n, m, 1, 1)``."""
+    """Whether row n does not stand after row m, and whether it stands before it, both ``(n, m, 1, 1)``."""
     with torch.inference_mode(False):
         n = torch.arange(size, device=device)
-        return (n[:, None] > n)[..., None, None], (n[:, None] >= n)[..., None, None]
+        return (n[:, None] <= n)[..., None, None], (n[:, None] < n)[..., None, None]

@@ -1,11 +1,14 @@
 """The linear recurrence ``y[j + 1] = a[j] y[j] + c[j]``, which sweeps, guesses and linear parts are made of."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from picardsolve.problem.chunked_recurrence import chunked_recurrence
+from picardsolve.problem.chunked_recurrence import ChunkedRecurrence
 
 WIDE = 4096  # elements of a row above which computing it takes longer than starting an operation
 SHORT = 24  # rows up to which one operation for each takes less time than doubling
@@ -25,14 +28,28 @@ def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tens
         ``y[1], ..., y[W]``, shape ``(W, B, D)``.
     """
     if start is not None:
-        c[0] += start if a is None else a[0] * start
+        first = c[0]
+        first.add_(start) if a is None else first.addcmul_(a[0], start)
+    return recurrence_of(a, c.numel())(c)
+
+
+def recurrence_of(a: Tensor | None, size: int) -> Callable[[Tensor], Tensor]:
+    """`recurrence` from zero with given factors, for any number of ``c`` of at most ``size`` numbers."""
+    if a is None:
+        return _sums
+    if a.device.type == "cpu" or len(a) == 1:
+        return partial(_factored, a)
+    return ChunkedRecurrence(a, size)
+
+
+def _sums(c: Tensor) -> Tensor:
+    return _by_rows(None, c) if c.device.type == "cpu" and c[0].numel() >= WIDE else c.cumsum(0)
+
+
+def _factored(a: Tensor, c: Tensor) -> Tensor:
     if len(c) == 1:
         return c
-    if c.device.type != "cpu":  # where starting an operation costs as much as a pass over a window
-        return c.cumsum(0) if a is None else chunked_recurrence(a, c)
-    if c[0].numel() >= WIDE or (len(c) <= SHORT and a is not None):
-        return _by_rows(a, c)
-    return c.cumsum(0) if a is None else _by_doubling(a, c)
+    return _by_rows(a, c) if c[0].numel() >= WIDE or len(c) <= SHORT else _by_doubling(a, c)
 
 
 def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,14 +70,13 @@ def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tens
     """
     residual = torch.sub(images, x[1:], out=scratch)
     size = rms(residual)
-    return *propagated(images, factor, residual), size
+    return *propagated(images, factor, recurrence(factor, residual)), size
 
 
-def propagated(images: Tensor, factor: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The new states and their changes, from values and residuals, both ``(W, B, D)`` and overwritten."""
-    change = recurrence(factor, residual)
+def propagated(images: Tensor, factor: Tensor | None, change: Tensor) -> tuple[Tensor, Tensor]:
+    """The new states, from values ``(W, B, D)``, which are overwritten, and the changes of states; both."""
     if factor is None:
-        images[1:] += change[:-1]
+        images[1:].add_(change[:-1])
     else:
         images[1:].addcmul_(factor[1:], change[:-1])
     return images, change
@@ -71,7 +87,7 @@ def matrix_sweep(images: Tensor, factor: Tensor, x: Tensor) -> tuple[Tensor, Ten
     residual = images - x[1:]
     size = rms(residual)
     change = matrix_recurrence(factor, residual)
-    images[1:] += _times(factor[1:], change[:-1])
+    images[1:].add_(_times(factor[1:], change[:-1]))
     return images, change, size
 
 
@@ -83,7 +99,7 @@ def matrix_recurrence(a: Tensor, c: Tensor) -> Tensor:
 
 def arriving(change: Tensor) -> Tensor:
     """The changes of the states that steps leave from, given those of the states after them, both ``(W, B, ...)``."""
-    return torch.cat([torch.zeros_like(change[:1]), change[:-1]])
+    return pad(change, (0, 0) * (change.dim() - 1) + (1, -1))
 
 
 def rms(x: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
 """Secant iteration of low rank."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, threshold
 
 from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.slopes import HIGHEST, LOWEST, SEEN, expected_slope, sampled
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_positive_integer
-from picardsolve.problem.recurrence import arriving, propagated, recurrence, rms
+from picardsolve.problem.recurrence import arriving, propagated, recurrence_of, rms
 
 
 @dataclass(frozen=True)
@@ -47,91 +47,78 @@ class MultiSecant(Iteration):
             raise ValueError(f"ridge: expected a number > 0, got {self.ridge!r}; pass 0.1.")
 
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
-        """``Y[n+1] = F[n] + c_n (Y[n] - X[n]) + (what the directions add)``."""
+        """``Y[n+1] = F[n] + c_n (Y[n] - X[n]) + R_n' (S_n S_n' + ridge)^-1 S_n d_n``."""
         images, states, expected = steps.images(), x[:-1], expected_slope(steps, x)
-        seen = (
-            _Seen.at_first(states, images, expected, self.memory)
-            if not memory
-            else _Seen.of(memory, states, images, expected)
-        )
+        seen = _Seen.of(memory, states, images, expected) if memory else _Seen.at_first(states, expected, self.memory)
+        values = images.clone()
         residual = torch.sub(images, x[1:], out=scratch)
-        kept, size = seen.memory(images, expected), rms(residual)
-        if memory and len(images) > 1:
-            more = self._correction(seen, residual)
-            residual += more
-            images += more
-        y, change = propagated(images, seen.slope, residual)
+        size, carried = rms(residual), recurrence_of(seen.slope, residual.numel())
+        grouped = len(images) // (self.neighbours + 1) * (self.neighbours + 1)
+        if memory and grouped:  # the last steps are few, and furthest from being accepted
+            d = arriving(carried(residual[..., sampled(residual.shape[-1])].clone()))
+            more = self._correction(seen, expected, d[:grouped])
+            residual[:grouped].add_(more)
+            images[:grouped].add_(more)
+        y, change = propagated(images, seen.slope, carried(residual))
+        kept = states, values, torch.ones_like(seen.slope), seen.slope - expected, *seen.directions, *seen.excess
         return Swept(y, change, size, seen.slope[..., 0], kept)
 
-    def _correction(self, seen: "_Seen", residual: Tensor) -> Tensor:
-        """What the directions add to each step, ``(W, B, D)``."""
-        width, samples, size = residual.shape
-        some, group = sampled(size), self.neighbours + 1
-        d = arriving(recurrence(seen.slope, residual[..., some].clone()))
-        count = -(-width // group)
+    def _correction(self, seen: "_Seen", expected: Tensor, d: Tensor) -> Tensor:
+        """What the directions add to the first steps, whose states change by ``d``, of sampled numbers: ``(W, B, D)``."""
+        width, samples, _ = d.shape
 
-        def grouped(rows: Tensor) -> Tensor:  # (W, B, m, K) to (B count, group m, K)
-            rows = pad(rows, (0, 0, 0, 0, 0, 0, 0, count * group - width)) if width % group else rows
-            return rows.unflatten(0, (count, group)).permute(2, 0, 1, 3, 4).reshape(samples * count, -1, rows.shape[-1])
+        def grouped(*rows: Tensor) -> Tensor:  # m times (W, B, K) to (B groups, m steps in a group, K)
+            cut = [part[:width].unflatten(0, (-1, self.neighbours + 1)).permute(2, 0, 1, 3) for part in rows]
+            return torch.cat(cut, 2).flatten(0, 1)
 
-        near, moved = grouped(seen.directions), grouped(d[:, :, None])
-        ridge = torch.eye(near.shape[1], dtype=near.dtype, device=near.device).mul_(self.ridge)
-        gram = torch.baddbmm(ridge, near, near.mT)
-        weights = torch.linalg.solve_ex(gram, near @ moved.mT)[0]  # of each direction in each step's change
-        more = weights.mT @ grouped(torch.stack(seen.excess, 2))
-        return more.unflatten(0, (samples, -1)).flatten(1, 2)[:, :width].transpose(0, 1)
+        some = sampled(seen.directions[0].shape[-1])
+        near = grouped(*(part[..., some] for part in seen.directions))
+        gram = torch.baddbmm(_multiple_of_one(self.ridge, near.shape[1], near.dtype, near.device), near, near.mT)
+        weights = torch.linalg.solve_ex(gram, near @ grouped(d).mT)[0].mT  # of each direction in each step's change
+        known = grouped(expected - seen.slope) * weights  # less what the slope has of it
+        more = torch.cat([weights, known], -1) @ grouped(*seen.excess, *seen.directions)
+        return more.unflatten(0, (samples, -1)).flatten(1, 2).transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the last rounds have shown of each step.
+    """What the rounds so far have shown of each step.
 
     Attributes:
-        states: ``(W, B, D)``, where the step left from.
-        images: ``(W, B, D)``, the values of the step map there.
         slope: ``(W, B, 1)``.
-        size: ``(W, B, 1)``, one over the length of the state; 0 for steps that have not been seen.
-        directions: ``(W, B, memory, ~256)``, changes of the state, of length one, sampled; zero where there are none.
-        excess: for each of these, ``(W, B, D)``, the change of the value beyond the slope.
+        directions: the last changes of the state, scaled to a length of one, ``(W, B, D)`` each; zero for none.
+        excess: for each of these, the change of the value beyond the expected one, likewise.
     """
 
-    states: Tensor
-    images: Tensor
     slope: Tensor
-    size: Tensor
-    directions: Tensor
+    directions: tuple[Tensor, ...]
     excess: tuple[Tensor, ...]
 
     @staticmethod
-    def at_first(states: Tensor, images: Tensor, expected: Tensor, memory: int) -> "_Seen":
-        """Nothing but where steps leave from."""
-        some = states[..., sampled(states.shape[-1])]
-        directions = torch.zeros_like(some)[:, :, None].expand(-1, -1, memory, -1)
-        return _Seen(states, images, expected, _size(some), directions, (torch.zeros_like(states),) * memory)
+    def at_first(states: Tensor, expected: Tensor, memory: int) -> "_Seen":
+        """Nothing yet."""
+        none = (torch.zeros_like(states),) * memory
+        return _Seen(expected, none, none)
 
     @staticmethod
     def of(memory: Memory, states: Tensor, images: Tensor, expected: Tensor) -> "_Seen":
         """With the changes since the last round."""
-        before, values, directions, numbers, *excess = memory
-        size, beyond = numbers.unbind(-1)
-        size, some = size[..., None], sampled(states.shape[-1])
-        dx, df = ((now - then)[..., some] * size for now, then in ((states, before), (images, values)))
-        length = torch.linalg.vector_norm(dx, dim=-1, keepdim=True)
-        length = threshold(length, SEEN, torch.nan)  # smaller changes are rounding, and show no slope
-        direction = dx / length
-        along = torch.linalg.vecdot(direction, df)[..., None] / length
-        slope = torch.where(along.abs() < torch.inf, along, expected + beyond[..., None]).clamp(LOWEST, HIGHEST)
-        change = (images - values).addcmul_(slope, states - before, value=-1).mul_(size / length)
-        latest = direction.nan_to_num_(0, 0, 0)[:, :, None]
-        directions = torch.cat([latest, directions[:, :, :-1]], 2)
-        excess = change.nan_to_num_(0, 0, 0), *excess[:-1]
-        return _Seen(states, images, slope, _size(states[..., some]), directions, excess)
-
-    def memory(self, images: Tensor, expected: Tensor) -> Memory:
-        """What the next sweep needs."""
-        numbers = torch.cat([self.size, self.slope - expected], -1)
-        return self.states, images.clone(), self.directions, numbers, *self.excess
+        before, values, seen, beyond, *kept = memory
+        dx, df, some = states - before, images - values, sampled(states.shape[-1])
+        largest = torch.linalg.vector_norm(dx[..., some], torch.inf, -1, keepdim=True)
+        size = torch.linalg.vector_norm(states[..., some], torch.inf, -1, keepdim=True)
+        dx, df = dx.div_(largest), df.div_(largest)  # the squares of small changes would underflow
+        length = torch.linalg.vector_norm(dx[..., some], dim=-1, keepdim=True)
+        length.masked_fill_(largest * seen <= SEEN * size, torch.nan)
+        dx, df = dx.div_(length), df.div_(length)
+        along = torch.linalg.vecdot(dx[..., some], df[..., some])[..., None]
+        slope = torch.where(along == along, along, expected + beyond).clamp_(LOWEST, HIGHEST)
+        latest = df.addcmul_(expected, dx, value=-1).nan_to_num_(0, 0, 0), dx.nan_to_num_(0, 0, 0)
+        count = len(kept) // 2
+        return _Seen(slope, (latest[1], *kept[: count - 1]), (latest[0], *kept[count:-1]))
 
 
-def _size(states: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(states, dim=-1, keepdim=True).reciprocal_()
+@lru_cache(maxsize=64)
+def _multiple_of_one(factor: float, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return factor * torch.eye(size, dtype=dtype, device=device)

@@ -9,7 +9,7 @@ from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.slopes import sampled
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
-from picardsolve.problem.recurrence import arriving, propagated, rms
+from picardsolve.problem.recurrence import arriving, propagated, recurrence, rms
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,5 @@ class Picard(Iteration):
             (before,) = memory
             along = torch.linalg.vecdot(before, residual[..., some]) / torch.linalg.vecdot(before, before)
             slope = torch.where(along.isfinite(), 1 + along, slope)
-        y, change = propagated(images, None, residual)
+        y, change = propagated(images, None, recurrence(None, residual))
         return Swept(y, change, size, slope, (arriving(change[..., some]),))
