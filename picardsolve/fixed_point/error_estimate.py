@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.stopping import Increment, MakesRule, Residuals, Seen, Stopping, on_host, smaller_state
+from picardsolve.fixed_point.stopping import Increment, MakesRule, Residuals, Seen, Stopping, on_host, reference
 from picardsolve.fixed_point.sweep import Swept
 from picardsolve.integrators.base import Chain, Index
 from picardsolve.problem.checks import check_type
@@ -78,16 +78,16 @@ class ErrorEstimate(Stopping):
 
     def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
         """Changes in tolerances, and changes; at first also the rounding of the states, in tolerances."""
-        measured = self.tolerance.measure(swept.change, smaller_state(swept, self.tolerance), noise)
+        norms = self.tolerance.norms(swept.change, reference(swept, self.tolerance), noise)
         if self._rounding is not None:
-            return measured
+            return norms
         rounding = torch.finfo(swept.y.dtype).eps * swept.y
-        return *measured, self.tolerance.measure(rounding, swept.y, noise)[0]
+        return [*norms, *self.tolerance.norms(rounding, swept.y, noise)]
 
     @np.errstate(all="ignore")
     def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Estimate errors, and compare them with the allowance."""
-        scaled, size, residual, signed = self._known(seen or on_host([self], swept, noise)[0][0])
+        scaled, size, residual, signed = self._known(seen or on_host([self], swept, noise)[0][0], noise)
         assert self._rounding is not None
         change = np.maximum(_arriving(scaled), scaled) if self.implicit else _arriving(scaled)
         residual = None if residual is None else residual * (scaled / size)
@@ -111,11 +111,15 @@ class ErrorEstimate(Stopping):
         fits[-1] &= account.blind < 2
         return np.concatenate([fits[1:], np.zeros_like(fits[:1])]), size
 
-    def _known(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    def _known(
+        self, seen: Seen, noise: Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Changes in tolerances, changes, and residuals and slopes where there are any."""
-        scaled, size, *rounding = seen.norms
+        norms = seen.norms
         if self._rounding is None:
-            self._rounding = rounding[0].max(0)
+            norms, rounding = norms[: len(norms) // 2], norms[len(norms) // 2 :]
+            self._rounding = self.tolerance.in_units(rounding, noise)[0].max(0)
+        scaled, size = self.tolerance.in_units(norms, noise)
         finite = np.isfinite(size)  # otherwise squares overflowed: nothing is known
         residual = None if seen.residual is None else np.where(finite, seen.residual, np.inf)
         return np.where(finite, scaled, np.inf), size, residual, seen.slope

@@ -93,11 +93,12 @@ class Increment(Stopping):
 
     def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
         """Changes in tolerances, and changes."""
-        return self.tolerance.measure(swept.change, swept.y, noise)
+        return self.tolerance.norms(swept.change, swept.y, noise)
 
     def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes with the tolerance."""
-        scaled, size = (seen or on_host([self], swept, noise)[0][0]).norms
+        seen = seen or on_host([self], swept, noise)[0][0]
+        scaled, size = self.tolerance.in_units(seen.norms, noise)
         return scaled <= 1, size
 
 
@@ -113,13 +114,13 @@ class Residuals(Stopping):
 
     def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
         """Changes in tolerances, and changes."""
-        return self.tolerance.measure(swept.change, smaller_state(swept, self.tolerance), noise)
+        return self.tolerance.norms(swept.change, reference(swept, self.tolerance), noise)
 
     @np.errstate(all="ignore")
     def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes and sums of residuals with the tolerance."""
         seen = seen or on_host([self], swept, noise)[0][0]
-        scaled, size = seen.norms
+        scaled, size = self.tolerance.in_units(seen.norms, noise)
         if seen.residual is None or self.tolerance.nothing:
             return scaled <= 1, size
         scaled = np.where(np.isfinite(size), scaled, np.inf)
@@ -127,16 +128,17 @@ class Residuals(Stopping):
         return np.maximum(scaled, total) <= 1, size
 
 
-def smaller_state(swept: Swept, tolerance: Tolerance) -> Tensor:
-    """The state that relative tolerances refer to: elementwise the smaller one of old and new.
+def reference(swept: Swept, tolerance: Tolerance) -> Tensor:
+    """The state that relative tolerances refer to: the old one, element by element, or as a whole the new one.
 
-    A sweep that went far astray must not be excused by the size of the state that it reached.
+    A sweep that went far astray must not be excused by the size of the state that it reached. Where the old state is
+    the larger one, the change is as large.
     """
     if isinstance(tolerance.rtol, Tensor) or tolerance.rtol > 0:
-        return torch.minimum(swept.y.abs(), (swept.y - swept.change).abs())
+        return swept.before
     if not swept.leaps:
         return swept.y
-    before = swept.y - swept.change
+    before = swept.before
     return torch.where((rms(swept.y) > _ASTRAY * rms(before))[..., None], before, swept.y)
 
 

@@ -25,6 +25,7 @@ class Swept:
         tangent: ``delta`` was the derivative, so that the error of ``delta`` grows with the square of a change.
         leaps: derivatives may have moved states very far. The size of the new states is then no scale for a change.
         cautious: elements of ``change`` may be larger than those of ``Y - X``, where the sweep doubts these.
+        old: ``X[b + 1] ... X[b + W]``, ``(W, B, D)``, filled in by the window; None: ``y - change``.
     """
 
     y: Tensor
@@ -35,6 +36,12 @@ class Swept:
     tangent: bool = False
     leaps: bool = False
     cautious: bool = False
+    old: Tensor | None = None
+
+    @property
+    def before(self) -> Tensor:
+        """The states that were changed, ``(W, B, D)``."""
+        return self.y - self.change if self.old is None else self.old
 
 
 class Sweep(ABC):

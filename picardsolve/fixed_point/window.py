@@ -10,7 +10,7 @@ leading states that are within the tolerance (the stopping rule), slides the win
 that enter (the guess). Positions of samples are NumPy arrays on the host; states stay on their device.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -115,6 +115,7 @@ class Window(GridMachine):
         values = self._with_past(outputs if self._directions is None else outputs[0])
         steps = self._steps(x, values, outputs)  # F[n] = Phi_n(X[n])
         swept = self._iteration.sweep(steps, x, self._workspace_of(x[1:]), fitted(self._memory, len(x) - 1))  # Y
+        swept = replace(swept, old=x[1:])
         rules, scale, valid = self.settings.rules, steps.noise_scale, steps.admissible
         seen, valid = on_host(rules, swept, scale, *(() if valid is None else (valid,)))  # waits for the device
         verdicts = [

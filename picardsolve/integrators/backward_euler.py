@@ -79,9 +79,10 @@ class BackwardEulerChain(DriftChain):
 
     def __init__(self, problem: Problem, term: ODE | SemilinearODE):
         self.length = len(problem.ts) - 1
-        self._t, self._h = Times(problem.ts[1:], problem.layout), problem.ts.diff()
+        self._h = problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
         self.function = problem.row_function("drift", term.drift)
+        self._t = Times(problem.ts[1:], self.function)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The outputs, ``(R, D + 1)``, and their derivatives with respect to the states before the steps."""

@@ -286,12 +286,15 @@ class StepTable:
 
 
 class Times(StepTable):
-    """Times in float64, on the device of the states; on the CPU where the device has no float64."""
+    """Times on the device of the states, in the dtype that a function is given.
 
-    def __init__(self, ts: Tensor, layout: Layout):
-        super().__init__(ts, layout, torch.float64)
-        if self._device.type == "mps":
-            self._device = torch.device("cpu")
+    Args:
+        ts: ``(N,)`` or ``(C, N)``, float64 on the CPU.
+        function: what is called at the times.
+    """
+
+    def __init__(self, ts: Tensor, function: RowFunction):
+        super().__init__(ts, function.layout, function.clock.ladder[0])
 
 
 def accepted_term(integrator: Integrator, problem: Problem, *kinds: type[T], instead: str = "") -> T:

@@ -153,7 +153,7 @@ class DiffusionChain(DriftChain):
         def table(*columns: Tensor) -> StepTable:
             return StepTable(torch.stack(columns), problem.layout)
 
-        self._times = Times(problem.ts, problem.layout)
+        self._times = Times(problem.ts, self.function)
         self._of_sample = table(from_state, from_output)
         self._of_steps = table(p, s, p + q[0] * from_state, expected, _scale(levels), *q)
         self._of_levels = table(alpha, sigma)

@@ -95,7 +95,7 @@ class ETDChain(DriftChain):
         self._exact = [_Combination.of(lengths, reach(whole, half)) for _, reach in stages]
         self._tables = [c.cast(layout.compute_dtype, layout.device) for c in self._exact]
         nodes = [0.0, *(node for node, _ in stages[:-1])]
-        self._stages = Times(torch.stack([problem.ts[:-1] + node * h for node in nodes]), layout)
+        self._stages = Times(torch.stack([problem.ts[:-1] + node * h for node in nodes]), self.function)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``N`` of all stages, ``(R, rounds D)``, and their derivatives."""

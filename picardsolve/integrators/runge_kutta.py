@@ -100,7 +100,7 @@ class RungeKuttaChain(DriftChain):
         self._h = problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
         into = [0.0, *(sum(a) for a in self._a)]  # where in the step each stage is
-        self._stages = Times(torch.stack([problem.ts[:-1] + c * self._h for c in into]), problem.layout)
+        self._stages = Times(torch.stack([problem.ts[:-1] + c * self._h for c in into]), self.function)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The slopes, ``(R, D)``, and their derivatives."""

@@ -126,10 +126,10 @@ class SDEChain(DriftChain):
         self._brownian = placed(problem.brownian, problem.layout.compute_dtype, problem.layout.device)
         self._t, self._h = problem.ts[:-1], problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
-        self._times = Times(torch.stack([self._t, self._h]), problem.layout)
         columns = {"additive": None, "diagonal": 0, "scalar": 0}.get(term.noise, 1)
         trailing = columns + 1 if scheme.derivative and columns is not None else columns
         self.function = problem.row_function("drift", term.drift)
+        self._times = Times(self._t, self.function)
         diffusion = term.derivative if scheme.derivative else term.diffusion
         self._diffusion = problem.row_function("diffusion", diffusion, trailing, self.function.clock)
         if bool((self._h < 0).any()):
@@ -157,13 +157,16 @@ class SDEChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """``f`` and ``g``, and their derivatives."""
-        (t, length), h, sample = self._times.numbers(rows.step), self._table.at(rows.step), rows.sample
+        start, h, sample = self._times.numbers(rows.step), self._table.at(rows.step), rows.sample
+
+        def time(c: float) -> Tensor:
+            return start if c == 0 else (self._t + c * self._h)[torch.from_numpy(np.asarray(rows.step))]
 
         def drift(c: float, x: Tensor) -> Tensor:
-            return self.function(t + c * length if c else t, x, sample)
+            return self.function(time(c), x, sample)
 
         def diffusion(c: float, x: Tensor) -> Tensor:
-            return self._diffusion(t + c * length if c else t, x, sample).unflatten(-1, (self._size, -1))
+            return self._diffusion(time(c), x, sample).unflatten(-1, (self._size, -1))
 
         def noise() -> tuple[Tensor, ...]:
             drawn = self.increments(rows.step, rows.sample) if rows.noise is None else rows.noise
@@ -217,7 +220,7 @@ class SDEChain(DriftChain):
         """The smallest element of an additive diffusion at each of some steps."""
         n, sample = (index.ravel() for index in np.meshgrid(steps, np.arange(self._layout.batch), indexing="ij"))
         nowhere = torch.zeros(len(n), self._size, dtype=self._layout.compute_dtype, device=self._layout.device)
-        g = self._diffusion(self._times.numbers(n)[0], nowhere, sample)
+        g = self._diffusion(self._times.numbers(n), nowhere, sample)
         return g.double().cpu().abs().reshape(len(steps), -1).amin(1)
 
     def increments(self, n: Index, sample: Index) -> Tensor:

@@ -59,7 +59,7 @@ class RowFunction:
         """Evaluate rows.
 
         Args:
-            t: ``(R,)`` times, float64, on the CPU or the device of the states.
+            t: ``(R,)`` times in float64, or in the dtype that the function gets; on the CPU or the states' device.
             x: ``(R, D)`` states; ``(1 + P, R, D)`` with tangents behind them.
             sample: ``(R,)``, which sample a row belongs to, on the host.
 
@@ -103,6 +103,9 @@ class RowFunction:
             return self._noting_parameters(self.parameters, value, t, x, args)
         if torch.is_grad_enabled():
             return value(t, x, args)
+        if not x.requires_grad and not x.is_inference():
+            out = value(t, x, args)
+            return out.detach() if out.requires_grad else out
         return value(t, x.detach(), args).detach()  # the function may record by itself
 
     @staticmethod

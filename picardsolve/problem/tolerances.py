@@ -1,8 +1,11 @@
 """The allowed error of a state, and the forms in which users give it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -71,18 +74,49 @@ class Tolerance:
             The size of each change in units of the tolerance, and its root mean square, both ``(W, B)``. Where the
                 tolerance is 0, the first is 0 without a change, and infinite otherwise.
         """
+        norms = [norm.cpu().numpy() for norm in self.norms(change, y, noise)]
+        scaled, size = (torch.from_numpy(found.astype(norms[0].dtype)) for found in self.in_units(norms, noise))
+        return scaled.to(change.device), size.to(change.device)
+
+    def norms(self, change: Tensor, y: Tensor, noise: Tensor | None) -> list[Tensor]:
+        """What changes are measured by, as tensors ``(W, B)`` for `in_units`; arguments as for `measure`."""
         size = rms(change)
         if self.nothing:
-            return _any(change), size  # from the elements, because the squares in the size may underflow
+            return [_any(change), size]  # from the elements, because the squares in the size may underflow
+        if self._by_elements(noise):  # the squares of changes may underflow
+            return [self._by_element(change, y, noise), size]
+        found = [size] if _is_zero(self.state) else [size, rms(y)]
+        if noise is not None and not _is_zero(self.noise):
+            found.append(noise.expand(size.shape))
+        return [*found, _any(change)] if self._of_samples else found
+
+    @np.errstate(all="ignore")
+    def in_units(self, norms: Sequence[np.ndarray], noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """The result of `measure` from the norms on the host; ``noise`` as there."""
+        if self.nothing or self._by_elements(noise):
+            return norms[0], norms[1]
+        atol, of_noise, of_state = self._on_host
+        size, *more = norms
+        parts, allowed = iter(more), atol
+        allowed = allowed if _is_zero(self.state) else allowed + of_state * next(parts)
+        allowed = allowed if noise is None or _is_zero(self.noise) else allowed + of_noise * next(parts)
+        scaled = np.where(size == 0, 0, size / allowed)
+        return (np.where(allowed > 0, scaled, next(parts)) if self._of_samples else scaled), size
+
+    def _by_elements(self, noise: Tensor | None) -> bool:
+        """Whether changes are divided element by element."""
         relative = not (_is_zero(self.state) and (noise is None or _is_zero(self.noise)))
-        if not relative or not _is_zero(self.rtol) or _has_elements(self.atol):  # the squares of changes may underflow
-            return self._by_element(change, y, noise), size
-        allowed = self.atol + (0 if noise is None else self.noise * noise)
-        allowed = allowed if _is_zero(self.state) else allowed + self.state * rms(y)
-        scaled = torch.where(size == 0, 0, size / allowed)
-        if any(isinstance(value, Tensor) for value in (self.atol, self.noise, self.state)):
-            scaled = torch.where(torch.as_tensor(allowed) > 0, scaled, _any(change))
-        return scaled, size
+        return not relative or not _is_zero(self.rtol) or _has_elements(self.atol)
+
+    @cached_property
+    def _on_host(self) -> list[float | np.ndarray]:
+        given = self.atol, self.noise, self.state
+        return [value.cpu().numpy() if isinstance(value, Tensor) else value for value in given]
+
+    @property
+    def _of_samples(self) -> bool:
+        """Whether samples have tolerances of their own."""
+        return any(isinstance(value, Tensor) for value in (self.atol, self.noise, self.state))
 
     def within(self, change: Tensor, y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Whether each change is within the tolerance, and its root mean square, both ``(W, B)``; see `measure`."""

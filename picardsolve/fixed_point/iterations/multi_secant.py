@@ -64,7 +64,7 @@ class MultiSecant(Iteration):
         return Swept(y, change, size, seen.slope[..., 0], kept)
 
     def _correction(self, seen: "_Seen", expected: Tensor, d: Tensor) -> Tensor:
-        """What the directions add to the first steps, whose states change by ``d``, of sampled numbers: ``(W, B, D)``."""
+        """What the directions add to the first steps, ``(W, B, D)``; ``d``: changes of their states, sampled."""
         width, samples, _ = d.shape
 
         def grouped(*rows: Tensor) -> Tensor:  # m times (W, B, K) to (B groups, m steps in a group, K)
