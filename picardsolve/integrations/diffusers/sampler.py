@@ -14,7 +14,7 @@ from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.batching import Batch
 from picardsolve.integrations.diffusers.run.loop import Loop
 from picardsolve.integrations.diffusers.run.timesteps import Timesteps
-from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor, without_lane_mode
+from picardsolve.integrations.diffusers.run.window_tensor import without_lane_mode
 
 _LOCK = Lock()
 
@@ -159,7 +159,7 @@ class Sampler:
 
     def _scale(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Tensor:
         real = self._real["scale_model_input"]
-        if not self._loops or not (type(sample) is WindowTensor or type(timestep) is WindowTensor):
+        if not self._loops:
             return real(sample, timestep, *args, **kwargs)
         with without_lane_mode():
             return self._loops[-1].scale_model_input(real, sample, timestep, *args, **kwargs)

@@ -14,6 +14,7 @@ from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, with_another_lane
 from picardsolve.integrations.diffusers.run.nested import distance as distance_of
 from picardsolve.integrations.diffusers.run.nested import tensors
+from picardsolve.integrations.diffusers.run.recording import ReplayMode
 from picardsolve.integrations.diffusers.run.replay import Call, Replay
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find, pick
 
@@ -45,9 +46,10 @@ class DenoiserCalls:
         rows: rows of states that the denoiser gets for one step (guidance doubles them).
         started: time of this iteration's first real call.
         seconds: time from ``started`` to the end of the step.
-        warm: whether this process had made calls of all kinds (shapes, dtypes) of this iteration before.
+        warm: whether this process had made calls of all kinds (shapes, dtypes) of this iteration.
         renewed: whether a denoiser was changed since the latest round.
         watch: observes the denoisers' internal state.
+        mode: answers what is known of this iteration if it is a replay; else None.
     """
 
     batch: Batch
@@ -63,6 +65,7 @@ class DenoiserCalls:
     warm: bool = False
     renewed: bool = False
     watch: Watch = field(default_factory=Watch)
+    mode: ReplayMode | None = None
     _step: int = 0
     _number: int = 0  # number of the call within the step
     _busy: bool = False
@@ -77,11 +80,11 @@ class DenoiserCalls:
         """Whether a batched output has been compared with the output of a call for one step."""
         return not self._first
 
-    def begin(self, step: int, lanes: Lanes | None, replaying: bool) -> None:
+    def begin(self, step: int, lanes: Lanes | None, replaying: bool, mode: ReplayMode | None = None) -> None:
         """Begin an iteration."""
         if self.lanes is not None and not self.renewed:
             self._first.clear()  # the comparison belongs to the first round only
-        self._step, self._number, self.lanes, self.replaying = step, 0, lanes, replaying
+        self._step, self._number, self.lanes, self.replaying, self.mode = step, 0, lanes, replaying, mode
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
         self._kinds, self.renewed = [], False
         if not replaying:
@@ -137,13 +140,14 @@ class DenoiserCalls:
                 self.rows = max([self.rows, *sizes])
                 self._first[number] = module, args, kwargs, Call.of(module, args, kwargs, output)
             return output
-        outputs = self._batched(watched, original, number, lanes, args, kwargs)
-        if outputs is None:
+        if (outputs := self._batched(watched, original, number, lanes, args, kwargs)) is None:
             lanes.cut(1)
             return self._plain(watched, original, pick(args, 0), pick(kwargs, 0))
         self._seen[number] = watched.now
-        self.replay.remember(self._step, number, module, args, kwargs, outputs, watched.now)
-        return outputs.window(lanes)
+        window = outputs.window(lanes)
+        made = lanes.recording.admit_all(window) if lanes.recording is not None else []
+        self.replay.remember(self._step, number, module, args, kwargs, outputs, watched.now, made)
+        return window
 
     def _one_at_a_time(self, why: str) -> None:
         """From this call on, evaluate no later steps, and use no stored output."""
@@ -154,7 +158,7 @@ class DenoiserCalls:
 
     def _recalled(self, number: int, watched: WatchedDenoiser, args: tuple, kwargs: dict) -> tuple[bool, Any]:
         """Whether a stored output fits, from a denoiser that was not changed since; and that output."""
-        found, output = self.replay.recall(self._step, number, watched.module, args, kwargs)
+        found, output = self.replay.recall(self._step, number, watched.module, args, kwargs, self.mode)
         memory = self.replay.memory(number)
         if found and memory is not None and not watched.same_as(memory):
             self.report.note(CHANGED)

@@ -13,20 +13,24 @@ The pipeline itself does everything else in its loop, in order, on the real stat
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, equal, random_generators, version
+from picardsolve.integrations.diffusers.mutable_state import equal, version
 from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.predicted_gain import GainPrediction
 from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.run.accepted import AcceptedSteps
 from picardsolve.integrations.diffusers.run.batching import Batch
 from picardsolve.integrations.diffusers.run.denoiser_calls import DenoiserCalls
+from picardsolve.integrations.diffusers.run.guard import Guard
+from picardsolve.integrations.diffusers.run.handed import Handed
+from picardsolve.integrations.diffusers.run.recording import Recording, RoundOutputs, Scaling
 from picardsolve.integrations.diffusers.run.replay import Replay
+from picardsolve.integrations.diffusers.run.stepped import state_of, with_state
 from picardsolve.integrations.diffusers.run.window import FirstStep, PipelineWindow
 from picardsolve.integrations.diffusers.run.window_tensor import (
     LaneMode,
@@ -36,11 +40,8 @@ from picardsolve.integrations.diffusers.run.window_tensor import (
     pick,
     without_lane_mode,
 )
-from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
-from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, same
-
-# Errors of schedulers whose steps cannot be taken ahead.
-_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+from picardsolve.integrations.diffusers.scheduler.bookkeeping import Taken
+from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, State, same
 
 
 class Loop:
@@ -69,33 +70,42 @@ class Loop:
         self._names = [] if why is not None else list(inspect.signature(step).parameters)
         self.calls = DenoiserCalls(batch, Replay(options.tolerance), self.report)
         self._window = PipelineWindow(options, timesteps, own, self.calls)
+        self._steps = AcceptedSteps(scheduler, step, own, timesteps)
         self._prediction = GainPrediction(len(timesteps))
         self._lanes: Lanes | None = None  # lanes of this iteration, or of the next one
-        self._handed: _Handed | None = None
-        self._settled: Snapshot | None = None  # the scheduler's state before the latest steps ahead of it
+        self._handed: Handed | None = None
+        self._guard = Guard(scheduler, own)
         self._i = self._stepped = 0
 
     # ---- iterations
 
     def __iter__(self) -> Iterator[Tensor]:
         start = perf_counter()
-        for i in range(len(self._timesteps)):
-            self._i, self._stepped = i, 0
-            self._join(self)
-            yield from self._iteration()
-            self.report.seconds = perf_counter() - start
+        try:
+            for i in range(len(self._timesteps)):
+                self._i, self._stepped = i, 0
+                self._join(self)
+                yield from self._iteration()
+                self.report.seconds = perf_counter() - start
+        finally:
+            self._steps.catch_up()
         if self._window.opened:
             self.report.held_slopes = self._window.chain.held_slopes()
 
     def _iteration(self) -> Iterator[Tensor]:
-        lanes = self._lanes
-        self.calls.begin(self._i, lanes, replaying=self._i < self._window.begin)
+        lanes, replaying = self._lanes, self._i < self._window.begin
+        mode = self._steps.mode(self._i) if replaying else None
+        self.calls.begin(self._i, lanes, replaying, mode)
         if lanes is None:
-            yield self._timesteps[self._i]
+            with mode or nullcontext():
+                yield self._timesteps[self._i]
             return
         self.carrying = True
+        timesteps = lanes.tensor(self._timesteps[self._i : self._i + lanes.count])
+        if self._handed is not None:
+            self._handed.recording.admit(timesteps)
         with LaneMode():
-            yield lanes.tensor(self._timesteps[self._i : self._i + lanes.count])
+            yield timesteps
         self.carrying = False
         if self._lanes is lanes:  # the pipeline took no step
             self.close()
@@ -116,6 +126,9 @@ class Loop:
 
     def scale_model_input(self, real: Callable, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Scale each lane as the scheduler will scale it at the lane's step."""
+        mode = self.calls.mode
+        if mode is not None and (known := mode.answer(Scaling(), (sample, timestep, *args), kwargs)) is not None:
+            return known
         first = real(pick(sample, 0), pick(timestep, 0), *args, **kwargs)
         if isinstance(sample, WindowTensor) and first is sample.items[0]:
             return sample
@@ -124,7 +137,11 @@ class Loop:
         lanes, chain = sample.lanes, self._window.chain
         factors = chain.scales(self._i, lanes.count, first)
         if factors is not None:
-            return lanes.tensor(sample.stack * factors)
+            scaling = Scaling(factors)
+            out = scaling(sample, timestep)
+            if lanes.recording is not None and not args and not kwargs:
+                lanes.recording.note(scaling, (sample, timestep), {}, out)
+            return out
         return self._guarded(lambda: lanes.tensor([first, *chain.scaled(self._i + 1, sample.items[1:])]), first)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,8 +151,9 @@ class Loop:
             self.report.sequential = "the pipeline steps several states in one iteration"
         if self.report.sequential is not None:
             self._window.close()
+            self._steps.catch_up()
             stepped = self._real_step(*pick(args, 0), **pick(kwargs, 0))
-            self.report.state = _previous(stepped)
+            self.report.state = state_of(stepped)
             self.calls.end(self.report.state)
             self.close()
             self._time()
@@ -162,12 +180,16 @@ class Loop:
     # ---- a replay
 
     def _replay(self, output: Tensor, timestep: Any, sample: Tensor, extra: dict[str, Any]) -> Any:
-        stepped = self._real_step(output, timestep, sample, **extra)
-        self.report.state = state = _previous(stepped)
+        taken = Taken(output, timestep, sample, extra)
+        stepped = None if self.calls.missed else self._steps.skip(self._i, taken)
+        if stepped is None:
+            self._steps.drop()
+            stepped = self._steps.real(self._i, taken)
+        self.report.state = state = state_of(stepped)
         self._window.replayed(self._i, sample, output, state)
         if self._i + 1 != self._window.begin:  # another replay follows: nothing is computed ahead
             return stepped
-        return self._guarded(lambda: self._next(stepped, state), stepped)
+        return self._next(stepped, state)
 
     # ---- a round
 
@@ -180,17 +202,23 @@ class Loop:
             self.report.note("The scheduler's step is given more than the state and the output of the loop.")
         handed, self._handed = self._handed, None
         intact = handed is not None and handed.intact(sample)
+        made = None if handed is None or count == 1 else RoundOutputs.of(output, handed.recording)
         outputs, samples = _stack(output, count), _stack(sample, count)
         first, timestep = pick(sample, 0), pick(timestep, 0)
         if self._window.opened and first.shape != self._window.chain.copies.shape:
             self.report.sequential = "the states change their shape in the loop"
-        before = self._copy()
         tape = NoiseTape.of(extra.get("generator"), first.device)
         states = tape.states()
-        stepped = self._real_step(pick(output, 0), timestep, first, **extra)
+        self._steps.drop()
+        if lanes is not None and made is not None and intact and self._is_foreseen(timestep, extra):
+            lanes.close()
+            return self._round_by_table(Taken(outputs[0], timestep, first, extra), outputs, samples, states, made)
+        self._steps.catch_up()
+        before = self._copy()
+        stepped = self._steps.real(self._i, Taken(pick(output, 0), timestep, first, extra))
         if lanes is not None:
             lanes.close()
-        self.report.state = state = _previous(stepped)
+        self.report.state = state = state_of(stepped)
         self.calls.end(state)
         if self.report.sequential is not None:
             return stepped
@@ -200,7 +228,8 @@ class Loop:
             window = self._window
             if not window.opened:
                 window.open(before, FirstStep(outputs[0], timestep, first, state, extra, tape, drew))
-            changed = handed is not None and not equal(handed.state, first)
+                self._steps.open(window)
+            changed = handed is not None and not intact and not equal(handed.state, first)
             if handed is not None and changed and not window.chain.copies.note_ties(handed.state, first):
                 self.report.note("The states were changed after the scheduler's step: no window reaches over that.")
                 window.limit.set_back()
@@ -212,41 +241,45 @@ class Loop:
             if self.calls.renewed:  # earlier measurements belong to another denoiser
                 window.restart(self._i, first)
             window.chain.stand(self._i, before, states)
-            window.tell(self._i, outputs, samples, state, intact)
+            accepted = window.tell(self._i, outputs, samples, state, intact)
+            if accepted is not None and made is not None and self._steps.foresees(self._i + 1, extra):
+                self._steps.accept(self._i, accepted, made, self.calls.replay)
             return self._next(stepped, state)
 
         return self._guarded(ahead, stepped)
 
-    def _copy(self) -> Any:
-        """The scheduler before its step; None, with a reason in the report, where it cannot be copied."""
-        try:
-            return copy_of(self._scheduler, self._own)
-        except TypeError as error:
-            name = type(self._scheduler).__name__
-            self.report.sequential = f"{name} keeps what its steps ahead would share with the real ones ({error})"
-            return None
+    def _is_foreseen(self, timestep: Any, extra: dict[str, Any]) -> bool:
+        """Whether a table takes this step, too: not where it is to be compared with the scheduler's."""
+        known = not self._window.checking and not self.calls.renewed and self._steps.foresees(self._i, extra)
+        return known and self._steps.is_time(self._i, timestep)
+
+    def _round_by_table(self, taken: Taken, outputs: Tensor, samples: Tensor, states: State, made: RoundOutputs) -> Any:
+        """Give the outputs of all lanes to the window, and let the table take all accepted steps."""
+        i, window = self._i, self._window
+        self.calls.end(None)
+        window.chain.stand(i, self._scheduler, states)
+        accepted = window.tell(i, outputs, samples, None, True)
+        assert accepted is not None
+        self._steps.accept(i, accepted, made, self.calls.replay)
+        stepped = self._steps.skip(i, taken)
+        self.report.state = state = state_of(stepped)
+        return self._next(stepped, state)
 
     def _guarded(self, work: Callable[[], Any], otherwise: Any) -> Any:
         """The result of ``work``, which steps copies of the scheduler; an error is undone, and gives ``otherwise``."""
-        if self._settled is None:
-            self._settled = Snapshot({type(self._scheduler).__name__: self._scheduler, **random_generators()})
-        self._settled = settled = self._settled.current()
-        made, why = None, None
-        try:
-            made = work()
-        except _UNFIT as error:
-            why = f"the scheduler's steps cannot be taken ahead ({error})"
-        changes = [] if settled.unchanged else settled.changes(settled.retaken())
-        if changes:
-            why = why or f"a step that a copy of the scheduler takes ahead changes {settled.reach.path(changes[0])}"
-            if not settled.restore():
-                raise MemoryLost(f"{why}, which cannot be put back; call the pipeline itself.")
+        made, why = self._guard.run(work)
         if why is None:
             return made
         self.report.sequential = why
         self.close()
         self._handed = None
         return otherwise
+
+    def _copy(self) -> Any:
+        """The scheduler before its step; None, with a reason in the report, where it cannot be copied."""
+        copied, why = self._guard.copy()
+        self.report.sequential = self.report.sequential or why
+        return copied
 
     # ---- the states that the pipeline receives
 
@@ -255,31 +288,13 @@ class Loop:
         ahead = self._window.ask(self._i, state)
         if ahead is None:
             return stepped
-        self._lanes = Lanes(len(ahead))
-        carried = self._lanes.tensor(ahead)
-        self._handed = _Handed(carried, version(ahead), state)
-        if isinstance(stepped, BaseOutput):
-            return type(stepped)(**{**stepped, "prev_sample": carried})
-        return (carried, *stepped[1:])
-
-
-@dataclass(frozen=True)
-class _Handed:
-    """The states of the next round, as the pipeline received them; ``state`` is the true one."""
-
-    carried: WindowTensor
-    version: int | None
-    state: Tensor
-
-    def intact(self, sample: Tensor) -> bool:
-        """Whether the pipeline returns these states, unmodified."""
-        return self.version is not None and sample is self.carried and version(self.carried.stack) == self.version
+        recording = Recording()
+        self._lanes = Lanes(len(ahead), recording)
+        carried = recording.admit(self._lanes.tensor(ahead), moves=True)
+        self._handed = Handed(carried, version(ahead), state, recording)
+        return with_state(stepped, carried)
 
 
 def _stack(value: Tensor, count: int) -> Tensor:
     """The first lanes of a value, ``(count, ...)``."""
     return value.stack[:count] if isinstance(value, WindowTensor) else value.expand(count, *value.shape)
-
-
-def _previous(stepped: Any) -> Any:
-    return stepped[0] if isinstance(stepped, tuple) else getattr(stepped, "prev_sample", None)

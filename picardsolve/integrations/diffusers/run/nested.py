@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picardsolve.integrations.diffusers.mutable_state import version
+
 
 def rebuilt(like: Any, parts: Any) -> Any:
     """A dict, list or tuple of the same class with other parts."""
@@ -78,3 +80,17 @@ def distance(output: Any, expected: Any) -> float:
         change, size = (torch.linalg.vector_norm(x.double().masked_fill(both, 0)) for x in (now - then, then))
         largest = max(largest, float(change / size.clamp(min=1e-30)))
     return largest
+
+
+def same_memory(value: Tensor, known: Tensor, written: int) -> bool:
+    """Whether a tensor has the memory of a known one, and nobody wrote to it since version ``written``."""
+    return (
+        type(value) is Tensor
+        and value.shape == known.shape
+        and value.dtype == known.dtype
+        and value.device == known.device
+        and value.layout == known.layout == torch.strided
+        and value.stride() == known.stride()
+        and value.data_ptr() == known.data_ptr()
+        and version(value) == version(known) == written
+    )

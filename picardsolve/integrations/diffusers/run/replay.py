@@ -10,6 +10,7 @@ from picardsolve.integrations.diffusers.mutable_state import Snapshot, version
 from picardsolve.integrations.diffusers.run.batching import Outputs
 from picardsolve.integrations.diffusers.run.nested import copied, described
 from picardsolve.integrations.diffusers.run.nested import tensors as flat_tensors
+from picardsolve.integrations.diffusers.run.recording import ReplayMode, Rerun
 from picardsolve.integrations.diffusers.run.window_tensor import WindowTensor
 
 
@@ -25,6 +26,9 @@ class Call:
         outputs: outputs of the window, or the output for one step.
         first: step of the first lane.
         memory: the denoiser's internal state after the call.
+        slots: for each input, its place in the recording of the round; None where it has none.
+        made: places of the tensors in the outputs, in the order of `joined`.
+        near: for each replayed lane, whether its inputs were found to be within the tolerance.
     """
 
     form: Any
@@ -34,6 +38,9 @@ class Call:
     outputs: Any
     first: int = 0
     memory: Snapshot | None = None
+    slots: list[int | None] = field(default_factory=list)
+    made: list[int] = field(default_factory=list)
+    near: list[bool] = field(default_factory=list)
 
     @staticmethod
     def of(module: Any, args: tuple, kwargs: dict, outputs: Any, first: int = 0, copying: bool = False) -> "Call":
@@ -45,6 +52,7 @@ class Call:
             inputs = [x.clone() if of_lanes else x for x, of_lanes in zip(inputs, varies, strict=True)]
             outputs = outputs.copied() if isinstance(outputs, Outputs) else copied(outputs)
         call = Call(form, inputs, [], varies, outputs, first)
+        call.slots = [getattr(tensor, "slot", None) for tensor in tensors]
         call.versions = call._present()
         return call
 
@@ -65,6 +73,28 @@ class Call:
         """The output for one lane."""
         return self.outputs.lane(lane) if isinstance(self.outputs, Outputs) else self.outputs
 
+    def compared(self, rerun: Rerun, tolerance: float) -> Tensor | None:
+        """Whether the inputs of lanes that are run again are near those that were evaluated, ``(inputs, S)``."""
+        verdicts = []
+        for then, slot in zip(self.inputs, self.slots, strict=True):
+            if slot is not None and slot in rerun.recording.moving:
+                now, then = rerun.stack(slot), then[rerun.first : rerun.first + rerun.count]
+                if now.is_floating_point() and now.dim() > 2:
+                    distance, size = (torch.linalg.vector_norm(x.float().flatten(2), dim=2) for x in (now - then, then))
+                    verdicts.append((distance <= tolerance * size).all(1))
+                else:
+                    verdicts.append((now == then).flatten(1).all(1))
+        return torch.stack(verdicts) if verdicts else None
+
+    def agrees(self, number: int, now: Tensor, lane: int, mode: ReplayMode | None) -> bool:
+        """Whether an input is known to agree without a look at its values."""
+        slot = self.slots[number]
+        if now is self.inputs[number]:
+            return True
+        if mode is None or slot is None or not mode.is_slot(now, slot):
+            return False
+        return not mode.moves(slot) or self.near[lane - mode.first]
+
 
 @dataclass
 class Replay:
@@ -81,7 +111,9 @@ class Replay:
     steps: range = range(0)
     _calls: dict[int, Call] = field(default_factory=dict)
 
-    def recall(self, step: int, number: int, module: Any, args: tuple, kwargs: dict) -> tuple[bool, Any]:
+    def recall(
+        self, step: int, number: int, module: Any, args: tuple, kwargs: dict, mode: ReplayMode | None = None
+    ) -> tuple[bool, Any]:
         """Whether a call agrees with the stored call to the tolerance, and the stored output."""
         call = self._calls.get(number)
         if call is None or step not in self.steps:
@@ -94,11 +126,12 @@ class Replay:
             return False, None
         lane = step - call.first
         for k, now in enumerate(tensors):
-            then = call.inputs[k]
-            if now is not then and not self._close(now, call.input(k, lane)):
+            if not call.agrees(k, now, lane, mode) and not self._close(now, call.input(k, lane)):
                 return False, None
         output = call.output(lane)
-        return True, copied(output) if self.copying or (call.versions and call.versions[0] is None) else output
+        if self.copying or (call.versions and call.versions[0] is None):
+            return True, copied(output)
+        return True, output if mode is None or not call.made else mode.filled(output, call.made)
 
     def _close(self, now: Tensor, then: Tensor) -> bool:
         """Whether two tensors are equal, or two states agree to the tolerance in every sample; NaN equals NaN."""
@@ -119,10 +152,20 @@ class Replay:
         kwargs: dict,
         outputs: Any,
         memory: Snapshot | None = None,
+        made: list[int] | None = None,
     ) -> None:
         """Store one output per lane, or one output for all lanes, for the steps from ``first``."""
         self._calls[number] = call = Call.of(module, args, kwargs, outputs, first, self.copying)
-        call.memory = memory
+        call.memory, call.made = memory, made or []
+
+    def approve(self, rerun: Rerun) -> None:
+        """Compare the inputs of all steps that will be replayed with those that were evaluated: waits once."""
+        compared = {number: call.compared(rerun, self.tolerance) for number, call in self._calls.items()}
+        asked = [verdicts for verdicts in compared.values() if verdicts is not None]
+        found = iter(torch.cat(asked).tolist() if asked else [])
+        for number, verdicts in compared.items():
+            own = [next(found) for _ in range(0 if verdicts is None else len(verdicts))]
+            self._calls[number].near = [all(row[k] for row in own) for k in range(rerun.count)]
 
     def memory(self, number: int) -> Snapshot | None:
         """The denoiser's internal state after a call."""

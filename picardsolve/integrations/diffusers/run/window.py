@@ -97,15 +97,27 @@ class PipelineWindow:
         else:
             self.limit.success()
 
-    def tell(self, i: int, outputs: Tensor, samples: Tensor, state: Tensor, intact: bool) -> None:
+    def foresees(self, i: int) -> bool:
+        """Whether a verified table may take the accepted steps from ``i`` on, in the place of the scheduler."""
+        return self._window is not None and not self.limit.pausing and self.chain.foresees(i)
+
+    @property
+    def checking(self) -> bool:
+        """Whether this round's first step is compared with the scheduler's."""
+        return self._window is None or len(self._window.history) < _CHECKED or len(self._window.history) % 8 == 0
+
+    def tell(self, i: int, outputs: Tensor, samples: Tensor, state: Tensor | None, intact: bool) -> Tensor | None:
         """Give the window the outputs of a round.
 
         Args:
             i: the step of the first lane.
             outputs: ``(W, B, ...)`` outputs of the lanes.
             samples: ``(W, B, ...)`` states of the lanes.
-            state: result of the first lane's real step.
+            state: result of the first lane's real step; None where a table takes that step.
             intact: whether the states are those that the window asked for.
+
+        Returns:
+            ``(S, B, D)`` results of the accepted steps; None without a table that may take them.
         """
         window, chain, calls = self._window, self.chain, self._calls
         assert window is not None
@@ -116,12 +128,16 @@ class PipelineWindow:
         chain.copies.dtype, chain.copies.output_dtype = samples.dtype, outputs.dtype
         window.narrow(len(samples))
         x, out = flat(samples[0]), flat(outputs, 2)
-        if len(window.history) < _CHECKED or len(window.history) % 8 == 0:
+        if state is not None and self.checking:
             chain.check(i, x, out[0], flat(state))
         window.correct(x[None] if intact and samples.dtype in WIDE else flat(samples, 2))
         window.tell(out.flatten(0, 1))
+        stride, taken = self.begin - i, None
+        if state is None or (stride > 1 and self.foresees(i)):
+            taken = chain.path(i, x, out[:stride])
+            if state is not None:
+                taken[0] = flat(state)
         chain.take(i, x, out[0])
-        stride = self.begin - i
         self.limit.round(len(samples), stride)
         calls.replay.keep(range(i + 1, self.begin))
         chain.drop_before(i + 1)
@@ -131,6 +147,7 @@ class PipelineWindow:
             self._pace.note(len(samples), stride, calls.seconds if len(samples) == 1 else whole)
             if self._pace.settled and self._pace.width == 1:
                 self._report.sequential = "a wider window would be slower here"
+        return taken
 
     def ask(self, i: int, state: Tensor) -> Tensor | None:
         """States of the round after step ``i``, ``(W, B, ...)``; None where the next iteration is no round.
@@ -183,8 +200,8 @@ def open_window(
     copies = CopiedSteps(timesteps, own, *shapes, extra, step.tape, form)
     chain = SchedulerChain(scheduler, copies, use_table=tolerance >= _TABLE_TOLERANCE)
     width = options.widest(len(timesteps))
-    if chain.probe is not None:
-        chain.probe.reach(min(width, len(timesteps)))
+    if chain.probe is not None and chain.probe.reach(min(width, len(timesteps))):
+        chain.probe.reach(len(timesteps))
     onward = chain.probe is None or chain.probe.carries_forward()
     iteration = options.iteration or (Secant() if onward else Exponential())
     guess = options.guess or (FrozenSample() if step.drew else FrozenOutput())

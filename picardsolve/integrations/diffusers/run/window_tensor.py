@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
 
 import torch
@@ -12,9 +12,22 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 
 from picardsolve.integrations.diffusers.run.stacked import stacked
 
-_WRITING = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__")
+_WRITING = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__", "__set__")
 _RANDOM = ("randn_like", "rand_like", "randint_like", "bernoulli", "multinomial", "poisson", "normal")
 _FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray, torch.full)
+
+
+class Recorder(Protocol):
+    """Takes the operations of a round."""
+
+    usable: bool
+
+    def note(self, func: Callable, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+        """Take an operation and its result."""
+
+    def admit_all(self, out: Any) -> list[int]:
+        """Take a denoiser's output."""
+        ...
 
 
 class Lanes:
@@ -22,10 +35,12 @@ class Lanes:
 
     Attributes:
         count: number of lanes that have taken the same branches as the first lane.
+        recording: takes the operations on window tensors; None for no recording.
+        first: the lane of the round that is the first here.
     """
 
-    def __init__(self, count: int):
-        self.count = count
+    def __init__(self, count: int, recording: "Recorder | None" = None, first: int = 0):
+        self.count, self.recording, self.first = count, recording, first
         self._made: list[ref] = []
 
     def tensor(self, items: Sequence[Tensor] | Tensor) -> "WindowTensor":
@@ -41,7 +56,7 @@ class Lanes:
         self._carry(target, items)
 
     def _carry(self, wrapped: Any, items: Sequence[Tensor] | Tensor) -> None:
-        wrapped.lanes = self
+        wrapped.lanes, wrapped.slot = self, None
         wrapped._stack, wrapped._items = (items, None) if isinstance(items, Tensor) else (None, list(items))
         self._made.append(ref(wrapped))
 
@@ -55,7 +70,7 @@ class Lanes:
             window = made()
             if window is not None:
                 alone = window._stack is None
-                del window.lanes, window._stack, window._items
+                del window.lanes, window._stack, window._items, window.slot
                 window.__class__ = Tensor
                 if not alone:
                     window.data = window.data.clone()  # releases the memory of the other lanes
@@ -91,6 +106,7 @@ class WindowTensor(Tensor):
     lanes: Lanes
     _stack: Tensor | None
     _items: list[Tensor] | None
+    slot: int | None  # number of this value in the recording of the round
 
     @property
     def items(self) -> list[Tensor]:
@@ -112,29 +128,44 @@ class WindowTensor(Tensor):
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Apply ``func`` to every item."""
         kwargs = kwargs or {}
+        lanes, out = cls._applied(func, args, kwargs)
+        if lanes.recording is not None:
+            lanes.recording.note(func, args, kwargs, out)
+        return out
+
+    @staticmethod
+    def _applied(func: Callable, args: tuple, kwargs: dict) -> tuple[Lanes, Any]:
         flat = not kwargs and all(not isinstance(arg, list | tuple | dict) for arg in args)
         windows = [arg for arg in args if type(arg) is WindowTensor] if flat else find((args, kwargs))
         lanes = windows[-1].lanes
         with torch._C.DisableTorchFunctionSubclass():
             together = stacked(func, args, kwargs, WindowTensor)
             if together is not None:
-                return _wrapped(together, lanes)
+                return lanes, _wrapped(together, lanes)
             name = getattr(func, "__name__", "")
             if name in _WRITING or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs:
+                if lanes.recording is not None:
+                    lanes.recording.usable = False
                 for target in (*args[:1], kwargs.get("out")):
                     if type(target) is Tensor:
                         lanes.spread(target)
             if name in _RANDOM:
-                return lanes.joined([func(*pick(args, 0), **pick(kwargs, 0))] * lanes.count)
+                if lanes.recording is not None:
+                    lanes.recording.usable = False
+                return lanes, lanes.joined([func(*pick(args, 0), **pick(kwargs, 0))] * lanes.count)
             if flat:
                 columns = [arg.items if type(arg) is WindowTensor else repeat(arg) for arg in args]
                 outs = [func(*row) for row in zip(*columns, strict=False)]
             else:
                 outs = [func(*pick(args, j), **pick(kwargs, j)) for j in range(lanes.count)]
-        return lanes.joined(outs)
+        return lanes, lanes.joined(outs)
 
 
-class LaneMode(TorchFunctionMode):
+class LoopMode(TorchFunctionMode):
+    """Acts on the functions that a loop body calls, but not on those of the denoiser and the scheduler."""
+
+
+class LaneMode(LoopMode):
     """Lets functions that make tensors from values, such as ``torch.tensor([t])``, accept window tensors."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -149,8 +180,8 @@ class LaneMode(TorchFunctionMode):
 
 @contextmanager
 def without_lane_mode() -> Iterator[None]:
-    """Leave this thread's `LaneMode` within the context, if it is the innermost mode."""
-    if isinstance(_get_current_function_mode(), LaneMode):
+    """Leave this thread's `LoopMode` within the context, if it is the innermost mode."""
+    if isinstance(_get_current_function_mode(), LoopMode):
         with _pop_mode_temporarily():
             yield
     else:

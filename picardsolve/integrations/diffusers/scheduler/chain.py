@@ -10,11 +10,12 @@ from torch import Tensor
 from picardsolve.extend import Chain, Evaluated, Hold, Index, Steps, Visit, rms
 from picardsolve.integrations.diffusers.scheduler.closed_form import closed_form
 from picardsolve.integrations.diffusers.scheduler.copied_steps import CopiedSteps, OutputAt
-from picardsolve.integrations.diffusers.scheduler.noise_tape import State
+from picardsolve.integrations.diffusers.scheduler.noise_tape import State, same
 from picardsolve.integrations.diffusers.scheduler.probe import LAGS, Probe, probe_of, scaled_ahead
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
 _TABLE_ERROR = 1e-4  # largest distance between a table's step and the scheduler's, relative to its size
+_ROUNDING = 16  # distance between the two, in units of single precision, that is rounding
 
 
 @dataclass
@@ -29,12 +30,14 @@ class SchedulerChain(Chain):
         copies: copies of the scheduler, which take steps ahead.
         use_table: whether a table may be used; its rounding differs from the scheduler's in the last bits.
         probe: measures the table; None where a closed form is known.
+        agrees: whether the table's latest step that was compared differed from the scheduler's by rounding only.
     """
 
     scheduler: Any
     copies: CopiedSteps
     use_table: bool
     probe: Probe | None = field(init=False, default=None)
+    agrees: bool = field(init=False, default=False)
     _closed: SchedulerTable | None = field(init=False, default=None)
     _noise: dict[int, Tensor] = field(init=False, default_factory=dict)
     _past: list[Visit] = field(init=False, default_factory=list)  # latest accepted steps, for tables with memory
@@ -103,7 +106,25 @@ class SchedulerChain(Chain):
         if table is not None:
             noise = self._noise_of(table, step, 1, x)
             ours, image = table.images(step, x[None], output[None], noise, self._past)[0], self.copies.tied(image)
-            self.use_table = bool((ours - image).abs().max() <= _TABLE_ERROR * image.abs().max())
+            error, size = torch.stack([(ours - image).abs().max(), image.abs().max()]).tolist()
+            self.use_table = error <= _TABLE_ERROR * size
+            # schedulers compute their coefficients in single precision, whatever the states are
+            self.agrees = self.use_table and error <= _ROUNDING * torch.finfo(torch.float32).eps * size
+
+    def foresees(self, step: int) -> bool:
+        """Whether a table gives all steps from ``step`` on as the scheduler would take them."""
+        return self.agrees and self.copies.ties is None and self._table(self.length) is not None
+
+    def noise_foreseen(self, step: int) -> bool:
+        """Whether the random generators are where they were foreseen to be before ``step``."""
+        table, tape = self._table(self.length), self.copies.tape
+        return table is None or not table.noisy[step] or same(tape.states(), tape.before[step])
+
+    def pass_noise(self, step: int) -> None:
+        """Put the random generators forward over the noise of ``step``, which was drawn before."""
+        table, tape = self._table(self.length), self.copies.tape
+        if table is not None and table.noisy[step]:
+            tape.wind(tape.before[step + 1])
 
     def take(self, step: int, x: Tensor, output: Tensor) -> None:
         """Record that the scheduler has taken its real ``step`` from ``x``."""

@@ -100,8 +100,18 @@ class Probe:
 
     def stage(self, n: int) -> Any:
         """A copy of the scheduler before step ``n``, with unit vectors as states; None if unknown."""
-        self.reach(n + 1)
-        return self._stages.get(n)
+        self.reach(min(n + 1, len(self.scales)))
+        return self._stages.get(n) if n < len(self.scales) else self._scheduler
+
+    @property
+    def unit(self) -> torch.Size:
+        """Shape of the unit vectors."""
+        return torch.Size((1, 2 * LAGS + _SPARE, 1, 1))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are in the table."""
+        return self._noted == len(self.scales)
 
     def carries_forward(self) -> bool:
         """Whether most measured steps weight their own state more than earlier states."""
@@ -110,8 +120,7 @@ class Probe:
 
     def _step(self, n: int) -> tuple[Tensor, Tensor, bool] | None:
         """The step's result for unit vectors, the possible noises, and whether the step drew noise."""
-        columns = 2 * LAGS + _SPARE
-        x = torch.zeros(1, columns, 1, 1, dtype=torch.float64, device=self._timesteps.device)
+        x = torch.zeros(self.unit, dtype=torch.float64, device=self._timesteps.device)
         output = torch.zeros_like(x)
         x[0, n % LAGS] = output[0, LAGS + n % LAGS] = 1.0
         generator = self._tape.generators[0].manual_seed(n)

@@ -1,0 +1,147 @@
+"""The pipeline's scheduler kept in step, while a table takes its steps.
+
+A table gives the states, and leaves the scheduler where it was. Its numbers (how many steps were taken) are put forward
+with every step; what it remembers of states and outputs is made up for when it is needed, by its own last steps.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picardsolve.integrations.diffusers.mutable_state import immutable, version
+from picardsolve.integrations.diffusers.scheduler.copied_steps import PATCHED
+from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
+from picardsolve.integrations.diffusers.scheduler.probe import Probe
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The arguments of a step."""
+
+    output: Tensor
+    timestep: Any
+    sample: Tensor
+    extra: dict[str, Any]
+
+
+@dataclass
+class Bookkeeping:
+    """Puts a scheduler forward over steps that a table has taken.
+
+    Attributes:
+        scheduler: the pipeline's own.
+        step: its ``step``.
+        probe: a copy of it before every step; None where its steps change nothing in it.
+        behind: steps that it does not know of yet.
+    """
+
+    scheduler: Any
+    step: Callable[..., Any]
+    probe: Probe | None
+    behind: int = field(init=False, default=0)
+    _latest: deque[Taken] = field(init=False)
+    _seen: list[tuple[Any, int | None]] = field(init=False, default_factory=list)
+
+    def __post_init__(self):
+        self._latest = deque(maxlen=self._reach)
+        self._look()
+
+    @property
+    def _reach(self) -> int:
+        """Number of steps that fill all that the scheduler remembers of states and outputs."""
+        if self.probe is None:
+            return 0
+        lists = [len(value) for value in vars(self.probe.stage(0)).values() if isinstance(value, list)]
+        return max([self.probe.table.lags + 1, *lists])
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the scheduler remembers nothing of states and outputs."""
+        return self.probe is None or self._reach == 1
+
+    def before(self, n: int) -> Any:
+        """A scheduler that forgets, as it is before step ``n``."""
+        return self.scheduler if self.probe is None else self.probe.stage(n)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody but its own steps has changed the scheduler."""
+        now = vars(self.scheduler).values()
+        return len(now) == len(self._seen) and all(
+            value is then and (not isinstance(value, Tensor) or version(value) == written)
+            for value, (then, written) in zip(now, self._seen, strict=True)
+        )
+
+    def took(self, taken: Taken) -> None:
+        """The scheduler has taken a step itself."""
+        self._latest.append(taken)
+        self._look()
+
+    def skip(self, n: int, taken: Taken) -> None:
+        """A table has taken step ``n``: put the scheduler's numbers forward."""
+        self._latest.append(taken)
+        if self.probe is None:
+            return
+        self.behind += 1
+        for name, value in vars(self.probe.stage(n + 1)).items():
+            if name not in PATCHED and immutable(value):
+                self.scheduler.__dict__[name] = value
+        self._look()
+
+    def catch_up(self, n: int) -> None:
+        """Let the scheduler be what it would be before step ``n``, had it taken all steps itself."""
+        if self.probe is None or not self.behind:
+            return
+        latest = list(self._latest)
+        self._stand(n - len(latest), latest[0].sample)
+        tape = NoiseTape.of(latest[0].extra.get("generator"), latest[0].sample.device)
+        with tape.ahead():  # the noise of these steps was drawn when the table took them
+            for taken in latest:
+                self.step(taken.output, taken.timestep, taken.sample, **taken.extra)
+        self.behind = 0
+        self._look()
+
+    def _stand(self, n: int, like: Tensor) -> None:
+        """Put the scheduler to step ``n``, with zeros for what it remembers of earlier states and outputs."""
+        assert self.probe is not None
+        for name, value in vars(self.probe.stage(n)).items():
+            if name not in PATCHED and name != "timesteps" and _moves(value, self.probe.unit):
+                self.scheduler.__dict__[name] = _with_zeros(value, self.probe.unit, like)
+
+    def _look(self) -> None:
+        self._seen = [
+            (value, version(value) if isinstance(value, Tensor) else None) for value in vars(self.scheduler).values()
+        ]
+
+
+def bookkeeping(scheduler: Any, step: Callable[..., Any], probe: Probe | None) -> Bookkeeping | None:
+    """The bookkeeping of a scheduler; None where its attributes are not of kinds that can be put forward."""
+    if getattr(step, "__func__", None) is not type(scheduler).step:
+        return None
+    if probe is not None and not (probe.complete and all(map(_known, vars(probe.stage(0)).values()))):
+        return None
+    return Bookkeeping(scheduler, step, probe)
+
+
+def _known(value: Any) -> bool:
+    """Whether an attribute is a number, a tensor, a list of these, or a configuration that nothing changes."""
+    if isinstance(value, list):
+        return all(_known(part) for part in value)
+    return isinstance(value, Tensor) or immutable(value) or type(value).__name__ == "FrozenDict"
+
+
+def _moves(value: Any, unit: torch.Size) -> bool:
+    """Whether a step may change an attribute: all but tables, which are tensors of other shapes than the states."""
+    if isinstance(value, list):
+        return all(_moves(part, unit) for part in value)
+    return value.shape == unit if isinstance(value, Tensor) else immutable(value)
+
+
+def _with_zeros(value: Any, unit: torch.Size, like: Tensor) -> Any:
+    if isinstance(value, list):
+        return [_with_zeros(part, unit, like) for part in value]
+    return torch.zeros_like(like) if isinstance(value, Tensor) else value
