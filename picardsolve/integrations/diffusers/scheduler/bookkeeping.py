@@ -122,26 +122,32 @@ def bookkeeping(scheduler: Any, step: Callable[..., Any], probe: Probe | None) -
     """The bookkeeping of a scheduler; None where its attributes are not of kinds that can be put forward."""
     if getattr(step, "__func__", None) is not type(scheduler).step:
         return None
-    if probe is not None and not (probe.complete and all(map(_known, vars(probe.stage(0)).values()))):
+    if probe is None:
+        return Bookkeeping(scheduler, step, probe)
+    if not probe.complete:
         return None
-    return Bookkeeping(scheduler, step, probe)
+    start, end = (vars(probe.stage(n)) for n in (0, len(probe.scales)))
+    known = start.keys() == end.keys() and all(_known(value, end[name], probe.unit) for name, value in start.items())
+    return Bookkeeping(scheduler, step, probe) if known else None
 
 
-def _known(value: Any) -> bool:
-    """Whether an attribute is a number, a tensor, a list of these, or a configuration that nothing changes."""
-    if isinstance(value, list):
-        return all(_known(part) for part in value)
-    return isinstance(value, Tensor) or immutable(value) or type(value).__name__ == "FrozenDict"
+def _known(first: Any, last: Any, unit: torch.Size) -> bool:
+    """Whether an attribute is of a kind that can be put forward, from what it is at first and at last."""
+    if isinstance(first, Tensor) and isinstance(last, Tensor) and not _moves(first, unit):  # a table of the scheduler
+        return torch.equal(first, last)
+    return first is last or (_moves(first, unit) and _moves(last, unit))
 
 
 def _moves(value: Any, unit: torch.Size) -> bool:
-    """Whether a step may change an attribute: all but tables, which are tensors of other shapes than the states."""
+    """Whether an attribute is a number, a state or an output, or a list of these."""
     if isinstance(value, list):
         return all(_moves(part, unit) for part in value)
-    return value.shape == unit if isinstance(value, Tensor) else immutable(value)
+    return value.shape in (unit, ()) if isinstance(value, Tensor) else immutable(value)
 
 
 def _with_zeros(value: Any, unit: torch.Size, like: Tensor) -> Any:
     if isinstance(value, list):
         return [_with_zeros(part, unit, like) for part in value]
-    return torch.zeros_like(like) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    return torch.zeros_like(like) if value.shape == unit else value.clone()
