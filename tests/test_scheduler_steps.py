@@ -229,11 +229,11 @@ def test_a_path_is_one_image_after_the_other(name):
     probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
     assert probe.reach(steps)
     table, outputs, noise = probe.table, randn(1, steps, 2, 3), randn(2, steps, 2, 3)
-    path = table.path(0, randn(0, 2, 3), [lambda n, y, out=out: out for out in outputs], noise)
+    path = table.path(0, randn(0, 2, 3), outputs, noise)
     x = torch.cat([randn(0, 1, 2, 3), path[:-1]])
     assert_same(table.images(0, x, outputs, noise), path, 1e-12)
     past = list(zip(x[:6], outputs[:6], strict=True))
-    ahead = table.path(6, x[6], [lambda n, y, out=out: out for out in outputs[6:]], noise[6:], past)
+    ahead = table.path(6, x[6], outputs[6:], noise[6:], past)
     assert_same(ahead, path[6:], 1e-12)
 
 
@@ -248,11 +248,9 @@ def test_a_path_with_one_output_held_is_a_product(name, first, known):
     assert probe.reach(steps)
     table, start, output = probe.table, randn(0, 2, 3), randn(1, 2, 3)
     past = list(zip(randn(2, known, 2, 3), randn(3, known, 2, 3), strict=True))
-    held = table.path_of_one_output(first, steps - first, start, output, past)
-    if held is None:
-        assert table.noisy[first:].any()
-        return
-    assert_same(held, table.path(first, start, [lambda n, y: output] * (steps - first), None, past), 1e-12)
+    outputs, noise = output.expand(steps - first, 2, 3), randn(4, steps - first, 2, 3)
+    held = table.path_of_one(first, start, output, [(0.0, 1.0)] * (steps - first), noise, past)
+    assert_same(held, table.path(first, start, outputs, noise, past), 1e-12)
 
 
 @pytest.mark.parametrize(

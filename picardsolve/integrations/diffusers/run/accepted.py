@@ -18,10 +18,10 @@ from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
 
 @dataclass(frozen=True)
 class _Round:
-    """Steps ``first ...`` of a round, and their results ``(S, B, ...)``; ``output`` is the slot of their outputs."""
+    """Steps ``first ...`` of a round, and their results; ``output`` is the slot of their outputs."""
 
     first: int
-    states: Tensor
+    states: list[Tensor]
     output: int
     rerun: Rerun | None
 
@@ -30,7 +30,8 @@ class AcceptedSteps:
     """Takes the pipeline's steps: by the table where all is as it was foreseen, else by the scheduler."""
 
     def __init__(self, scheduler: Any, step: Callable[..., Any], own: Tensor, timesteps: Tensor):
-        self._scheduler, self._step, self._own, self._timesteps = scheduler, step, own, timesteps
+        self._scheduler, self._step, self._own = scheduler, step, own
+        self._times = timesteps.unbind(0)
         self._window: PipelineWindow | None = None
         self._books: Bookkeeping | None = None
         self._round: _Round | None = None
@@ -88,7 +89,12 @@ class AcceptedSteps:
             replay.approve(rerun)
         else:
             rerun = None
-        self._round = _Round(first, states, made.slot, rerun)
+        self._round = _Round(first, list(states.unbind(0)), made.slot, rerun)
+
+    def state(self, n: int) -> Tensor:
+        """The accepted result of step ``n``."""
+        assert self._round is not None
+        return self._round.states[n - self._round.first]
 
     def drop(self) -> None:
         """Forget the steps that were taken ahead."""
@@ -110,11 +116,11 @@ class AcceptedSteps:
         self._window.chain.pass_noise(n)
         self._books.skip(n, taken)
         self._next = n + 1
-        return stepped_like(self._like, self._round.states[n - self._round.first], lambda: self._whole(n, taken))
+        return stepped_like(self._like, self.state(n), lambda: self._whole(n, taken))
 
     def is_time(self, n: int, timestep: Any) -> bool:
         """Whether a step is given the timestep of the loop."""
-        own = self._timesteps[n]
+        own = self._times[n]
         if isinstance(timestep, Tensor):
             return (written := version(own)) is not None and same_memory(timestep, own, written)
         return immutable(timestep) and own.device.type == "cpu" and timestep == own.item()

@@ -244,6 +244,8 @@ class Loop:
             accepted = window.tell(self._i, outputs, samples, state, intact)
             if accepted is not None and made is not None and self._steps.foresees(self._i + 1, extra):
                 self._steps.accept(self._i, accepted, made, self.calls.replay)
+                self.report.state = given = self._steps.state(self._i)
+                return self._next(with_state(stepped, given), given)
             return self._next(stepped, state)
 
         return self._guarded(ahead, stepped)

@@ -4,7 +4,7 @@ The replays of the accepted steps run the same body. What it computes is known b
 go for all of them (`Rerun`), or from the round itself where the states do not matter. `ReplayMode` hands it out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,10 +110,6 @@ class Recording:
             return []
         return [self.admit(value).slot for value in found]
 
-    def lane(self, slot: int, j: int) -> Tensor:
-        """The value of one lane."""
-        return self.values[slot][j]
-
 
 @dataclass(frozen=True)
 class RoundOutputs:
@@ -142,6 +138,7 @@ class Rerun:
 
     def __init__(self, recording: Recording, first: int, states: Tensor):
         self.recording, self.first, self.count = recording, first, len(states)
+        self._lane_of: dict[int, Sequence[Tensor]] = {}
         self._lanes = Lanes(len(states), first=first)
         self.values: dict[int, Any] = {STATE: self._lanes.tensor(states)}
         for operation in recording.operations:
@@ -160,10 +157,10 @@ class Rerun:
 
     def lane(self, slot: int, j: int) -> Tensor:
         """The value of a slot in lane ``j`` of the round."""
-        if slot in self.recording.moving:
-            window = self.values[slot]
-            return (window._stack if window._stack is not None else window._items)[j - self.first]
-        return self.recording.lane(slot, j)
+        if slot not in self._lane_of:
+            values = self.values[slot].items if slot in self.recording.moving else self.recording.values[slot]
+            self._lane_of[slot] = values if isinstance(values, list) else values.unbind(0)
+        return self._lane_of[slot][j - self.first if slot in self.recording.moving else j]
 
     def _filled(self, value: Any) -> Any:
         if isinstance(value, Slot):

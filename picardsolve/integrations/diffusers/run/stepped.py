@@ -30,7 +30,8 @@ def with_state(stepped: Any, state: Tensor) -> Any:
     """The same result with another state."""
     if isinstance(stepped, BaseOutput):
         made = type(stepped)(**{**stepped, "prev_sample": state})
-        made.__dict__["_read"] = stepped.__dict__.get("_read")
+        if "_read" in stepped.__dict__:
+            made.__dict__["_read"] = stepped.__dict__["_read"]
         return made
     return stepped_like(stepped, state, stepped.read) if isinstance(stepped, _LazyTuple) else (state, *stepped[1:])
 

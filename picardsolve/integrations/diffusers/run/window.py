@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from picardsolve import Exponential, FrozenOutput, FrozenSample, Secant
 from picardsolve.extend import ErrorEstimate, Pace, Residuals, Settings, Tolerance, Window
 from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.run.denoiser_calls import DenoiserCalls
-from picardsolve.integrations.diffusers.scheduler.chain import SchedulerChain
+from picardsolve.integrations.diffusers.scheduler.chain import WIDE, SchedulerChain
 from picardsolve.integrations.diffusers.scheduler.copied_steps import CopiedSteps
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
 from picardsolve.integrations.diffusers.window_limit import WindowLimit
@@ -20,7 +19,6 @@ _TABLE_TOLERANCE = 1e-5  # below it no table is used: a table differs from the s
 _SLACK = 4.0  # an input of a replay may be this many tolerances from its round's input: one sweep moved it since
 _FIRST = 8  # steps in the first window where widths are tried
 _CHECKED = 2  # the first rounds, in which a scheduler's table is compared to its step; later every eighth round
-WIDE = (torch.float32, torch.float64)  # types of states that the window keeps as they are
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class PipelineWindow:
 
     def replayed(self, step: int, sample: Tensor, output: Tensor, state: Tensor) -> None:
         """The scheduler has taken an accepted step for real."""
-        self.chain.take(step, flat(sample), flat(output))
+        self.chain.take(sample, output)
         if self._calls.missed:
             self.limit.set_back()
             self.restart(step + 1, state)
@@ -137,7 +135,7 @@ class PipelineWindow:
             taken = chain.path(i, x, out[:stride])
             if state is not None:
                 taken[0] = flat(state)
-        chain.take(i, x, out[0])
+        chain.take(x, out[0])
         self.limit.round(len(samples), stride)
         calls.replay.keep(range(i + 1, self.begin))
         chain.drop_before(i + 1)

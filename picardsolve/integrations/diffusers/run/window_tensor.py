@@ -122,7 +122,7 @@ class WindowTensor(Tensor):
         if self._stack is None:
             # not cached: other code may hold references to the tensors in the list
             return torch.stack(self.items)
-        return self._stack[: self.lanes.count]
+        return self._stack if len(self._stack) == self.lanes.count else self._stack[: self.lanes.count]
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -1,6 +1,7 @@
 """A diffusers scheduler, unchanged, as a chain for the core's window."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from picardsolve.integrations.diffusers.scheduler.noise_tape import State, same
 from picardsolve.integrations.diffusers.scheduler.probe import LAGS, Probe, probe_of, scaled_ahead
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
+WIDE = (torch.float32, torch.float64)  # types of states that are kept as they are
 _TABLE_ERROR = 1e-4  # largest distance between a table's step and the scheduler's, relative to its size
 _ROUNDING = 16  # distance between the two, in units of single precision, that is rounding
 
@@ -68,29 +70,29 @@ class SchedulerChain(Chain):
 
     def path(self, first: int, start: Tensor, outputs: Tensor) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, with the given outputs."""
-        given: list[OutputAt] = [lambda n, y, out=out: out for out in outputs]
-        table = self._table(first + len(given))
+        table, count = self._table(first + len(outputs)), len(outputs)
         if table is None:
-            return self.copies.path(self.scheduler, first, start, given)
-        path = table.path(first, start, given, self._noise_of(table, first, len(given), start), self._past)
+            return self.copies.path(self.scheduler, first, start, [lambda n, y, out=out: out for out in outputs])
+        path = table.path(first, start, outputs, self._noise_of(table, first, count, start), self._past)
         self._note_tail(first, torch.cat([start[None], path[:-1]]), outputs)
         return path
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Extrapolate beyond the window with the last output, or towards the last predicted sample."""
-        first, given = int(n[0, 0]), [self._extrapolated(hold, int(source.step[0, 0]), source)] * len(n)
-        table = self._table(first + len(given))
+        first, count = int(n[0, 0]), len(n)
+        held, weights = self._held(hold, first, count, int(source.step[0, 0]), source)
+        table = self._table(first + count)
         if table is None:
-            return self.copies.go_on(first, start, given)
+            return self.copies.go_on(first, start, [_output(held, *pair) for pair in weights])
         end, past = self._tail
         if end != first:  # after a divergence
             past = [(start, source.output)] * table.lags
         past = past[len(past) - table.lags :] if len(past) > table.lags else past
-        if hold == "output" or self._levels is None:
-            guess = table.path_of_one_output(first, len(n), start, source.output, past)
-            if guess is not None:
-                return guess
-        return table.path(first, start, given, self._noise_of(table, first, len(given), start), past)
+        drawn = self._noise_of(table, first, count, start)
+        guess = table.path_of_one(first, start, held, weights, drawn, past)
+        if guess is None:  # clipped by the step's own state
+            return table.path(first, start, source.output.expand(count, *start.shape), drawn, past)
+        return guess
 
     # ---- for the pipeline's loop
 
@@ -126,10 +128,15 @@ class SchedulerChain(Chain):
         if table is not None and table.noisy[step]:
             tape.wind(tape.before[step + 1])
 
-    def take(self, step: int, x: Tensor, output: Tensor) -> None:
-        """Record that the scheduler has taken its real ``step`` from ``x``."""
-        if self.probe is not None and self.use_table:  # the probe decides later how many steps are needed
-            self._past = [*self._past, (x, output)][-LAGS:]
+    def take(self, x: Tensor, output: Tensor) -> None:
+        """Record that an accepted step was taken from ``x``, ``(B, ...)``."""
+        if self.probe is None or not self.use_table:
+            return
+        kept = self.probe.table.lags if self.probe.complete else LAGS  # the probe decides later how many are needed
+        if kept:
+            x, output = (part.flatten(1) for part in (x, output))
+            visit = (x, output) if x.dtype == output.dtype and x.dtype in WIDE else (x.float(), output.float())
+            self._past = [*self._past, visit][-kept:]
 
     def drop_before(self, step: int) -> None:
         """Delete the noise of the steps before ``step``."""
@@ -188,26 +195,28 @@ class SchedulerChain(Chain):
                 if n in self._noise:
                     continue
                 tape.start(n)
-                self._noise[n] = torch.zeros(copies.shape, dtype=dtype, device=like.device)
-                if table.noisy[n]:
-                    self._noise[n] = randn_tensor(tuple(copies.shape), generators, like.device, dtype)
+                make = torch.zeros if not table.noisy[n] else partial(randn_tensor, generator=generators)
+                self._noise[n] = make(tuple(copies.shape), device=like.device, dtype=dtype).flatten(1)
                 tape.end(n)
-        noise = [copies.tied(self._noise[n].flatten(1)) for n in range(first, first + count)]
-        return torch.stack(noise).to(like.dtype)
+        return torch.stack([copies.tied(self._noise[n]) for n in range(first, first + count)]).to(like.dtype)
 
-    def _extrapolated(self, hold: Hold, step: int, source: Evaluated) -> OutputAt:
-        """The output at later steps, from the evaluation ``source`` at ``step``."""
-        if hold != "sample" or self._levels is None or source.output.shape != source.state.shape:
-            return lambda n, y: source.output
-        alpha, sigma = self._levels
-        kind, a, s = self.scheduler.config.prediction_type, alpha[step], sigma[step]
-        if kind == "epsilon":
-            sample = (source.state - s * source.output) / a
-            return lambda n, y: (y - alpha[n] * sample) / sigma[n]
-        if kind == "v_prediction":
-            sample = a * source.state - s * source.output
-            return lambda n, y: (alpha[n] * y - sample) / sigma[n]
-        return lambda n, y: source.output
+    def _held(
+        self, hold: Hold, first: int, count: int, step: int, source: Evaluated
+    ) -> tuple[Tensor, list[tuple[float, float]]]:
+        """What is held fixed of the evaluation ``source`` at ``step``, and how outputs are made of state and it."""
+        at = range(first, first + count)
+        if hold == "sample" and self._levels is not None and source.output.shape == source.state.shape:
+            alpha, sigma = self._levels
+            kind, a, s = self.scheduler.config.prediction_type, alpha[step], sigma[step]
+            if kind == "epsilon":
+                return (source.state - s * source.output) / a, [(1 / sigma[n], -alpha[n] / sigma[n]) for n in at]
+            if kind == "v_prediction":
+                return a * source.state - s * source.output, [(alpha[n] / sigma[n], -1 / sigma[n]) for n in at]
+        return source.output, [(0.0, 1.0)] * count
+
+
+def _output(held: Tensor, own: float, given: float) -> OutputAt:
+    return lambda n, y: held if own == 0 else own * y + given * held
 
 
 def _signal_and_noise(scheduler: Any, timesteps: Tensor) -> tuple[list[float], list[float]] | None:

@@ -32,8 +32,7 @@ def _ddpm(scheduler: DDPMScheduler, timesteps: Tensor) -> SchedulerTable | None:
     if kind not in ("fixed_small", "fixed_large"):
         return None
     alpha_bar, t = scheduler.alphas_cumprod.double().cpu(), timesteps.long().cpu()
-    earlier = [torch.as_tensor(scheduler.previous_timestep(cast(Any, step))) for step in timesteps]
-    before = torch.stack(earlier).long().cpu()
+    before = torch.tensor(_earlier(scheduler, t.tolist()))
     now, then = alpha_bar[t], torch.where(before >= 0, alpha_bar[before.clamp(min=0)], 1.0)
     beta = 1 - now / then
     variance = beta if kind == "fixed_large" else ((1 - then) / (1 - now) * beta).clamp(min=1e-20)
@@ -46,6 +45,17 @@ def _ddpm(scheduler: DDPMScheduler, timesteps: Tensor) -> SchedulerTable | None:
         s=torch.where(t > 0, variance.sqrt(), 0.0),
         noisy=t > 0,
     )
+
+
+def _earlier(scheduler: DDPMScheduler, timesteps: list[int]) -> list[int]:
+    """The timestep after each of these, -1 after the last: as the scheduler looks it up, but in one go."""
+    own = scheduler.timesteps.long().tolist()
+    after = dict(zip(reversed(own), [-1, *reversed(own[1:])], strict=True))
+    earlier = [after.get(step, step) for step in timesteps]
+    looked_up = [int(scheduler.previous_timestep(cast(Any, timesteps[k]))) for k in (0, -1)]
+    if looked_up == [earlier[0], earlier[-1]]:
+        return earlier
+    return [int(scheduler.previous_timestep(cast(Any, step))) for step in timesteps]  # another version's rule
 
 
 def _ddim(scheduler: DDIMScheduler, timesteps: Tensor, eta: float) -> SchedulerTable | None:

@@ -151,6 +151,7 @@ class Probe:
             sizes = y[-_SPARE:] / drawn[:, -_SPARE:] if drew else np.zeros((2, _SPARE))
             kind = int(np.ptp(sizes, axis=1).argmin())  # drawn in the output's dtype, or always in single precision
             size, unit = sizes[kind], y - sizes[kind, 0] * drawn[kind]
+            self.table.forget()
             if not np.isfinite(y).all() or np.abs(unit[-_SPARE:]).max() > 1e-6 or np.ptp(size) > 1e-6:
                 self.linear = False
                 return

@@ -4,16 +4,17 @@ A table holds for schedulers whose step is linear, apart from a clipped predicte
 guesses use the table. The scheduler itself always takes the pipeline's own steps.
 """
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.extend import Visit, linear_multistep, linear_multistep_alone
-from picardsolve.integrations.diffusers.scheduler.copied_steps import OutputAt
+from picardsolve.extend import Visit, linear_multistep, recurrence
+
+_SMALL = 1e-6  # of the weights of a clipped part
 
 
 @dataclass(frozen=True)
@@ -47,67 +48,110 @@ class SchedulerTable:
     clip: Clip | None = None
     lags: int = 0
     noise_dtype: torch.dtype | None = None
+    _columns: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+
+    def forget(self) -> None:
+        """Forget what was copied to a device: the table has grown."""
+        self._columns.clear()
 
     def images(
         self, first: int, x: Tensor, outputs: Tensor, noise: Tensor | None, past: Sequence[Visit] = ()
     ) -> Tensor:
         """Steps ``first ...``, each from its own state in ``x``, ``(W, B, D)``."""
-        p, q, s, clipped = self._weights(slice(first, first + len(x)), x)
-        inputs = [(s, noise)]
+        at, lags = slice(first, first + len(x)), self.lags + 1
+        columns = self._on(x)[:, at].unbind(0)
+        p, q = (
+            [column if k == 0 or weights[at, k].any() else None for k, column in enumerate(part)]
+            for weights, part in ((self.x, columns[:lags]), (self.o, columns[lags : 2 * lags]))
+        )
+        inputs = [(columns[2 * lags], noise)]
         if self.clip is not None:
-            r, c, d = clipped
+            r, c, d = columns[-3:]
             inputs.insert(0, (r, (c * x).addcmul_(d, outputs).clamp_(-self.clip.limit, self.clip.limit)))
         return linear_multistep(p, x, q, outputs, *inputs, past=past)
 
-    def _weights(
-        self, at: slice, like: Tensor
-    ) -> tuple[list[Tensor | None], list[Tensor | None], Tensor, tuple[Tensor, ...]]:
-        """Of some steps, ``(W, 1, 1)`` each, in one copy: of states, of outputs, of the noise; ``q``, ``c``, ``d``.
-
-        Lags that no step uses have None.
-        """
-        x, o = self.x[at, : self.lags + 1].T, self.o[at, : self.lags + 1].T
-        clip = [] if self.clip is None else [self.clip.q[at], self.clip.c[at], self.clip.d[at]]
-        packed = torch.from_numpy(np.concatenate([*x, *o, self.s[at], *clip]))
-        every, count = packed.to(like.device, like.dtype).view(-1, x.shape[1], 1, 1).unbind(0), self.lags + 1
-        p, q = (
-            [weight if k == 0 or row.any() else None for k, (weight, row) in enumerate(zip(of, rows, strict=True))]
-            for of, rows in ((every[:count], x), (every[count : 2 * count], o))
-        )
-        return p, q, every[2 * count], every[2 * count + 1 :]
-
     def path(
-        self, first: int, start: Tensor, given: Sequence[OutputAt], noise: Tensor | None, past: Sequence[Visit] = ()
+        self, first: int, start: Tensor, outputs: Tensor, noise: Tensor | None, past: Sequence[Visit] = ()
     ) -> Tensor:
-        """Steps ``first ...`` one after the other from ``start``, ``(B, D)``."""
-        path, visits, y = start.new_empty(len(given), *start.shape), deque(past, self.lags + 1), start
-        for j, output in enumerate(given):
-            n = first + j
-            visits.append((y, output(n, y)))
-            p, q = self.x[n, : self.lags + 1].tolist(), self.o[n, : self.lags + 1].tolist()
-            inputs: list[tuple[float, Tensor | None]] = [(float(self.s[n]), None if noise is None else noise[j])]
+        """Steps ``first ...`` one after the other from ``start``, ``(B, D)``, with outputs ``(W, B, D)``."""
+        lags, columns = self.lags + 1, self._on(start)[:, first : first + len(outputs)].unbind(0)
+        q = [
+            None if k and not self.o[first : first + len(outputs), k].any() else columns[lags + k] for k in range(lags)
+        ]
+        # the part that does not follow the states: the outputs take the place of the states in the formula
+        known = linear_multistep(q[:1], outputs, [None, *q[1:]], outputs, (columns[2 * lags], noise), past=past)
+        if self.clip is None and lags == 1:
+            return recurrence(columns[0], known, start)
+        samples = [] if self.clip is None else (columns[-1] * outputs).unbind(0)
+        states = [*[state for state, _ in past], start]
+        for j, row in enumerate(known.unbind(0)):
+            for state, weight in zip(reversed(states), self.x[first + j, :lags].tolist(), strict=False):
+                if weight:
+                    row.add_(state, alpha=weight)
             if self.clip is not None:
-                sample = torch.mul(y, float(self.clip.c[n])).add_(visits[-1][1], alpha=float(self.clip.d[n]))
-                inputs.insert(0, (float(self.clip.q[n]), sample.clamp_(-self.clip.limit, self.clip.limit)))
-            y = linear_multistep_alone(p, q, visits, *inputs, out=path[j])
-        return path
+                r, c, limit = float(self.clip.q[first + j]), float(self.clip.c[first + j]), self.clip.limit
+                row.add_(samples[j].add_(states[-1], alpha=c).clamp_(-limit, limit), alpha=r)
+            states.append(row)
+        return known
 
-    def path_of_one_output(
-        self, first: int, count: int, start: Tensor, output: Tensor, past: Sequence[Visit] = ()
+    def path_of_one(
+        self,
+        first: int,
+        start: Tensor,
+        held: Tensor,
+        output: Sequence[tuple[float, float]],
+        noise: Tensor | None,
+        past: Sequence[Visit] = (),
     ) -> Tensor | None:
-        """The path from ``start`` with one output for all steps; None where a step draws noise or clips."""
-        if self.clip is not None or self.noisy[first : first + count].any():
-            return None
-        states, outputs = ([visit[k] for visit in past] for k in (0, 1))
-        known = len(past)
-        # row j: weights of the j-th state on earlier states, start, earlier outputs, and the output
-        rows = np.eye(known + 1 + count, known + 1 + known + 1)
-        rows[known + 1 :] = 0.0
+        """Steps ``first ...`` one after the other with one thing held, such as the output: a product with a matrix.
+
+        Args:
+            first: the first step.
+            start: ``(B, D)`` the state that it leaves from.
+            held: ``(B, D)``.
+            output: for every step, the two weights that make its output of its state and of ``held``.
+            noise: ``(W, B, D)``; None for none.
+            past: the steps before.
+
+        Returns:
+            ``(W, B, D)``; None where the part that is clipped follows the states.
+        """
+        known, count, limit = len(past), len(output), None
+        own, given = (np.array(weights) for weights in zip(*output, strict=True))
+        at = slice(first, first + count)
+        if self.clip is not None:
+            limit, c, d = self.clip.limit, self.clip.c[at], self.clip.d[at]
+            if np.abs(c + d * own).max() > _SMALL or np.abs(d * given - 1).max() > _SMALL:
+                return None
+        basis = [*[state for state, _ in past], start, *[out for _, out in past], held]
+        drawn, clipped = len(basis), len(basis) + (0 if noise is None else count)
+        # row j: weights of the j-th state on the basis
+        rows = np.zeros((known + 1 + count, clipped + (limit is not None)))
+        outputs = np.zeros((known + count, rows.shape[1]))
+        rows[: known + 1, : known + 1], outputs[:known, known + 1 : 2 * known + 1] = np.eye(known + 1), np.eye(known)
         for j in range(count):
-            n, at = first + j, known + 1 + j
-            for k in range(min(self.lags, at - 1) + 1):
-                rows[at] += self.x[n, k] * rows[at - 1 - k]
-                rows[at, -1 if k <= j else known + 1 + known - (k - j)] += self.o[n, k]
-        basis = torch.stack([row.to(start.dtype) for row in (*states, start, *outputs, output)])
+            n, here = first + j, known + j
+            outputs[here] = own[j] * rows[here]
+            outputs[here, drawn - 1] += given[j]
+            lags = min(self.lags, here) + 1
+            rows[here + 1] = self.x[n, :lags] @ rows[here::-1][:lags] + self.o[n, :lags] @ outputs[here::-1][:lags]
+            if noise is not None:
+                rows[here + 1, drawn + j] = self.s[n]
+            if self.clip is not None:
+                rows[here + 1, clipped] += self.clip.q[n]
+        parts = [torch.stack([row.to(start.dtype) for row in basis]), *([] if noise is None else [noise])]
+        parts += [] if limit is None else [held.clamp(-limit, limit)[None]]
         weights = torch.from_numpy(rows[known + 1 :]).to(start.device, start.dtype)
-        return torch.tensordot(weights, basis, 1)
+        return torch.tensordot(weights, torch.cat(parts), 1)
+
+    def _on(self, like: Tensor) -> Tensor:
+        """All weights on a device, ``(columns, N, 1, 1)``: of states and outputs by age, of noise, and of the clip."""
+        key = like.device, like.dtype
+        if key not in self._columns:
+            lags = self.lags + 1
+            parts = [self.x[:, :lags], self.o[:, :lags], self.s[:, None]]
+            if self.clip is not None:
+                parts.append(np.stack([self.clip.q, self.clip.c, self.clip.d], 1))
+            columns = torch.from_numpy(np.concatenate(parts, 1).T.copy()).to(like.device, like.dtype)
+            self._columns[key] = columns[..., None, None]
+        return self._columns[key]
