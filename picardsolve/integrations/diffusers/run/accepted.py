@@ -13,7 +13,6 @@ from picardsolve.integrations.diffusers.run.replay import Replay
 from picardsolve.integrations.diffusers.run.stepped import state_of, stepped_like
 from picardsolve.integrations.diffusers.run.window import PipelineWindow
 from picardsolve.integrations.diffusers.scheduler.bookkeeping import Bookkeeping, Taken, bookkeeping
-from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,8 @@ class AcceptedSteps:
             return False
         given = {key: value for key, value in extra.items() if key != "return_dict"}
         known = window.chain.copies.extra
-        alone = getattr(self._like, "__len__", lambda: 1)() == 1
-        return (
-            given.keys() == known.keys()
-            and all(value is known[key] or (immutable(value) and value == known[key]) for key, value in given.items())
-            and (alone or books.forgets)
+        return given.keys() == known.keys() and all(
+            value is known[key] or (immutable(value) and value == known[key]) for key, value in given.items()
         )
 
     def accept(self, first: int, states: Tensor, made: RoundOutputs, replay: Replay) -> None:
@@ -116,7 +112,7 @@ class AcceptedSteps:
         self._window.chain.pass_noise(n)
         self._books.skip(n, taken)
         self._next = n + 1
-        return stepped_like(self._like, self.state(n), lambda: self._whole(n, taken))
+        return stepped_like(self._like, self.state(n), lambda: self._whole(n))
 
     def is_time(self, n: int, timestep: Any) -> bool:
         """Whether a step is given the timestep of the loop."""
@@ -138,13 +134,11 @@ class AcceptedSteps:
             and self._window.chain.noise_foreseen(n)
         )
 
-    def _whole(self, n: int, taken: Taken) -> Any:
-        """The scheduler's own result, for who reads more of it than the state; from then on it takes all steps."""
+    def _whole(self, n: int) -> Any:
+        """The scheduler's own result of step ``n``, for who reads more of it than the state: not to be foreseen."""
         assert self._window is not None
+        assert self._books is not None
+        if self._next != n + 1:
+            raise RuntimeError("the result of a scheduler's step was read after the next step")
         self._window.chain.agrees = False
-        copies = self._window.chain.copies
-        stage = copy_of(self._books.before(n), self._own)  # pyright: ignore
-        with copies.tape.ahead():
-            if n in copies.tape.before:
-                copies.tape.start(n)
-            return type(stage).step(stage, taken.output, taken.timestep, taken.sample, **taken.extra)
+        return self._books.again(n + 1, self._own)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import immutable, version
-from picardsolve.integrations.diffusers.scheduler.copied_steps import PATCHED
+from picardsolve.integrations.diffusers.scheduler.copied_steps import PATCHED, copy_of
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
 from picardsolve.integrations.diffusers.scheduler.probe import Probe
 
@@ -54,18 +54,9 @@ class Bookkeeping:
     def _reach(self) -> int:
         """Number of steps that fill all that the scheduler remembers of states and outputs."""
         if self.probe is None:
-            return 0
-        lists = [len(value) for value in vars(self.probe.stage(0)).values() if isinstance(value, list)]
-        return max([self.probe.table.lags + 1, *lists])
-
-    @property
-    def forgets(self) -> bool:
-        """Whether the scheduler remembers nothing of states and outputs."""
-        return self.probe is None or self._reach == 1
-
-    def before(self, n: int) -> Any:
-        """A scheduler that forgets, as it is before step ``n``."""
-        return self.scheduler if self.probe is None else self.probe.stage(n)
+            return 1
+        kept = [value for value in vars(self.probe.stage(len(self.probe.scales))).values() if isinstance(value, list)]
+        return max([self.probe.table.lags + 1, *(len(value) for value in kept if _has_states(value, self.probe.unit))])
 
     @property
     def untouched(self) -> bool:
@@ -94,23 +85,34 @@ class Bookkeeping:
 
     def catch_up(self, n: int) -> None:
         """Let the scheduler be what it would be before step ``n``, had it taken all steps itself."""
-        if self.probe is None or not self.behind:
-            return
-        latest = list(self._latest)
-        self._stand(n - len(latest), latest[0].sample)
+        if self.probe is not None and self.behind:
+            self._take_latest(self.scheduler, n)
+            self.behind = 0
+            self._look()
+
+    def again(self, n: int, own: Tensor) -> Any:
+        """The result of step ``n - 1``, the latest, by a copy of the scheduler."""
+        return self._take_latest(copy_of(self.scheduler, own), n)
+
+    def _take_latest(self, scheduler: Any, n: int) -> Any:
+        latest, stepped, step = list(self._latest), None, type(scheduler).step
+        self._stand(scheduler, n - len(latest), latest[0].sample)
         tape = NoiseTape.of(latest[0].extra.get("generator"), latest[0].sample.device)
         with tape.ahead():  # the noise of these steps was drawn when the table took them
             for taken in latest:
-                self.step(taken.output, taken.timestep, taken.sample, **taken.extra)
-        self.behind = 0
-        self._look()
+                stepped = step(scheduler, taken.output, taken.timestep, taken.sample, **taken.extra)
+        return stepped
 
-    def _stand(self, n: int, like: Tensor) -> None:
-        """Put the scheduler to step ``n``, with zeros for what it remembers of earlier states and outputs."""
-        assert self.probe is not None
-        for name, value in vars(self.probe.stage(n)).items():
-            if name not in PATCHED and name != "timesteps" and _moves(value, self.probe.unit):
-                self.scheduler.__dict__[name] = _with_zeros(value, self.probe.unit, like)
+    def _stand(self, scheduler: Any, n: int, like: Tensor) -> None:
+        """Put a scheduler to step ``n``, with zeros for what it remembers of earlier states and outputs."""
+        if self.probe is None:
+            return
+        unit, then = self.probe.unit, vars(self.probe.stage(n))
+        for name in vars(self.probe.stage(len(self.probe.scales))):
+            if name not in then:  # it will get this attribute in a later step
+                scheduler.__dict__.pop(name, None)
+            elif name not in PATCHED and name != "timesteps" and _moves(then[name], unit):
+                scheduler.__dict__[name] = _with_zeros(then[name], unit, like)
 
     def _look(self) -> None:
         self._seen = [
@@ -127,7 +129,9 @@ def bookkeeping(scheduler: Any, step: Callable[..., Any], probe: Probe | None) -
     if not probe.complete:
         return None
     start, end = (vars(probe.stage(n)) for n in (0, len(probe.scales)))
-    known = start.keys() == end.keys() and all(_known(value, end[name], probe.unit) for name, value in start.items())
+    known = start.keys() <= end.keys() and all(
+        _known(start.get(name), value, probe.unit) for name, value in end.items()
+    )
     return Bookkeeping(scheduler, step, probe) if known else None
 
 
@@ -143,6 +147,10 @@ def _moves(value: Any, unit: torch.Size) -> bool:
     if isinstance(value, list):
         return all(_moves(part, unit) for part in value)
     return value.shape in (unit, ()) if isinstance(value, Tensor) else immutable(value)
+
+
+def _has_states(value: list[Any], unit: torch.Size) -> bool:
+    return any(isinstance(part, Tensor) and part.shape == unit for part in value)
 
 
 def _with_zeros(value: Any, unit: torch.Size, like: Tensor) -> Any:
