@@ -35,12 +35,15 @@ class AcceptedSteps:
         self._books: Bookkeeping | None = None
         self._round: _Round | None = None
         self._mode: ReplayMode | None = None
+        self._latest: Taken | None = None
         self._like: Any = None  # the latest result of a real step
         self._next = 0  # number of the next step
 
     def open(self, window: PipelineWindow) -> None:
         """The window was opened at the first step."""
         self._window, self._books = window, bookkeeping(self._scheduler, self._step, window.chain.probe)
+        if self._books is not None and self._latest is not None:
+            self._books.took(self._latest)
 
     def catch_up(self) -> None:
         """Let the scheduler be what it would be after its own steps."""
@@ -51,7 +54,7 @@ class AcceptedSteps:
         """Step ``n`` by the scheduler."""
         self.catch_up()
         self._like = self._step(taken.output, taken.timestep, taken.sample, **taken.extra)
-        self._next = n + 1
+        self._next, self._latest = n + 1, taken
         if self._books is not None:
             self._books.took(taken)
         return self._like

@@ -37,7 +37,7 @@ class Constant:
 
     def is_still(self, value: Any) -> bool:
         """Whether a value is this tensor, not written to since."""
-        return value is self.tensor and self.version is not None and version(value) == self.version
+        return isinstance(value, Tensor) and self.version is not None and same_memory(value, self.tensor, self.version)
 
 
 @dataclass(frozen=True)
@@ -204,13 +204,12 @@ class ReplayMode(LoopMode):
     def answer(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The result of the next recorded operation, if this is the same; else None."""
         operations = self._rerun.recording.operations
-        if self._next == len(operations):
-            return None
-        operation = operations[self._next]
-        if func != operation.func or not (self._same(args, operation.args) and self._same(kwargs, operation.kwargs)):
-            return None
-        self._next += 1
-        return self._made(operation.result)
+        for k in range(self._next, len(operations)):  # what a callback did to the states is no part of the body
+            operation = operations[k]
+            if func == operation.func and self._same(args, operation.args) and self._same(kwargs, operation.kwargs):
+                self._next = k + 1
+                return self._made(operation.result)
+        return None
 
     def is_slot(self, value: Any, slot: int) -> bool:
         """Whether a value is that of a slot."""
