@@ -91,6 +91,7 @@ def same_memory(value: Tensor, known: Tensor, written: int) -> bool:
         and value.device == known.device
         and value.layout == known.layout == torch.strided
         and value.stride() == known.stride()
-        and value.data_ptr() == known.data_ptr()
+        and value.storage_offset() == known.storage_offset()
+        and value.untyped_storage()._cdata == known.untyped_storage()._cdata
         and version(value) == version(known) == written
     )
