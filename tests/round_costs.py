@@ -20,7 +20,7 @@ import picardsolve as ps
 
 Drift = Callable[[Tensor, Tensor], Tensor]
 SIZE = 16
-SKIPPED, ROUNDS = 4, 12  # rounds: until the window is full and the iteration has its memory, and all that are run
+SKIPPED, ROUNDS = 4, 10  # rounds: until the window is full and the iteration has its memory, and all that are run
 WINDOWS = 64  # length of the grid, in windows
 
 

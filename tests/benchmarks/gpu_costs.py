@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from tally import Tally
 from torch.profiler import ProfilerActivity, profile
 
 Act = Callable[[], object]
@@ -21,9 +22,11 @@ class Constants:
     copy: float
     copy_without_wait: float
 
-    def round(self, kernels: float, copies: float, waits: float) -> float:
+    def round(self, counted: Tally) -> float:
         """Milliseconds beside the drift that the model expects of a round."""
-        return (kernels * self.launch + copies * self.copy + waits * self.wait) / 1e3
+        copies, blocking = counted.of("copy to the device"), counted.of("blocking copy")
+        copying = blocking * self.copy + (copies - blocking) * self.copy_without_wait
+        return (counted.of("kernel") * self.launch + copying + counted.of("wait") * self.wait) / 1e3
 
 
 def finish(device: torch.device) -> None:
