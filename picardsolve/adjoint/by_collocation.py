@@ -118,7 +118,7 @@ class _SegmentAdjoint(Adjoint):
         states = _tensor(function.layout, stack.states[window.at].reshape(-1, d)).requires_grad_()
         times, sample = torch.from_numpy(stack.times[window.at].ravel()), stack.sample[window.at].repeat(n)
         with torch.enable_grad():
-            drift = function(times, states, torch.from_numpy(sample))
+            drift = function(times, states, sample)
         sums.look(drift, states)
         mu = self._iterated(window, drift, states, following) if n * d > _DENSE else None
         if mu is None:
@@ -171,7 +171,7 @@ class _SegmentAdjoint(Adjoint):
 
 def _drift_times(function: RowFunction, times: Tensor, states: Tensor, sample: Tensor, cotangent: Tensor) -> Tensor:
     """The drift at rows times their cotangents, ``(R,)``."""
-    return (function(times.detach(), states, sample) * cotangent).sum(1).to("cpu", torch.float64)
+    return (function(times.detach(), states, sample.numpy()) * cotangent).sum(1).to("cpu", torch.float64)
 
 
 def _width(stack: Stack, max_batch: int | None) -> tuple[int, int]:

@@ -113,7 +113,7 @@ class Slide:
         if not self.missing:
             return Pick.from_(self.first, self.width + 1, rows)
         if alike(self.first) and alike(self.known):
-            return Pick(slice(int(self.first[0]), int(self.first[0] + self.known[0]) + 1), self.n[:0])
+            return Pick.from_(self.first, int(self.known[0]) + 1, rows)
         return behind(self.first, self.known, self.width + 1, rows, self.missing)
 
     @cached_property

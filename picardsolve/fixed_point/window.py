@@ -78,8 +78,7 @@ class Window(GridMachine):
         if widest:
             ahead = self._guess.first(self._entering(y0, steps_from(self.begin, widest, self.chain.length), widest))
             self.x = self.x if ahead is None else torch.cat([self.x, ahead])
-        self._place: Placement | None = None
-        self._place = self._placed(np.zeros_like(self.begin))
+        self._place = Placement(self._numbers(0), np.zeros_like(self.begin))
 
     @property
     def done(self) -> bool:
@@ -162,7 +161,7 @@ class Window(GridMachine):
     def _placed(self, span: Index) -> Placement:
         n, before = self._numbers(int(span.max())), self._place
         place = Placement(n, span)
-        if before is not None and before.full and place.full and before.mask.shape == place.mask.shape:
+        if before.full and place.full and before.mask.shape == place.mask.shape:
             return Placement(n, span, before.sample)
         return place
 

@@ -51,7 +51,7 @@ class FirstCalls:
             return not_random(self.name, self.layout.device, lambda: call(t, x, sample))
         return self._with_first_row_again(call, t, x, sample)
 
-    def _with_first_row_again(self, call: Call, t: Tensor, x: Tensor, sample: Tensor) -> Tensor:
+    def _with_first_row_again(self, call: Call, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         """Call with the very first row appended: its value is another if the function mixes rows."""
         assert self._first is not None
         first_t, first_x, first_sample, expected = self._first
