@@ -187,18 +187,26 @@ class SchedulerChain(Chain):
         """The noise that the scheduler will draw in steps ``first ...``; each step's noise is drawn once."""
         if not table.noisy[first : first + count].any():
             return None
-        copies, tape = self.copies, self.copies.tape
-        dtype = table.noise_dtype or copies.output_dtype
+        missing = [n for n in range(first, first + count) if n not in self._noise]
+        if missing:
+            dtype = table.noise_dtype or self.copies.output_dtype
+            drawn = self._drawn(table, missing, dtype).to(like.device, non_blocking=True)  # in one copy for all steps
+            self._noise.update(zip(missing, drawn.unbind(0), strict=True))
+        rows = [self.copies.tied(self._noise[n]) for n in range(first, first + count)]
+        return torch.stack(rows).to(like.dtype)
+
+    def _drawn(self, table: SchedulerTable, steps: list[int], dtype: torch.dtype) -> Tensor:
+        """What the scheduler will draw in some steps, ``(S, B, D)``, where its generators are."""
+        copies, tape, drawn = self.copies, self.copies.tape, []
         generators = list(tape.generators) if len(tape.generators) > 1 else tape.generators[0]
+        where = tape.generators[0].device
         with tape.ahead():
-            for n in range(first, first + count):
-                if n in self._noise:
-                    continue
+            for n in steps:
                 tape.start(n)
                 make = torch.zeros if not table.noisy[n] else partial(randn_tensor, generator=generators)
-                self._noise[n] = make(tuple(copies.shape), device=like.device, dtype=dtype).flatten(1)
+                drawn.append(make(tuple(copies.shape), device=where, dtype=dtype).flatten(1))
                 tape.end(n)
-        return torch.stack([copies.tied(self._noise[n]) for n in range(first, first + count)]).to(like.dtype)
+        return torch.stack(drawn)
 
     def _held(
         self, hold: Hold, first: int, count: int, step: int, source: Evaluated

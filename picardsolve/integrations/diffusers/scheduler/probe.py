@@ -4,6 +4,7 @@ The steps of most schedulers are linear in the state, the outputs and the noise,
 copy gets a new unit vector at every step. Its results are the weights, for any scheduler class.
 """
 
+import inspect
 from collections import OrderedDict
 from threading import Lock
 from typing import Any
@@ -72,8 +73,9 @@ class Probe:
         self.table = SchedulerTable(
             np.zeros((steps, LAGS)), np.zeros((steps, LAGS)), np.zeros(steps), np.zeros(steps, dtype=bool)
         )
-        config = getattr(scheduler, "config", {})
-        limited = any(config.get(name) for name in ("thresholding", "clip_sample"))  # unit vectors may not reach these
+        # unit vectors may not reach these; a configuration may hold what was meant for another class
+        taken, config = inspect.signature(type(scheduler).__init__).parameters, getattr(scheduler, "config", {})
+        limited = any(config.get(name) for name in ("thresholding", "clip_sample") if name in taken)
         self.scales = np.ones(steps)
         self.linear = not limited and not any(isinstance(value, Tensor) for value in extra.values())
         self._scheduler, self._timesteps, self._own = copy_of(scheduler, own), timesteps, own
