@@ -26,7 +26,7 @@ class Constants:
         """Milliseconds beside the drift that the model expects of a round."""
         copies, blocking = counted.of("copy to the device"), counted.of("blocking copy")
         copying = blocking * self.copy + (copies - blocking) * self.copy_without_wait
-        return (counted.of("kernel") * self.launch + copying + counted.of("wait") * self.wait) / 1e3
+        return (counted.of("operation") * self.launch + copying + counted.of("wait") * self.wait) / 1e3
 
 
 def finish(device: torch.device) -> None:
