@@ -48,22 +48,25 @@ class MultiSecant(Iteration):
 
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + c_n (Y[n] - X[n]) + R_n' (S_n S_n' + ridge)^-1 S_n d_n``."""
-        images, states, expected = steps.images(), x[:-1], expected_slope(steps, x)
-        seen = _Seen.of(memory, states, images, expected) if memory else _Seen.at_first(states, expected, self.memory)
-        values = images.clone()
+        images, expected = steps.images(), expected_slope(steps, x)
+        now = torch.cat([x[:-1], images], -1)
+        seen = (
+            _Seen.of(memory[0], now, expected, self.memory) if memory else _Seen(expected, torch.zeros_like(expected))
+        )
         residual = torch.sub(images, x[1:], out=scratch)
         size, carried = rms(residual), recurrence_of(seen.slope, residual.numel())
         grouped = len(images) // (self.neighbours + 1) * (self.neighbours + 1)
         if memory and grouped:  # the last steps are few, and furthest from being accepted
             d = arriving(carried(residual[..., sampled(residual.shape[-1])].clone()))
-            more = self._correction(seen, expected, d[:grouped])
+            more = self._correction(seen, d[:grouped])
             residual[:grouped].add_(more)
             images[:grouped].add_(more)
         y, change = propagated(images, seen.slope, carried(residual))
-        kept = states, values, torch.ones_like(seen.slope), seen.slope - expected, *seen.directions, *seen.excess
-        return Swept(y, change, size, seen.slope[..., 0], kept)
+        pairs = seen.pairs or (torch.zeros_like(now),) * self.memory
+        kept = torch.cat([now, *pairs, torch.ones_like(expected), seen.beyond], -1)
+        return Swept(y, change, size, seen.slope[..., 0], (kept,))
 
-    def _correction(self, seen: "_Seen", expected: Tensor, d: Tensor) -> Tensor:
+    def _correction(self, seen: "_Seen", d: Tensor) -> Tensor:
         """What the directions add to the first steps, ``(W, B, D)``; ``d``: changes of their states, sampled."""
         width, samples, _ = d.shape
 
@@ -71,12 +74,12 @@ class MultiSecant(Iteration):
             cut = [part[:width].unflatten(0, (-1, self.neighbours + 1)).permute(2, 0, 1, 3) for part in rows]
             return torch.cat(cut, 2).flatten(0, 1)
 
-        some = sampled(seen.directions[0].shape[-1])
-        near = grouped(*(part[..., some] for part in seen.directions))
+        directions, excess = grouped(*seen.pairs).chunk(2, -1)
+        near = directions[..., sampled(directions.shape[-1])]
         gram = torch.baddbmm(_multiple_of_one(self.ridge, near.shape[1], near.dtype, near.device), near, near.mT)
-        weights = torch.linalg.solve_ex(gram, near @ grouped(d).mT)[0].mT  # of each direction in each step's change
-        known = grouped(expected - seen.slope) * weights  # less what the slope has of it
-        more = torch.cat([weights, known], -1) @ grouped(*seen.excess, *seen.directions)
+        weights = torch.linalg.solve_ex(gram, torch.bmm(near, grouped(d).mT))[0].mT  # of directions in steps' changes
+        known = grouped(seen.beyond) * weights  # what the slope has of it already
+        more = torch.baddbmm(torch.bmm(weights, excess), known, directions, alpha=-1)
         return more.unflatten(0, (samples, -1)).flatten(1, 2).transpose(0, 1)
 
 
@@ -86,36 +89,31 @@ class _Seen:
 
     Attributes:
         slope: ``(W, B, 1)``.
-        directions: the last changes of the state, scaled to a length of one, ``(W, B, D)`` each; zero for none.
-        excess: for each of these, the change of the value beyond the expected one, likewise.
+        beyond: ``(W, B, 1)``, the slope less the expected one.
+        pairs: the last changes of the state, scaled to a length of one, with the changes of the step map's value beyond
+            the expected ones behind them, ``(W, B, 2 D)`` each; zero where there is none.
     """
 
     slope: Tensor
-    directions: tuple[Tensor, ...]
-    excess: tuple[Tensor, ...]
+    beyond: Tensor
+    pairs: tuple[Tensor, ...] = ()
 
     @staticmethod
-    def at_first(states: Tensor, expected: Tensor, memory: int) -> "_Seen":
-        """Nothing yet."""
-        none = (torch.zeros_like(states),) * memory
-        return _Seen(expected, none, none)
-
-    @staticmethod
-    def of(memory: Memory, states: Tensor, images: Tensor, expected: Tensor) -> "_Seen":
-        """With the changes since the last round."""
-        before, values, seen, beyond, *kept = memory
-        dx, df, some = states - before, images - values, sampled(states.shape[-1])
+    def of(memory: Tensor, now: Tensor, expected: Tensor, count: int) -> "_Seen":
+        """With what has changed since the last round, up to ``now``: states and values side by side."""
+        before, *pairs, numbers = memory.split([now.shape[-1]] * (count + 1) + [2], -1)
+        seen, beyond = numbers.chunk(2, -1)
+        pair, size = now - before, now.shape[-1] // 2
+        (dx, df), some = pair.chunk(2, -1), sampled(size)
+        # twice, for the squares of small changes would underflow
         largest = torch.linalg.vector_norm(dx[..., some], torch.inf, -1, keepdim=True)
-        size = torch.linalg.vector_norm(states[..., some], torch.inf, -1, keepdim=True)
-        dx, df = dx.div_(largest), df.div_(largest)  # the squares of small changes would underflow
-        length = torch.linalg.vector_norm(dx[..., some], dim=-1, keepdim=True)
-        length.masked_fill_(largest * seen <= SEEN * size, torch.nan)
-        dx, df = dx.div_(length), df.div_(length)
+        length = torch.linalg.vector_norm(dx[..., some] / largest, dim=-1, keepdim=True).mul_(largest)
+        reach = torch.linalg.vector_norm(now[..., :size][..., some], torch.inf, -1, keepdim=True)
+        pair.div_(length.masked_fill_(largest * seen <= SEEN * reach, torch.nan))
         along = torch.linalg.vecdot(dx[..., some], df[..., some])[..., None]
         slope = torch.where(along == along, along, expected + beyond).clamp_(LOWEST, HIGHEST)
-        latest = df.addcmul_(expected, dx, value=-1).nan_to_num_(0, 0, 0), dx.nan_to_num_(0, 0, 0)
-        count = len(kept) // 2
-        return _Seen(slope, (latest[1], *kept[: count - 1]), (latest[0], *kept[count:-1]))
+        df.addcmul_(expected, dx, value=-1)
+        return _Seen(slope, slope - expected, (pair.nan_to_num_(0, 0, 0), *pairs[:-1]))
 
 
 @lru_cache(maxsize=64)
