@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,9 @@ class ErrorEstimate(Stopping):
     @np.errstate(all="ignore")
     def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Estimate errors, and compare them with the allowance."""
-        scaled, size, residual, signed = self._known(seen or on_host([self], swept, noise)[0][0], noise)
+        scaled, size, residual, signed = self._known(
+            seen or on_host([self], swept, noise)[0][0], noise, swept.y.shape[-1]
+        )
         assert self._rounding is not None
         change = np.maximum(_arriving(scaled), scaled) if self.implicit else _arriving(scaled)
         residual = None if residual is None else residual * (scaled / size)
@@ -111,18 +114,16 @@ class ErrorEstimate(Stopping):
         fits[-1] &= account.blind < 2
         return np.concatenate([fits[1:], np.zeros_like(fits[:1])]), size
 
-    def _known(
-        self, seen: Seen, noise: Tensor | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Changes in tolerances, changes, and residuals and slopes where there are any."""
+    def _known(self, seen: Seen, noise: Tensor | None, size: int) -> tuple[Any, ...]:
+        """Changes in tolerances, changes, and residuals and slopes where there are any; ``size``: of a state."""
         norms = seen.norms
         if self._rounding is None:
             norms, rounding = norms[: len(norms) // 2], norms[len(norms) // 2 :]
-            self._rounding = self.tolerance.in_units(rounding, noise)[0].max(0)
-        scaled, size = self.tolerance.in_units(norms, noise)
-        finite = np.isfinite(size)  # otherwise squares overflowed: nothing is known
+            self._rounding = self.tolerance.in_units(rounding, noise, size)[0].max(0)
+        scaled, change = self.tolerance.in_units(norms, noise, size)
+        finite = np.isfinite(change)  # otherwise squares overflowed: nothing is known
         residual = None if seen.residual is None else np.where(finite, seen.residual, np.inf)
-        return np.where(finite, scaled, np.inf), size, residual, seen.slope
+        return np.where(finite, scaled, np.inf), change, residual, seen.slope
 
     def _carried(self, slope: np.ndarray | None, new: np.ndarray, account: "_Account") -> np.ndarray:
         """Errors and allowances ``(2, W, B)``: what each step adds, on top of those of the window's first state."""

@@ -10,6 +10,8 @@ from torch import Tensor
 from picardsolve.fixed_point.placement import Pick
 from picardsolve.integrators.base import Chain, Index
 
+_AT_ONCE = 2**21  # numbers that are drawn at once, or a window's
+
 
 @dataclass
 class Increments:
@@ -17,9 +19,11 @@ class Increments:
 
     Attributes:
         chain: draws them.
+        width: the widest window.
     """
 
     chain: Chain
+    width: int
     _drawn: Tensor | None = field(init=False, default=None)  # (<= W, B, noise_size), from the window's first step on
 
     def first(self, count: int, numbers: Callable[[int, int], Index], like: Tensor) -> Tensor | None:
@@ -34,7 +38,12 @@ class Increments:
             return None
         known = 0 if self._drawn is None else len(self._drawn)
         if count > known:
-            n, sample = np.broadcast_arrays(numbers(count - known, known), np.arange(like.shape[-2]))
+            # many steps at once, for a draw takes many operations
+            block = max(self.width, _AT_ONCE // (self.chain.noise_size * like.shape[-2]))
+            n = numbers(min(max(count - known, block), self.chain.length), known)
+            ended = int((n.min(1) == self.chain.length - 1).sum())  # beyond the grid's end nothing more is needed
+            n = n[: max(count - known, len(n) - ended + 1)]
+            n, sample = np.broadcast_arrays(n, np.arange(like.shape[-2]))
             new = self.chain.increments(n.flatten(), sample.flatten())
             new = new.reshape(*n.shape, -1).to(like)
             self._drawn = new if self._drawn is None else torch.cat([self._drawn, new])

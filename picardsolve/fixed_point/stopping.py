@@ -98,7 +98,7 @@ class Increment(Stopping):
     def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes with the tolerance."""
         seen = seen or on_host([self], swept, noise)[0][0]
-        scaled, size = self.tolerance.in_units(seen.norms, noise)
+        scaled, size = self.tolerance.in_units(seen.norms, noise, swept.y.shape[-1])
         return scaled <= 1, size
 
 
@@ -120,7 +120,7 @@ class Residuals(Stopping):
     def judge(self, swept: Swept, noise: Tensor | None, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Compare changes and sums of residuals with the tolerance."""
         seen = seen or on_host([self], swept, noise)[0][0]
-        scaled, size = self.tolerance.in_units(seen.norms, noise)
+        scaled, size = self.tolerance.in_units(seen.norms, noise, swept.y.shape[-1])
         if seen.residual is None or self.tolerance.nothing:
             return scaled <= 1, size
         scaled = np.where(np.isfinite(size), scaled, np.inf)

@@ -147,6 +147,7 @@ class DiffusionChain(DriftChain):
         from_state, from_output = term.sample_map(alpha, sigma)
         gain = alpha * variance / (alpha**2 * variance + sigma**2)  # D / x for data from N(0, sigma_data^2)
         expected = p + q.sum(0) * gain
+        self._blind = bool((alpha == 0).any())
         blind = alpha == 0  # a first step from pure noise, where only the predicted sample is known
         share = torch.where(blind, 0, q.sum(0) / torch.where(blind, 1, alpha))  # of (x - sigma epsilon) in the step
 
@@ -156,7 +157,7 @@ class DiffusionChain(DriftChain):
         self._times = Times(problem.ts, self.function)
         self._of_sample = table(from_state, from_output)
         self._of_steps = table(p, s, p + q[0] * from_state, expected, _scale(levels), *q)
-        self._of_levels = table(alpha, sigma)
+        self._of_levels = table(1 / sigma, -alpha / sigma)  # the predicted noise is (x - alpha D) / sigma
         self._of_noise = table(p + share, -share * sigma, torch.where(blind, q.sum(0), 0), s)
         self._towards_sample = table(p, q.sum(0), s)
         self._of_prediction = table(expected, s)
@@ -180,10 +181,12 @@ class DiffusionChain(DriftChain):
             a, c, s = self._towards_sample.at(n)
             c = c * source.output
         else:
-            alpha, sigma = self._of_levels.at(source.step)
-            epsilon = (source.state - alpha[0] * source.output) / sigma[0]
+            of_state, of_output = self._of_levels.at(source.step)
+            epsilon = torch.addcmul(of_state[0] * source.state, of_output[0], source.output)
             a, c, blind, s = self._of_noise.at(n)
-            c = (c * epsilon).addcmul_(blind, source.output)
+            c = c * epsilon
+            if self._blind:
+                c.addcmul_(blind, source.output)
         return recurrence(a, c if noise is None else c.addcmul(s, noise), start)
 
     def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:

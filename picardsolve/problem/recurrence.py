@@ -1,7 +1,5 @@
 """The linear recurrence ``y[j + 1] = a[j] y[j] + c[j]``, which sweeps, guesses and linear parts are made of."""
 
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -30,26 +28,36 @@ def recurrence(a: Tensor | None, c: Tensor, start: Tensor | None = None) -> Tens
     if start is not None:
         first = c[0]
         first.add_(start) if a is None else first.addcmul_(a[0], start)
-    return recurrence_of(a, c.numel())(c)
+    return Recurrence(a, c.numel())(c)
 
 
-def recurrence_of(a: Tensor | None, size: int) -> Callable[[Tensor], Tensor]:
-    """`recurrence` from zero with given factors, for any number of ``c`` of at most ``size`` numbers."""
-    if a is None:
-        return _sums
-    if a.device.type == "cpu" or len(a) == 1:
-        return partial(_factored, a)
-    return ChunkedRecurrence(a, size)
+class Recurrence:
+    """`recurrence` from zero with given factors, for any number of right-hand sides.
 
+    Args:
+        a: as there.
+        size: numbers in the largest right-hand side.
+    """
 
-def _sums(c: Tensor) -> Tensor:
-    return _by_rows(None, c) if c.device.type == "cpu" and c[0].numel() >= WIDE else c.cumsum(0)
+    def __init__(self, a: Tensor | None, size: int):
+        self._a, self._chunked = a, None
+        if a is not None and a.device.type != "cpu" and len(a) > 1:  # where starting an operation is dear
+            self._chunked = ChunkedRecurrence(a, size)
 
+    def __call__(self, c: Tensor) -> Tensor:
+        """The solution for ``c``, ``(W, B, D)``, which may be overwritten."""
+        a, wide = self._a, c.device.type == "cpu" and c[0].numel() >= WIDE
+        if len(c) == 1:
+            return c
+        if self._chunked is not None:
+            return self._chunked(c)
+        if a is None:
+            return _by_rows(a, c) if wide else c.cumsum(0)
+        return _by_rows(a, c) if wide or len(c) <= SHORT else _by_doubling(a, c)
 
-def _factored(a: Tensor, c: Tensor) -> Tensor:
-    if len(c) == 1:
-        return c
-    return _by_rows(a, c) if c[0].numel() >= WIDE or len(c) <= SHORT else _by_doubling(a, c)
+    def of_copy(self, c: Tensor) -> Tensor:
+        """The solution for ``c``, which is kept."""
+        return self(c if self._chunked is not None else c.clone())
 
 
 def linear_sweep(images: Tensor, factor: Tensor | None, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor]:

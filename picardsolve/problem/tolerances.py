@@ -75,30 +75,35 @@ class Tolerance:
                 tolerance is 0, the first is 0 without a change, and infinite otherwise.
         """
         norms = [norm.cpu().numpy() for norm in self.norms(change, y, noise)]
-        scaled, size = (torch.from_numpy(found.astype(norms[0].dtype)) for found in self.in_units(norms, noise))
+        scaled, size = (
+            torch.from_numpy(found.astype(norms[0].dtype)) for found in self.in_units(norms, noise, change.shape[-1])
+        )
         return scaled.to(change.device), size.to(change.device)
 
     def norms(self, change: Tensor, y: Tensor, noise: Tensor | None) -> list[Tensor]:
         """What changes are measured by, as tensors ``(W, B)`` for `in_units`; arguments as for `measure`."""
-        size = rms(change)
+        length = torch.linalg.vector_norm(change, dim=-1)
         if self.nothing:
-            return [_any(change), size]  # from the elements, because the squares in the size may underflow
+            return [_any(change), length]  # from the elements, because the squares in the length may underflow
         if self._by_elements(noise):  # the squares of changes may underflow
-            return [self._by_element(change, y, noise), size]
-        found = [size] if _is_zero(self.state) else [size, rms(y)]
+            return [self._by_element(change, y, noise), length]
+        found = [length] if _is_zero(self.state) else [length, torch.linalg.vector_norm(y, dim=-1)]
         if noise is not None and not _is_zero(self.noise):
-            found.append(noise.expand(size.shape))
+            found.append(noise.expand(length.shape))
         return [*found, _any(change)] if self._of_samples else found
 
     @np.errstate(all="ignore")
-    def in_units(self, norms: Sequence[np.ndarray], noise: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-        """The result of `measure` from the norms on the host; ``noise`` as there."""
+    def in_units(
+        self, norms: Sequence[np.ndarray], noise: Tensor | None, numbers: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The result of `measure` from the norms on the host, of states of so many numbers; ``noise`` as there."""
+        root = numbers**-0.5
         if self.nothing or self._by_elements(noise):
-            return norms[0], norms[1]
-        atol, of_noise, of_state = self._on_host
+            return norms[0], norms[1] * root
+        allowed, of_noise, of_state = self._on_host
         size, *more = norms
-        parts, allowed = iter(more), atol
-        allowed = allowed if _is_zero(self.state) else allowed + of_state * next(parts)
+        size, parts = size * root, iter(more)
+        allowed = allowed if _is_zero(self.state) else allowed + of_state * root * next(parts)
         allowed = allowed if noise is None or _is_zero(self.noise) else allowed + of_noise * next(parts)
         scaled = np.where(size == 0, 0, size / allowed)
         return (np.where(allowed > 0, scaled, next(parts)) if self._of_samples else scaled), size

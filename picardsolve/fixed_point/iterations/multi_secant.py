@@ -5,13 +5,14 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.slopes import HIGHEST, LOWEST, SEEN, expected_slope, sampled
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_positive_integer
-from picardsolve.problem.recurrence import arriving, propagated, recurrence_of, rms
+from picardsolve.problem.recurrence import Recurrence, arriving, propagated, rms
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,16 @@ class MultiSecant(Iteration):
             _Seen.of(memory[0], now, expected, self.memory) if memory else _Seen(expected, torch.zeros_like(expected))
         )
         residual = torch.sub(images, x[1:], out=scratch)
-        size, carried = rms(residual), recurrence_of(seen.slope, residual.numel())
+        size, carried = rms(residual), Recurrence(seen.slope, residual.numel())
         grouped = len(images) // (self.neighbours + 1) * (self.neighbours + 1)
         if memory and grouped:  # the last steps are few, and furthest from being accepted
-            d = arriving(carried(residual[..., sampled(residual.shape[-1])].clone()))
+            d = arriving(carried.of_copy(residual[..., sampled(residual.shape[-1])]))
             more = self._correction(seen, d[:grouped])
             residual[:grouped].add_(more)
             images[:grouped].add_(more)
         y, change = propagated(images, seen.slope, carried(residual))
         pairs = seen.pairs or (torch.zeros_like(now),) * self.memory
-        kept = torch.cat([now, *pairs, torch.ones_like(expected), seen.beyond], -1)
+        kept = torch.cat([now, *pairs, _ones(expected.shape, expected.dtype, expected.device), seen.beyond], -1)
         return Swept(y, change, size, seen.slope[..., 0], (kept,))
 
     def _correction(self, seen: "_Seen", d: Tensor) -> Tensor:
@@ -105,11 +106,9 @@ class _Seen:
         seen, beyond = numbers.chunk(2, -1)
         pair, size = now - before, now.shape[-1] // 2
         (dx, df), some = pair.chunk(2, -1), sampled(size)
-        # twice, for the squares of small changes would underflow
-        largest = torch.linalg.vector_norm(dx[..., some], torch.inf, -1, keepdim=True)
-        length = torch.linalg.vector_norm(dx[..., some] / largest, dim=-1, keepdim=True).mul_(largest)
         reach = torch.linalg.vector_norm(now[..., :size][..., some], torch.inf, -1, keepdim=True)
-        pair.div_(length.masked_fill_(largest * seen <= SEEN * reach, torch.nan))
+        length = torch.linalg.vector_norm(dx[..., some] / reach, dim=-1, keepdim=True)  # squares of dx may underflow
+        pair.div_(threshold(length * seen, SEEN, torch.nan).mul_(reach))  # NaN where no slope is seen
         along = torch.linalg.vecdot(dx[..., some], df[..., some])[..., None]
         slope = torch.where(along == along, along, expected + beyond).clamp_(LOWEST, HIGHEST)
         df.addcmul_(expected, dx, value=-1)
@@ -120,3 +119,9 @@ class _Seen:
 def _multiple_of_one(factor: float, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return factor * torch.eye(size, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=64)
+def _ones(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(shape, dtype=dtype, device=device)
