@@ -1,7 +1,10 @@
 """Slopes of steps, measured from their changes between two rounds."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from picardsolve.integrators.step_maps import Steps
 
@@ -14,26 +17,43 @@ def expected_slope(steps: Steps, x: Tensor) -> Tensor:
     """What a step's slope is taken to be before the step has been seen twice, ``(W, B, 1)``."""
     expected = steps.expected_slope
     shape = len(x) - 1, x.shape[1], 1
-    return x.new_ones(shape) if expected is None else expected.expand(shape).clamp(LOWEST, HIGHEST)
+    if expected is None:
+        return ones(torch.Size(shape), x.dtype, x.device)
+    return expected.expand(shape).clamp(LOWEST, HIGHEST)
 
 
-def differences(
-    states: Tensor, before: Tensor, images: Tensor, image_before: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Changes of states and images since the last round, ``(W, B, D)``, and whether they tell a slope, ``(W, B, 1)``.
+def changes(now: Tensor, before: Tensor, size: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """What has changed since the last round, scaled to a change of the state of length one.
 
-    Both are scaled to a largest change of a state of 1: the squares of small changes would underflow.
+    Args:
+        now: ``(W, B, K)``, the state of each step in its first ``size`` numbers, and what follows from the state.
+        before: the same of the last round.
+        size: numbers in a state, D.
+        seen: ``(W, B, 1)``, 1 where ``before`` is known, 0 where it is not.
+
+    Returns:
+        The changes, ``(W, B, K)``; NaN where the state has not changed by more than rounding, or not been seen. And
+        what they were divided by, ``(W, B, 1)``.
     """
-    dx, df = states - before, images - image_before
-    largest = dx.abs().amax(-1, keepdim=True)
-    fresh = (seen > 0) & (largest > SEEN * states.abs().amax(-1, keepdim=True))
-    return dx.div_(largest), df.div_(largest), fresh
+    some, change = sampled(size), now - before
+    reach = torch.linalg.vector_norm(now[..., :size][..., some], torch.inf, -1, keepdim=True)
+    length = torch.linalg.vector_norm(change[..., :size][..., some] / reach, dim=-1, keepdim=True)  # may be tiny
+    length = threshold(length * seen, SEEN, torch.nan).mul_(reach)
+    return change.div_(length), length
 
 
-def latest_slope(along: Tensor, fresh: Tensor, before: Tensor, seen: Tensor, expected: Tensor) -> Tensor:
-    """The slope measured now, else the one before, else the expected one."""
-    known = torch.where(fresh & along.isfinite(), along, before)
-    return torch.where(seen > 0, known, expected).clamp(LOWEST, HIGHEST)
+def slope_along(dx: Tensor, df: Tensor, expected: Tensor) -> Tensor:
+    """The slope ``(W, B, 1)`` of changes of length one; the expected one where they are NaN."""
+    some = sampled(dx.shape[-1])
+    along = torch.linalg.vecdot(dx[..., some], df[..., some])[..., None]
+    return torch.where(along == along, along, expected).clamp_(LOWEST, HIGHEST)
+
+
+@lru_cache(maxsize=64)
+def ones(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant, not to be written to."""
+    with torch.inference_mode(False):
+        return torch.ones(shape, dtype=dtype, device=device)
 
 
 def sampled(size: int) -> slice:

@@ -5,10 +5,9 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.slopes import HIGHEST, LOWEST, SEEN, expected_slope, sampled
+from picardsolve.fixed_point.slopes import changes, expected_slope, ones, sampled, slope_along
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_positive_integer
@@ -64,7 +63,7 @@ class MultiSecant(Iteration):
             images[:grouped].add_(more)
         y, change = propagated(images, seen.slope, carried(residual))
         pairs = seen.pairs or (torch.zeros_like(now),) * self.memory
-        kept = torch.cat([now, *pairs, _ones(expected.shape, expected.dtype, expected.device), seen.beyond], -1)
+        kept = torch.cat([now, *pairs, ones(expected.shape, expected.dtype, expected.device), seen.beyond], -1)
         return Swept(y, change, size, seen.slope[..., 0], (kept,))
 
     def _correction(self, seen: "_Seen", d: Tensor) -> Tensor:
@@ -104,13 +103,9 @@ class _Seen:
         """With what has changed since the last round, up to ``now``: states and values side by side."""
         before, *pairs, numbers = memory.split([now.shape[-1]] * (count + 1) + [2], -1)
         seen, beyond = numbers.chunk(2, -1)
-        pair, size = now - before, now.shape[-1] // 2
-        (dx, df), some = pair.chunk(2, -1), sampled(size)
-        reach = torch.linalg.vector_norm(now[..., :size][..., some], torch.inf, -1, keepdim=True)
-        length = torch.linalg.vector_norm(dx[..., some] / reach, dim=-1, keepdim=True)  # squares of dx may underflow
-        pair.div_(threshold(length * seen, SEEN, torch.nan).mul_(reach))  # NaN where no slope is seen
-        along = torch.linalg.vecdot(dx[..., some], df[..., some])[..., None]
-        slope = torch.where(along == along, along, expected + beyond).clamp_(LOWEST, HIGHEST)
+        pair, _ = changes(now, before, now.shape[-1] // 2, seen)
+        dx, df = pair.chunk(2, -1)
+        slope = slope_along(dx, df, expected + beyond)
         df.addcmul_(expected, dx, value=-1)
         return _Seen(slope, slope - expected, (pair.nan_to_num_(0, 0, 0), *pairs[:-1]))
 
@@ -119,9 +114,3 @@ class _Seen:
 def _multiple_of_one(factor: float, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return factor * torch.eye(size, dtype=dtype, device=device)
-
-
-@lru_cache(maxsize=64)
-def _ones(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.ones(shape, dtype=dtype, device=device)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.slopes import differences, expected_slope, latest_slope
+from picardsolve.fixed_point.slopes import changes, expected_slope, ones, slope_along
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import linear_sweep, rms
 
 WILDEST = 2.0  # size that slopes of elements are clipped to: a product of larger ones would blow up
-_MOVED = 1e-6  # of the largest change in a state, below which an element's own slope is not measured
+_MOVED = 1e-6  # of the length of a state's change, below which an element's own slope is not measured
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,38 @@ class Secant(Iteration):
 
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + c_n (Y[n] - X[n])``."""
-        images, states, slope, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.elementwise
-        rest = images.clone() if apart is None else images - apart
-        own = None if apart is None else torch.zeros_like(apart)
+        images, states, expected, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.elementwise
+        size = states.shape[-1]
+        now = torch.cat([states, images] if apart is None else [states, images - apart, apart], -1)
+        slope, own = expected, None if apart is None else torch.zeros_like(apart)
         if memory:
-            before, rest_before, slope_before, seen, *separate = memory
-            dx, df, fresh = differences(states, before, rest, rest_before, seen)
-            along = (torch.linalg.vecdot(dx, df) / torch.linalg.vecdot(dx, dx))[..., None]
-            slope = latest_slope(along, fresh, slope_before, seen, slope)
-            if apart is not None:
-                own = _elementwise(states, states - before, apart - separate[0], fresh, separate[1])
-        kept = states, rest, slope, torch.ones_like(slope)
-        if apart is None or own is None:
+            before, seen, beyond, *own_before = memory[0].split(
+                [now.shape[-1], 1, 1] + [size] * (apart is not None), -1
+            )
+            change, length = changes(now, before, size, seen)
+            dx, df, *da = change.split(size, -1)
+            slope = slope_along(dx, df, expected + beyond)
+            if da:
+                own = _elementwise(dx, da[0], states, length, own_before[0])
+        kept = [now, ones(expected.shape, expected.dtype, expected.device), slope - expected]
+        if own is None:
             y, change, residual = linear_sweep(images, slope, x, scratch)
-            return Swept(y, change, residual, slope[..., 0], kept)
-        factor = (slope + own).clamp(-WILDEST, WILDEST)
+            return Swept(y, change, residual, slope[..., 0], (torch.cat(kept, -1),))
+        factor = (slope + own).clamp_(-WILDEST, WILDEST)
         y, change, residual = linear_sweep(images, factor, x, scratch)
-        return Swept(y, change, residual, rms(factor), (*kept, apart, own))
+        return Swept(y, change, residual, rms(factor), (torch.cat([*kept, own], -1),))
 
 
-def _elementwise(states: Tensor, dx: Tensor, df: Tensor, fresh: Tensor, before: Tensor) -> Tensor:
-    """Slopes of each element, ``(W, B, D)``; those from before where it hardly moved, 0 where there are none."""
-    slope, size = df / dx, dx.abs()
-    told = fresh & (size > _MOVED * size.amax(-1, keepdim=True)) & slope.isfinite()
-    told &= size > torch.finfo(dx.dtype).eps ** 0.5 * states.abs()
-    return torch.where(told, slope, before).clamp(-WILDEST, WILDEST)
+def _elementwise(dx: Tensor, da: Tensor, states: Tensor, length: Tensor, before: Tensor) -> Tensor:
+    """Slopes of each element, ``(W, B, D)``; those from before where it hardly moved, 0 where there are none.
+
+    Args:
+        dx: the changes of the states divided by ``length``, ``(W, B, D)``; NaN where nothing is known.
+        da: the changes of what depends on each element alone, divided likewise.
+        states: ``(W, B, D)``.
+        length: ``(W, B, 1)``.
+        before: the slopes from before.
+    """
+    least = states.abs().mul_(torch.finfo(dx.dtype).eps ** 0.5 / length).clamp_(min=_MOVED)  # NaN where dx is
+    slope = torch.where(dx.abs() > least, da.div_(dx), before)
+    return slope.nan_to_num_(0, 0, 0).clamp_(-WILDEST, WILDEST)
