@@ -111,9 +111,14 @@ class RungeKuttaChain(DriftChain):
             return slopes[0]
         h = self._table.at(rows.step)
         for t, a in zip(later, self._a, strict=True):
-            y = states + h * sum(w * k for w, k in zip(a, slopes, strict=True) if w)
+            y = states
+            for w, k in zip(a, slopes, strict=True):
+                y = torch.addcmul(y, h, k, value=w) if w else y
             slopes.append(self.function(t, y, rows.sample))
-        return torch.stack([w * k for w, k in zip(self._b, slopes, strict=True)]).sum(0)
+        total = self._b[0] * slopes[0]
+        for w, k in zip(self._b[1:], slopes[1:], strict=True):
+            total.add_(k, alpha=w)
+        return total
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The step maps of a window."""

@@ -101,7 +101,7 @@ def matrix_sweep(images: Tensor, factor: Tensor, x: Tensor) -> tuple[Tensor, Ten
 
 def matrix_recurrence(a: Tensor, c: Tensor) -> Tensor:
     """`recurrence` with a finite matrix for each step: ``a`` is ``(W, B, D, D)``; ``c`` may be overwritten."""
-    few = a[0].numel() * a.shape[-1] <= WIDE
+    few = a[0].numel() * a.shape[-1] <= WIDE or a.device.type != "cpu"
     return _matrices_by_doubling(a, c) if few else _matrices_by_rows(a, c)
 
 

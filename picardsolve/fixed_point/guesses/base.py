@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +23,6 @@ class Trail:
     start: Tensor
     y: Tensor
     last: Index
-
-    def state(self, number: Index) -> Tensor:
-        """State ``number[s]`` of each sample s, ``(B, D)``."""
-        row, sample = torch.from_numpy(np.maximum(number - 1, 0)), torch.arange(len(number))
-        moved = torch.from_numpy(number > 0)[:, None].to(self.y.device)
-        return torch.where(moved, self.y[row, sample], self.start)
 
 
 @dataclass(frozen=True)

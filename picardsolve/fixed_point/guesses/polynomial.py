@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.guesses.base import Entering, Guess
+from picardsolve.fixed_point.placement import Pick, sent
 from picardsolve.integrators.base import Chain, Index
 from picardsolve.problem.checks import check_positive_integer
 from picardsolve.problem.problem import Problem
@@ -47,7 +48,7 @@ class Polynomial(Guess):
         assert self.ts is not None
         frozen, reach = entering.extended("output"), within_reach(entering)
         states = extrapolated(entering, self.ts, self.degree, None)
-        return frozen + (states - frozen[torch.from_numpy(reach), torch.arange(reach.shape[1])])
+        return frozen + (states - Pick.at(reach).of(frozen))
 
 
 def within_reach(entering: Entering) -> Index:
@@ -65,13 +66,13 @@ def extrapolated(entering: Entering, ts: Tensor, degree: int, path: Tensor | Non
     degrees = np.minimum(degree, reach)
     back = np.arange(degree + 1)[:, None] * reach // np.maximum(degrees, 1)
     nodes, at = np.maximum(first - back, 0), np.minimum(first + 1 + row, len(times) - 1)
-    terms = []
-    for weight, node, steps in zip(_lagrange(times[nodes], times[at], degrees), nodes, back, strict=True):
-        state = trail.state(np.maximum(trail.last - steps, 0))
-        if path is not None:
-            state = state - path[torch.from_numpy(node), torch.arange(len(node))]
-        terms.append(torch.from_numpy(weight[..., None]).to(state) * state)
-    return sum(terms[1:], terms[0])
+    known, earlier = Pick.at(np.maximum(trail.last - back, 0)), Pick.at(nodes)
+    sent(trail.y.device, [known] if path is None else [known, earlier], [])
+    states = known.of(torch.cat([trail.start[None], trail.y]))
+    if path is not None:
+        states = states - earlier.of(path)
+    weights = np.stack(_lagrange(times[nodes], times[at], degrees), -1)  # (L, B, K)
+    return torch.einsum("lbk,kbd->lbd", torch.from_numpy(weights).to(states), states)
 
 
 def _lagrange(nodes: np.ndarray, at: np.ndarray, degree: Index) -> list[np.ndarray]:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.guesses.base import Entering, Guess, copies_where_not_finite
 from picardsolve.fixed_point.guesses.polynomial import Polynomial, extrapolated
+from picardsolve.fixed_point.placement import Pick, sent
 from picardsolve.integrators.base import Chain, Evaluated
 from picardsolve.problem.checks import check_choice
 from picardsolve.problem.denoiser import Denoiser
@@ -73,8 +75,10 @@ class FromTrajectory(Guess):
             source = entering.source or Evaluated(n[:1], start, self.rows[-1])
             states = chain.extend(n, "sample", start, source, entering.noise)
         else:
-            step, sample = torch.from_numpy(n), torch.arange(len(start))
-            states = self.rows[step + 1, sample] + self._distance(entering, start - self.rows[step[0], sample])
+            step = np.asarray(n) + np.zeros(len(start), dtype=np.int64)
+            there, here = Pick.at(step + 1), Pick.at(step[:1])
+            sent(start.device, [there, here], [])
+            states = there.of(self.rows) + self._distance(entering, start - here.of(self.rows)[0])
         return copies_where_not_finite(states, start)
 
     def _distance(self, entering: Entering, now: Tensor) -> Tensor:
