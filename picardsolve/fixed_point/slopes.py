@@ -14,12 +14,10 @@ _SAMPLED = 256  # numbers of a state that some slopes are taken from, about
 
 
 def expected_slope(steps: Steps, x: Tensor) -> Tensor:
-    """What a step's slope is taken to be before the step has been seen twice, ``(W, B, 1)``."""
+    """What a step's slope is taken to be before the step has been seen twice, ``(W, B, 1)``; to be clipped."""
     expected = steps.expected_slope
-    shape = len(x) - 1, x.shape[1], 1
-    if expected is None:
-        return ones(torch.Size(shape), x.dtype, x.device)
-    return expected.expand(shape).clamp(LOWEST, HIGHEST)
+    shape = torch.Size((len(x) - 1, x.shape[1], 1))
+    return ones(shape, x.dtype, x.device) if expected is None else expected.expand(shape)
 
 
 def changes(now: Tensor, before: Tensor, size: int, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,10 +41,15 @@ def changes(now: Tensor, before: Tensor, size: int, seen: Tensor) -> tuple[Tenso
 
 
 def slope_along(dx: Tensor, df: Tensor, expected: Tensor) -> Tensor:
-    """The slope ``(W, B, 1)`` of changes of length one; the expected one where they are NaN."""
+    """The clipped slope ``(W, B, 1)`` of changes of length one; the expected one where they are NaN."""
     some = sampled(dx.shape[-1])
     along = torch.linalg.vecdot(dx[..., some], df[..., some])[..., None]
-    return torch.where(along == along, along, expected).clamp_(LOWEST, HIGHEST)
+    return clipped(torch.where(along == along, along, expected))
+
+
+def clipped(slope: Tensor) -> Tensor:
+    """A slope within what a long window bears."""
+    return slope.clamp(LOWEST, HIGHEST)
 
 
 @lru_cache(maxsize=64)

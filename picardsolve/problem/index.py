@@ -16,7 +16,7 @@ class DeviceIndex(np.ndarray):
     def on(self, device: torch.device) -> Tensor:
         """The copy on the device."""
         if self._copy is None or self._copy.device != device:
-            self._copy = torch.from_numpy(np.asarray(self)).to(device)
+            self._copy = torch.from_numpy(np.asarray(self)).to(device, non_blocking=True)
         return self._copy
 
     def keep(self, copy: Tensor) -> None:
@@ -27,13 +27,15 @@ class DeviceIndex(np.ndarray):
 def on_device(numbers: np.ndarray, device: torch.device) -> Tensor:
     """A host array as a tensor on a device; the copy that an index keeps, if it is one."""
     kept = getattr(numbers, "on", None)
-    return torch.from_numpy(numbers).to(device) if kept is None else kept(device)
+    return torch.from_numpy(numbers).to(device, non_blocking=True) if kept is None else kept(device)
 
 
 def send(device: torch.device, *indices: DeviceIndex) -> None:
     """Copy several indices to a device at once."""
     if device.type == "cpu" or not indices:  # on the CPU no copy is made
         return
-    together = torch.from_numpy(np.concatenate([np.asarray(index).ravel() for index in indices])).to(device)
+    together = torch.from_numpy(np.concatenate([np.asarray(index).ravel() for index in indices])).to(
+        device, non_blocking=True
+    )
     for index, part in zip(indices, together.split([index.size for index in indices]), strict=True):
         index.keep(part.view(index.shape))

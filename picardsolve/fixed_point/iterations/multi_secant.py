@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.slopes import changes, expected_slope, ones, sampled, slope_along
+from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, ones, sampled, slope_along
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_positive_integer
@@ -50,9 +50,7 @@ class MultiSecant(Iteration):
         """``Y[n+1] = F[n] + c_n (Y[n] - X[n]) + R_n' (S_n S_n' + ridge)^-1 S_n d_n``."""
         images, expected = steps.images(), expected_slope(steps, x)
         now = torch.cat([x[:-1], images], -1)
-        seen = (
-            _Seen.of(memory[0], now, expected, self.memory) if memory else _Seen(expected, torch.zeros_like(expected))
-        )
+        seen = _Seen.of(memory[0], now, expected, self.memory) if memory else _Seen.at_first(expected)
         residual = torch.sub(images, x[1:], out=scratch)
         size, carried = rms(residual), Recurrence(seen.slope, residual.numel())
         grouped = len(images) // (self.neighbours + 1) * (self.neighbours + 1)
@@ -74,13 +72,13 @@ class MultiSecant(Iteration):
             cut = [part[:width].unflatten(0, (-1, self.neighbours + 1)).permute(2, 0, 1, 3) for part in rows]
             return torch.cat(cut, 2).flatten(0, 1)
 
-        directions, excess = grouped(*seen.pairs).chunk(2, -1)
-        near = directions[..., sampled(directions.shape[-1])]
+        pairs = grouped(*seen.pairs)
+        near = pairs[..., : pairs.shape[-1] // 2][..., sampled(pairs.shape[-1] // 2)]
         gram = torch.baddbmm(_multiple_of_one(self.ridge, near.shape[1], near.dtype, near.device), near, near.mT)
         weights = torch.linalg.solve_ex(gram, torch.bmm(near, grouped(d).mT))[0].mT  # of directions in steps' changes
-        known = grouped(seen.beyond) * weights  # what the slope has of it already
-        more = torch.baddbmm(torch.bmm(weights, excess), known, directions, alpha=-1)
-        return more.unflatten(0, (samples, -1)).flatten(1, 2).transpose(0, 1)
+        followed = torch.bmm(weights, pairs).unflatten(0, (samples, -1)).flatten(1, 2).transpose(0, 1)
+        along, more = followed.chunk(2, -1)
+        return more.addcmul(seen.beyond[:width], along, value=-1)  # the slope has a part of it already
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,12 @@ class _Seen:
     slope: Tensor
     beyond: Tensor
     pairs: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def at_first(expected: Tensor) -> "_Seen":
+        """What is expected."""
+        slope = clipped(expected)
+        return _Seen(slope, slope - expected)
 
     @staticmethod
     def of(memory: Tensor, now: Tensor, expected: Tensor, count: int) -> "_Seen":

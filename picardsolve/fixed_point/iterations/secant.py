@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.slopes import changes, expected_slope, ones, slope_along
+from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, ones, slope_along
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import linear_sweep, rms
@@ -37,7 +37,7 @@ class Secant(Iteration):
         images, states, expected, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.elementwise
         size = states.shape[-1]
         now = torch.cat([states, images] if apart is None else [states, images - apart, apart], -1)
-        slope, own = expected, None if apart is None else torch.zeros_like(apart)
+        slope, own = clipped(expected) if not memory else expected, None if apart is None else torch.zeros_like(apart)
         if memory:
             before, seen, beyond, *own_before = memory[0].split(
                 [now.shape[-1], 1, 1] + [size] * (apart is not None), -1
