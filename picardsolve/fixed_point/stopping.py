@@ -131,14 +131,14 @@ class Residuals(Stopping):
 def reference(swept: Swept, tolerance: Tolerance) -> Tensor:
     """The state that relative tolerances refer to: the old one, element by element, or as a whole the new one.
 
-    A sweep that went far astray must not be excused by the size of the state that it reached. Where the old state is
-    the larger one, the change is as large.
+    A sweep that went far astray must not be excused by the size of the state that it reached. Derivatives may also
+    bring states back from very far: the smaller one of old and new then counts, for the next changes are compared.
     """
+    before = swept.before
     if isinstance(tolerance.rtol, Tensor) or tolerance.rtol > 0:
-        return swept.before
+        return torch.minimum(swept.y.abs(), before.abs()) if swept.leaps else before
     if not swept.leaps:
         return swept.y
-    before = swept.before
     return torch.where((rms(swept.y) > _ASTRAY * rms(before))[..., None], before, swept.y)
 
 
