@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.sweep import Memory, Swept
+from picardsolve.fixed_point.sweep import Memory, Swept, fitted
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_choice, check_optional_positive_integer, check_positive_integer
 from picardsolve.problem.recurrence import linear_sweep, rms
@@ -63,7 +63,7 @@ class Anderson(Iteration):
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y = G(X) - sum_i gamma_i dG_i``, where ``G(X)`` is not yet the sequential solution."""
         y, residual, size = self._base(steps, x, scratch)
-        seen, *past = memory or (torch.zeros_like(y[..., :1]),)
+        seen, *past = fitted(memory, len(y)) or (torch.zeros_like(y[..., :1]),)
         kept = (seen + 1, residual.clone(), y.clone(), *past)[: 1 + 2 * self.memory]
         if not past:
             return Swept(y, residual, size, memory=kept)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.slopes import HIGHEST, LOWEST, sampled
-from picardsolve.fixed_point.sweep import Memory, Sweep, Swept
+from picardsolve.fixed_point.sweep import Memory, Sweep, Swept, fitted
 from picardsolve.integrators.step_maps import Steps
 from picardsolve.problem.recurrence import arriving, rms
 
@@ -69,7 +69,7 @@ class CheckedSweep(Sweep):
             TypeError: it returns no `Swept`.
             ValueError: it breaks a rule.
         """
-        images, old = steps.images().clone(), x.clone()
+        images, old, memory = steps.images().clone(), x.clone(), fitted(memory, len(x) - 1)
         swept = self.iteration.sweep(steps, x, torch.empty_like(images), memory[2:])
         self._check_shapes(swept, images)
         seen = _Observed.of(swept, images, old, memory[:2])

@@ -11,9 +11,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from picardsolve.fixed_point.sweep import Memory
+from picardsolve.fixed_point.sweep import Memory, fitted
 from picardsolve.integrators.base import Index
 from picardsolve.problem.index import DeviceIndex, send
 
@@ -145,18 +144,8 @@ def remembered(accepted: Index, kept: Index, width: int, rows: int) -> Pick:
     return Pick.at(np.where(position < left, accepted + position, rows))
 
 
-def moved(memory: Memory, pick: Pick) -> Memory:
-    """What is remembered of the steps that `remembered` picks, at their places in the next window."""
+def moved(memory: Memory, pick: Pick, rows: int) -> Memory:
+    """What is remembered of the steps that `remembered` picks among ``rows``, at their places in the next window."""
     if pick.rows is None:  # the row of zeros stands behind the others
-        memory = tuple(_longer(part, len(part) + 1) for part in memory)
+        memory = fitted(memory, rows + 1)
     return tuple(pick.of(part) for part in memory)
-
-
-def fitted(memory: Memory, width: int) -> Memory:
-    """What is remembered of the first ``width`` steps of a window, zeros for the steps that are new."""
-    return tuple(_longer(part, width) if len(part) < width else part[:width] for part in memory)
-
-
-def _longer(part: Tensor, rows: int) -> Tensor:
-    """With zeros behind the rows."""
-    return pad(part, (0, 0) * (part.dim() - 1) + (0, rows - len(part)))

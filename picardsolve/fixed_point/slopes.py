@@ -47,6 +47,12 @@ def slope_along(dx: Tensor, df: Tensor, expected: Tensor) -> Tensor:
     return clipped(torch.where(along == along, along, expected))
 
 
+def from_expected(measured: Tensor, expected: Tensor) -> Tensor:
+    """Slopes ``(W, B, 1)``: those that are measured for the first steps, then the expected ones."""
+    known = len(measured)
+    return measured if known == len(expected) else torch.cat([measured, clipped(expected[known:])])
+
+
 def clipped(slope: Tensor) -> Tensor:
     """A slope within what a long window bears."""
     return slope.clamp(LOWEST, HIGHEST)

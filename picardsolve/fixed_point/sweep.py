@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from picardsolve.integrators.step_maps import Steps
@@ -66,6 +67,16 @@ class Sweep(ABC):
             steps: the window's steps with this round's outputs.
             x: the old states ``X[b] ... X[b + W]``, shape ``(W + 1, B, D)``; not to be written to.
             scratch: ``(W, B, D)`` memory that the change may be returned in.
-            memory: the memory of the sweep before, moved to this window's steps and zero for steps that are new; empty
-                at first.
+            memory: the memory of the sweep before, moved to this window's steps; zero for steps that are new, or
+                without their rows, see `fitted`; empty at first.
         """
+
+
+def fitted(memory: Memory, width: int) -> Memory:
+    """What is remembered of the first ``width`` steps of a window, zeros for the steps that are new."""
+    return tuple(_longer(part, width) if len(part) < width else part[:width] for part in memory)
+
+
+def _longer(part: Tensor, rows: int) -> Tensor:
+    """With zeros behind the rows."""
+    return torch.cat([part, part.new_zeros(rows - len(part), *part.shape[1:])])  # pad would write all rows twice

@@ -23,7 +23,7 @@ from picardsolve.fixed_point.grid_machine import GridMachine
 from picardsolve.fixed_point.guesses import Entering, Trail
 from picardsolve.fixed_point.guesses.checked_guess import checked as checked_guess
 from picardsolve.fixed_point.increments import Increments
-from picardsolve.fixed_point.placement import Pick, Placement, fitted, moved
+from picardsolve.fixed_point.placement import Pick, Placement, moved
 from picardsolve.fixed_point.settings import Settings
 from picardsolve.fixed_point.slide import Slide, steps_from
 from picardsolve.fixed_point.stopping import on_host
@@ -113,7 +113,9 @@ class Window(GridMachine):
         place, x = self._place, self._states()
         values = self._with_past(outputs if self._directions is None else outputs[0])
         steps = self._steps(x, values, outputs)  # F[n] = Phi_n(X[n])
-        swept = self._iteration.sweep(steps, x, self._workspace_of(x[1:]), fitted(self._memory, len(x) - 1))  # Y
+        swept = self._iteration.sweep(
+            steps, x, self._workspace_of(x[1:]), tuple(part[: len(x) - 1] for part in self._memory)
+        )  # Y
         swept = replace(swept, old=x[1:])
         rules, scale, valid = self.settings.rules, steps.noise_scale, steps.admissible
         seen, valid = on_host(rules, swept, scale, *(() if valid is None else (valid,)))  # waits for the device
@@ -212,7 +214,7 @@ class Window(GridMachine):
         drawn = self._increments.pick(accepted)
         slide.sent(y.device, self.path is not None, drawn)
         self._write(y, slide)
-        self._memory = moved(swept.memory, slide.remembered)
+        self._memory = moved(swept.memory, slide.remembered, len(y))
         if chain.memory:
             self.past = slide.past.of(values)
         self._increments.slide(drawn)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, ones, sampled, slope_along
-from picardsolve.fixed_point.sweep import Memory, Swept
+from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, from_expected, ones, sampled, slope_along
+from picardsolve.fixed_point.sweep import Memory, Swept, fitted
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.checks import check_positive_integer
 from picardsolve.problem.recurrence import Recurrence, arriving, propagated, rms
@@ -27,7 +27,7 @@ class MultiSecant(Iteration):
     Directions are compared on a sample of about 256 numbers of a large state.
 
     Args:
-        memory: number of changes of each step that are kept, 2 by default.
+        memory: number of changes of each step that are kept, 1 by default.
         neighbours: number of steps that a step shares its changes with, 3 by default: groups of four.
         ridge: regularization, > 0; the larger it is, the nearer is the sweep to `Secant`. 0.1 by default.
 
@@ -35,7 +35,7 @@ class MultiSecant(Iteration):
         TypeError, ValueError: an argument has a wrong type or value.
     """
 
-    memory: int = 2
+    memory: int = 1
     neighbours: int = 3
     ridge: float = 0.1
 
@@ -50,19 +50,19 @@ class MultiSecant(Iteration):
         """``Y[n+1] = F[n] + c_n (Y[n] - X[n]) + R_n' (S_n S_n' + ridge)^-1 S_n d_n``."""
         images, expected = steps.images(), expected_slope(steps, x)
         now = torch.cat([x[:-1], images], -1)
-        seen = _Seen.of(memory[0], now, expected, self.memory) if memory else _Seen.at_first(expected)
+        seen = _Seen.of(memory, now, expected) if memory else _Seen.at_first(expected)
         residual = torch.sub(images, x[1:], out=scratch)
         size, carried = rms(residual), Recurrence(seen.slope, residual.numel())
-        grouped = len(images) // (self.neighbours + 1) * (self.neighbours + 1)
-        if memory and grouped:  # the last steps are few, and furthest from being accepted
+        grouped = len(seen.pairs[0]) // (self.neighbours + 1) * (self.neighbours + 1) if seen.pairs else 0
+        if grouped:  # the steps behind are few, or new
             d = arriving(carried.of_copy(residual[..., sampled(residual.shape[-1])]))
             more = self._correction(seen, d[:grouped])
             residual[:grouped].add_(more)
             images[:grouped].add_(more)
         y, change = propagated(images, seen.slope, carried(residual))
-        pairs = seen.pairs or (torch.zeros_like(now),) * self.memory
-        kept = torch.cat([now, *pairs, ones(expected.shape, expected.dtype, expected.device), seen.beyond], -1)
-        return Swept(y, change, size, seen.slope[..., 0], (kept,))
+        numbers = torch.cat([ones(expected.shape, expected.dtype, expected.device), seen.beyond], -1)
+        older = seen.pairs or (torch.zeros_like(now),) * self.memory
+        return Swept(y, change, size, seen.slope[..., 0], (now, numbers, *older[: self.memory - 1]))
 
     def _correction(self, seen: "_Seen", d: Tensor) -> Tensor:
         """What the directions add to the first steps, ``(W, B, D)``; ``d``: changes of their states, sampled."""
@@ -89,7 +89,8 @@ class _Seen:
         slope: ``(W, B, 1)``.
         beyond: ``(W, B, 1)``, the slope less the expected one.
         pairs: the last changes of the state, scaled to a length of one, with the changes of the step map's value beyond
-            the expected ones behind them, ``(W, B, 2 D)`` each; zero where there is none.
+            the expected ones behind them, for the first steps, which have been seen before, ``(<= W, B, 2 D)`` each;
+            zero where there is none.
     """
 
     slope: Tensor
@@ -103,15 +104,17 @@ class _Seen:
         return _Seen(slope, slope - expected)
 
     @staticmethod
-    def of(memory: Tensor, now: Tensor, expected: Tensor, count: int) -> "_Seen":
+    def of(memory: Memory, now: Tensor, expected: Tensor) -> "_Seen":
         """With what has changed since the last round, up to ``now``: states and values side by side."""
-        before, *pairs, numbers = memory.split([now.shape[-1]] * (count + 1) + [2], -1)
+        before, numbers, *older = memory
         seen, beyond = numbers.chunk(2, -1)
-        pair, _ = changes(now, before, now.shape[-1] // 2, seen)
+        count = len(before)
+        pair, _ = changes(now[:count], before, now.shape[-1] // 2, seen)
         dx, df = pair.chunk(2, -1)
-        slope = slope_along(dx, df, expected + beyond)
-        df.addcmul_(expected, dx, value=-1)
-        return _Seen(slope, slope - expected, (pair.nan_to_num_(0, 0, 0), *pairs[:-1]))
+        slope = from_expected(slope_along(dx, df, expected[:count] + beyond), expected)
+        df.addcmul_(expected[:count], dx, value=-1)
+        older = fitted(tuple(older), count)
+        return _Seen(slope, slope - expected, (pair.nan_to_num_(0, 0, 0), *older))
 
 
 @lru_cache(maxsize=64)

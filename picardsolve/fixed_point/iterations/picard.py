@@ -31,7 +31,8 @@ class Picard(Iteration):
         some = sampled(residual.shape[-1])
         if memory:
             (before,) = memory
-            along = torch.linalg.vecdot(before, residual[..., some]) / torch.linalg.vecdot(before, before)
-            slope = torch.where(along.isfinite(), 1 + along, slope)
+            r = residual[: len(before), :, some]
+            along = torch.linalg.vecdot(before, r) / torch.linalg.vecdot(before, before)
+            slope[: len(before)] += along.nan_to_num_(0, 0, 0)
         y, change = propagated(images, None, recurrence(None, residual))
         return Swept(y, change, size, slope, (arriving(change[..., some]),))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
-from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, ones, slope_along
+from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, from_expected, ones, slope_along
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import linear_sweep, rms
@@ -37,23 +37,22 @@ class Secant(Iteration):
         images, states, expected, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.elementwise
         size = states.shape[-1]
         now = torch.cat([states, images] if apart is None else [states, images - apart, apart], -1)
-        slope, own = clipped(expected) if not memory else expected, None if apart is None else torch.zeros_like(apart)
+        slope, own = clipped(expected), None if apart is None else torch.zeros_like(apart)
         if memory:
-            before, seen, beyond, *own_before = memory[0].split(
-                [now.shape[-1], 1, 1] + [size] * (apart is not None), -1
-            )
-            change, length = changes(now, before, size, seen)
+            before, numbers, *own_before = memory
+            count, (seen, beyond) = len(before), numbers.chunk(2, -1)
+            change, length = changes(now[:count], before, size, seen)
             dx, df, *da = change.split(size, -1)
-            slope = slope_along(dx, df, expected + beyond)
-            if da:
-                own = _elementwise(dx, da[0], states, length, own_before[0])
-        kept = [now, ones(expected.shape, expected.dtype, expected.device), slope - expected]
+            slope = from_expected(slope_along(dx, df, expected[:count] + beyond), expected)
+            if own is not None:
+                own[:count] = _elementwise(dx, da[0], states[:count], length, own_before[0])
+        numbers = torch.cat([ones(expected.shape, expected.dtype, expected.device), slope - expected], -1)
         if own is None:
             y, change, residual = linear_sweep(images, slope, x, scratch)
-            return Swept(y, change, residual, slope[..., 0], (torch.cat(kept, -1),))
+            return Swept(y, change, residual, slope[..., 0], (now, numbers))
         factor = (slope + own).clamp_(-WILDEST, WILDEST)
         y, change, residual = linear_sweep(images, factor, x, scratch)
-        return Swept(y, change, residual, rms(factor), (torch.cat([*kept, own], -1),))
+        return Swept(y, change, residual, rms(factor), (now, numbers, own))
 
 
 def _elementwise(dx: Tensor, da: Tensor, states: Tensor, length: Tensor, before: Tensor) -> Tensor:
