@@ -1,5 +1,6 @@
 """The context in which a pipeline runs in parallel."""
 
+import sys
 from collections.abc import Iterator
 from threading import Lock
 from typing import Any
@@ -13,6 +14,7 @@ from picardsolve.integrations.diffusers.refusals import refuse_stateful, refuse_
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.batching import Batch
 from picardsolve.integrations.diffusers.run.loop import Loop
+from picardsolve.integrations.diffusers.run.onlookers import observed
 from picardsolve.integrations.diffusers.run.timesteps import Timesteps
 from picardsolve.integrations.diffusers.run.window_tensor import without_lane_mode
 
@@ -118,8 +120,9 @@ class Sampler:
         compiled = any(_is_compiled(module) for module in self.modules)
         width = self._options.window
         batch = Batch(self._options.max_batch, width if compiled and isinstance(width, int) and width > 1 else None)
+        seen = observed(sys._getframe(1), self._pipe, self._scheduler, self.modules)
         step = self._real.get("step")
-        loop = Loop(self._scheduler, step, self._own, timesteps, self._options, batch, self.why, self._join)
+        loop = Loop(self._scheduler, step, self._own, timesteps, self._options, batch, self.why, self._join, seen)
         self._watches.append(loop.calls.watch)
         self._loops.append(loop)
         for forward in self._forwards:

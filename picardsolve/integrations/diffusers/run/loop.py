@@ -5,7 +5,7 @@ The pipeline iterates the scheduler's timesteps as always, one step at a time. A
 * a round: the loop body runs once on window tensors. Each denoiser call is batched over the window. The core's window
   gets the outputs, and sweeps, tests, slides and guesses.
 * a replay of an accepted step: the loop body runs on plain tensors, with the stored output of the denoiser. The
-  scheduler takes its real step, with its own history and noise.
+  scheduler takes its real step, or a verified table took it, where nobody else looks at the scheduler.
 * a plain step, where there is nothing to batch, or where a stored output does not fit (a miss).
 
 The pipeline itself does everything else in its loop, in order, on the real states.
@@ -63,13 +63,14 @@ class Loop:
         batch: Batch,
         why: str | None,
         join: Callable[["Loop"], None] = lambda loop: None,
+        observed: bool = True,
     ):
         self.report = Report(steps=len(timesteps), tolerance=options.tolerance, sequential=why)
         self._scheduler, self._real_step, self._own, self._timesteps = scheduler, step, own, timesteps
         self.carrying, self._join = False, join
         self._names = [] if why is not None else list(inspect.signature(step).parameters)
         self.calls = DenoiserCalls(batch, Replay(options.tolerance), self.report)
-        self._window = PipelineWindow(options, timesteps, own, self.calls)
+        self._window = PipelineWindow(options, timesteps, own, self.calls, observed)
         self._steps = AcceptedSteps(scheduler, step, own, timesteps)
         self._prediction = GainPrediction(len(timesteps))
         self._lanes: Lanes | None = None  # lanes of this iteration, or of the next one

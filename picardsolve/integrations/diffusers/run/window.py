@@ -41,9 +41,9 @@ class PipelineWindow:
         limit: how wide the next window may be.
     """
 
-    def __init__(self, options: Options, timesteps: Tensor, own: Tensor, calls: DenoiserCalls):
+    def __init__(self, options: Options, timesteps: Tensor, own: Tensor, calls: DenoiserCalls, observed: bool):
         self._options, self._timesteps, self._own = options, timesteps, own
-        self._calls, self._report = calls, calls.report
+        self._calls, self._report, self._observed = calls, calls.report, observed
         widest = options.widest(len(timesteps))
         self._pace = Pace(widest, min(_FIRST, widest)) if options.window == "auto" else None
         self.limit = WindowLimit(len(timesteps), widest)
@@ -97,7 +97,8 @@ class PipelineWindow:
 
     def foresees(self, i: int) -> bool:
         """Whether a verified table may take the accepted steps from ``i`` on, in the place of the scheduler."""
-        return self._window is not None and not self.limit.pausing and self.chain.foresees(i)
+        known = self._window is not None and not self._observed and not self.limit.pausing
+        return known and self.chain.foresees(i)
 
     @property
     def checking(self) -> bool:
