@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picardsolve.problem.chunked_recurrence import ChunkedRecurrence
 from picardsolve.problem.recurrence import WIDE, linear_sweep, recurrence
 from picardsolve.problem.state import Layout
 from picardsolve.problem.tolerances import Tolerance
@@ -110,6 +111,56 @@ def test_one_sample_does_not_touch_another(system):
     expected = solved(a, c, start)
     c[:, 0] = NAN
     assert torch.equal(solved(a, c, start)[:, 1:], expected[:, 1:])
+
+
+# ---- the recurrence in chunks, as devices solve it
+
+
+@st.composite
+def long_systems(draw):
+    """``a`` and ``c``, of up to three levels of chunks."""
+    steps, batch, size = draw(st.sampled_from([1, 2, 17, 64, 65, 200, 4100])), draw(st.integers(1, 2)), 2
+    shape = draw(st.sampled_from([(1, 1), (batch, 1), (batch, size)]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    a = torch.rand(steps, *shape, generator=generator, dtype=torch.float64) * 2 - 1
+    return a, torch.rand(steps, batch, size, generator=generator, dtype=torch.float64) - 0.5
+
+
+def in_chunks(a, c):
+    return ChunkedRecurrence(a, c.numel())(c.clone())
+
+
+@settings(max_examples=30, deadline=None)
+@given(long_systems(), st.data())
+def test_chunks_are_the_plain_loop_to_rounding(system, data):
+    a, c = system
+    zeros = data.draw(st.sampled_from([0, 1, len(c) // 2, len(c)]))
+    c[:zeros] = 0
+    y = in_chunks(a, c)
+    assert bool(((y - plain_loop(a, c, None)).abs() <= 1e-14 * plain_loop(a.abs(), c.abs(), None)).all())
+    assert bool((y[:zeros] == 0).all())
+
+
+@pytest.mark.parametrize("steps", [16, 64, 65, 700])
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("factor", [1.3, 2.0, -1e3, 1e20])
+def test_zeros_stay_exact_in_chunks_under_factors_whose_product_overflows(steps, size, factor):
+    a, c = torch.full((steps, 1, size), factor), torch.zeros(steps, 1, 2)
+    c[-1] = 1.0
+    assert torch.equal(in_chunks(a, c), c)
+
+
+@settings(max_examples=30, deadline=None)
+@given(long_systems(), st.data(), st.sampled_from([NAN, INF]))
+def test_what_is_not_finite_does_not_reach_back_in_chunks_nor_to_another_sample(system, data, bad):
+    a, c = system
+    step = data.draw(st.integers(0, len(c) - 1))
+    expected = in_chunks(a, c)
+    c[step, 0] = bad
+    y = in_chunks(a, c)
+    assert torch.equal(y[:step], expected[:step])
+    assert torch.equal(y[:, 1:], expected[:, 1:])
+    assert not bool(y[step, 0].isfinite().any())
 
 
 # ---- the sweep

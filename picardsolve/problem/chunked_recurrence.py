@@ -32,10 +32,12 @@ class ChunkedRecurrence:
         self._shape = -(-self._width // chunk), chunk
         a = self._cut(a)
         after, self._before = _triangles(chunk, a.device)
-        self._products = a[:, :, None].masked_fill(after, 1).cumprod(1)
+        self._products = _finite(a[:, :, None].masked_fill(after, 1).cumprod(1))
         if self._scalar:  # (count, B or 1, n, m)
             self._products = self._products.masked_fill_(self._before, 0)[..., 0].permute(0, 3, 1, 2)
-        self._through = a.cumprod(1) if self._shape[0] > 1 else None  # what a chunk makes of the value before it
+        self._through = (
+            _finite(a.cumprod(1)) if self._shape[0] > 1 else None
+        )  # what a chunk makes of the value before it
 
     def __call__(self, c: Tensor) -> Tensor:
         """Solve it from zero; a value that is not finite spoils none before it.
@@ -73,6 +75,12 @@ class ChunkedRecurrence:
         if count * chunk > self._width:
             rows = pad(rows, (0, 0) * (rows.dim() - 1) + (0, count * chunk - self._width))
         return rows.unflatten(0, self._shape)
+
+
+def _finite(products: Tensor) -> Tensor:
+    """Products, in place, of which infinite ones would turn exact zeros into NaN."""
+    largest = torch.finfo(products.dtype).max
+    return products.nan_to_num_(0, largest, -largest)
 
 
 @lru_cache(maxsize=64)
