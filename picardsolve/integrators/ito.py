@@ -18,7 +18,9 @@ def _products(increments: Tensor, less: Tensor | None) -> Tensor:
     """The increments, and behind them half their products."""
     products = increments[..., :, None] * increments[..., None, :]
     if less is not None:
-        products = products - less[..., None] * torch.eye(increments.shape[-1]).to(increments)
+        products = products - less[..., None] * torch.eye(
+            increments.shape[-1], dtype=increments.dtype, device=increments.device
+        )
     return torch.cat([increments, 0.5 * products.flatten(-2)], -1)
 
 

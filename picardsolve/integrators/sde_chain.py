@@ -201,7 +201,7 @@ class SDEChain(DriftChain):
         assert noise is not None
         h = self._table.at(n)
         f, added = self._step(source.output.expand(len(n), *source.output.shape), h, noise)
-        return recurrence(None, h * f + added, start)
+        return recurrence(None, torch.addcmul(added, h, f), start)
 
     @property
     def deviation(self) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, from_expected, ones, slope_along
-from picardsolve.fixed_point.sweep import Memory, Swept
+from picardsolve.fixed_point.sweep import Memory, Swept, fitted
 from picardsolve.integrators.base import Steps
 from picardsolve.problem.recurrence import linear_sweep, rms
 
@@ -37,15 +37,18 @@ class Secant(Iteration):
         images, states, expected, apart = steps.images(), x[:-1], expected_slope(steps, x), steps.elementwise
         size = states.shape[-1]
         now = torch.cat([states, images] if apart is None else [states, images - apart, apart], -1)
-        slope, own = clipped(expected), None if apart is None else torch.zeros_like(apart)
+        slope, own = clipped(expected), None
         if memory:
             before, numbers, *own_before = memory
             count, (seen, beyond) = len(before), numbers.chunk(2, -1)
             change, length = changes(now[:count], before, size, seen)
             dx, df, *da = change.split(size, -1)
             slope = from_expected(slope_along(dx, df, expected[:count] + beyond), expected)
-            if own is not None:
-                own[:count] = _elementwise(dx, da[0], states[:count], length, own_before[0])
+            if da:
+                known = _elementwise(dx, da[0], states[:count], length, own_before[0])
+                (own,) = fitted((known,), len(states))
+        elif apart is not None:
+            own = torch.zeros_like(apart)
         numbers = torch.cat([ones(expected.shape, expected.dtype, expected.device), slope - expected], -1)
         if own is None:
             y, change, residual = linear_sweep(images, slope, x, scratch)
