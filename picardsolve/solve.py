@@ -238,7 +238,8 @@ def sequential(
     path = y.new_full((chain.length + 1, *y.shape), torch.nan) if save == "all" else None
     stepper = Stepper(chain, y, path)
     with Progress(chain.length, progress) as bar:
-        rounds = drive(stepper, after=lambda count: bar.update(count, count * chain.rounds))
+        show = (lambda count: bar.update(count, count * chain.rounds)) if progress else None
+        rounds = drive(stepper, after=show)
     failed = stepper.reached < chain.length
     if path is None:
         path = last_states(stepper.y, ~failed)

@@ -158,7 +158,7 @@ class Certificate(AbstractCertificate):
         if one_sided is not None:
             one_sided = torch.minimum(_per_step("one_sided", one_sided, evidence.steps), lipschitz)
         constants = chain.step_constants(lipschitz, one_sided)
-        residuals = measured_residuals(chain, path, max(int(r.width.max()) for r in evidence.history))
+        residuals = measured_residuals(chain, path, max(self.solution.stats.max_width, 1))
         rounding = 4 * torch.finfo(path.dtype).eps * rms(path[1:]).double().cpu()
         bound = propagated_bound(residuals + rounding, constants[:, 0], earlier=constants[:, 1:])
         bound = torch.cat([torch.zeros_like(bound[:1]), bound])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from picardsolve.certificate.again import Again
 from picardsolve.certificate.certificate import Certificate
 from picardsolve.certificate.evidence import Evidence
 from picardsolve.certificate.growth import Growth, measurable
-from picardsolve.certificate.running import last_states, result_of, run_rounds
+from picardsolve.certificate.running import Pacing, last_states, result_of, run_rounds
 from picardsolve.certificate.sharpening import Sharpening
 from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.grid_machine import GridMachine, forget_beyond
@@ -33,8 +33,6 @@ _KEPT = 2**22  # numbers of a solution that is kept while it is solved, to measu
 _ROOM = 2**20  # bytes of functions that go along into a pickle
 _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does not say
 
-Width: TypeAlias = int | Literal["auto"]
-
 
 @dataclass
 class GridSolve:
@@ -47,7 +45,7 @@ class GridSolve:
         method: how they are solved in rounds.
         machine: the solve under way.
         tolerance: the tolerance of errors.
-        paced: whether the width of the window follows from what its rounds cost.
+        pace: see `run_rounds`.
         keeps: whether the user wants the state at every time.
         rounds: rounds so far.
         growth: growth of errors along the solution; None: not known.
@@ -60,7 +58,7 @@ class GridSolve:
     method: Method
     machine: GridMachine
     tolerance: Tolerance
-    paced: bool
+    pace: Pacing
     keeps: bool
     rounds: int = 0
     growth: Growth | None = None
@@ -75,7 +73,7 @@ class GridSolve:
         chain: DriftChain,
         iteration: Method | None,
         guess: Any,
-        window: Width,
+        window: int | Literal["auto"],
         stop: Stop | MakesRule,
         tolerances: tuple[Any, Any, Any],
         keeps: bool,
@@ -95,16 +93,18 @@ class GridSolve:
             meter = ErrorEstimate(tolerance, chain.length, chain.trusts_slopes, implicit=chain.implicit)
         checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT
         path = y.new_full((chain.length + 1, *y.shape), torch.nan) if keeps or checked else None
-        width = window if window != "auto" else min(chain.length, max((problem.max_batch or _WIDEST) // len(y), 1))
+        widest = window if window != "auto" else min(chain.length, max((problem.max_batch or _WIDEST) // len(y), 1))
         parts = {"guess": guess_for(guess, problem, chain), "stopping": stopping, "meter": meter}
-        machine = method.machine(chain, y, path, width=width, lockstep=problem.term.takes == "batch", **parts)
-        paced = window == "auto" and method.stop is None and not chain.implicit
-        return cls(problem, y, chain, method, machine, tolerance, paced, keeps)
+        machine = method.machine(chain, y, path, width=widest, lockstep=problem.term.takes == "batch", **parts)
+        pace: Pacing = "auto" if window == "auto" else "single" if window == 1 else "fixed"
+        if method.stop is not None or chain.implicit:  # cores along the grid, and equations that a window iterates
+            pace = "fixed"
+        return cls(problem, y, chain, method, machine, tolerance, pace, keeps)
 
     @torch.no_grad()
     def run(self, max_rounds: int | None, bar: Progress) -> None:
         """Run the rounds, and those of samples whose errors are then estimated beyond the tolerance."""
-        self.rounds = run_rounds(self.machine, self.paced, max_rounds, bar)
+        self.rounds = run_rounds(self.machine, self.pace, max_rounds, bar)
         if self.machine.path is not None:
             forget_beyond(self.machine.path, self.machine.begin)
         if self.method.stop is None and not self.machine.exact:
@@ -145,7 +145,7 @@ class GridSolve:
             growth=self.growth,
             exact=machine.exact,
         )
-        width = max((int(record.width.max()) for record in machine.history), default=0)
+        width = machine.history.widest
         return finished(
             problem,
             chain,

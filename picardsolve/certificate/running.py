@@ -1,7 +1,7 @@
 """Run the rounds of a solve on a grid, show how many are expected, and say how it ended."""
 
 from functools import partial
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,16 +18,18 @@ from picardsolve.results.history import History
 from picardsolve.results.progress import Progress
 from picardsolve.results.solution import Result
 
+Pacing: TypeAlias = Literal["fixed", "single", "auto"]
+
 _AGAIN = 0.125  # of the grid: steps that are taken again at most
 
 
-def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: Progress) -> int:
+def run_rounds(machine: GridMachine, pace: Pacing, max_rounds: int | None, bar: Progress) -> int:
     """Run the rounds of a solve.
 
     Args:
         machine: what is solved.
-        paced: whether the width of the window follows from what its rounds cost. Where one step at a time is fastest,
-            the window's place is taken by the sequential solver.
+        pace: "fixed": in a window of the width that was asked for. "single": one step after the other. "auto": in a
+            window whose width follows from what its rounds cost, and one step after the other where that is fastest.
         max_rounds: most drift calls that follow each other; None: any number.
         bar: is shown the progress.
 
@@ -41,12 +43,14 @@ def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: P
         expected = partial(_expected, chain, machine.history)
         bar.update(int(machine.begin.min()), count * chain.rounds, expected)
 
-    if not paced:
-        return drive(machine, most, show)
-    window = cast(Window, machine)
-    rounds = drive(PacedWindow(window, Pace(window.settings.width)), most, show)
-    if window.done or rounds == most:
-        return rounds
+    after = show if bar.shown else None
+    if pace == "fixed":
+        return drive(machine, most, after)
+    window, rounds = cast(Window, machine), 0
+    if pace == "auto":
+        rounds = drive(PacedWindow(window, Pace(window.settings.width)), most, after)
+        if window.done or rounds == most:
+            return rounds
     begin, last = int(window.begin[0]), window.x[0]
     exact = _exact_steps(window)
     few = begin - exact <= _AGAIN * chain.length and (most is None or rounds + chain.length - exact <= most)
@@ -54,21 +58,24 @@ def run_rounds(machine: GridMachine, paced: bool, max_rounds: int | None, bar: P
         # few states are not exact, and the limit has room: taken again, their steps leave no error to be measured
         begin, last, window.exact = exact, window.path[exact].clone(), True
     stepper = Stepper(chain, last, window.path, begin, window.past)
-    more = drive(
-        stepper,
-        None if most is None else most - rounds,
-        lambda count: bar.update(stepper.n, (rounds + count) * chain.rounds),
-    )
+
+    def show_steps(count: int) -> None:
+        bar.update(stepper.n, (rounds + count) * chain.rounds)
+
+    more = drive(stepper, None if most is None else most - rounds, show_steps if bar.shown else None)
     window.stand(stepper.y, np.minimum(stepper.reached, stepper.n), stepper.reached < stepper.n)
     if window.path is not None:
         forget_beyond(window.path, window.begin)
+    if pace == "single":
+        window.exact = True
+        window.history.append_steps(more, window.begin)
     return rounds + more
 
 
 def _exact_steps(window: Window) -> int:
     """How many steps of all samples are exact: those before the first round that accepted several, and its first."""
-    several = [bool((record.stride > 1).any()) for record in window.history]
-    return several.index(True) + 1 if any(several) else int(window.begin[0])
+    several = np.flatnonzero((window.history.counts()[1] > 1).any(1))
+    return int(several[0]) + 1 if len(several) else int(window.begin[0])
 
 
 def _expected(chain: DriftChain, history: History) -> float:

@@ -67,7 +67,7 @@ class Window(GridMachine):
         self.acceptance = Acceptance(samples, self.width, self.chain.implicit, settings.lockstep)
         self.begin = np.zeros(samples, dtype=np.int64)
         self.failed, self.stopped = np.zeros((2, samples), dtype=bool)
-        self._increments = Increments(self.chain, self.width)
+        self._increments = Increments(self.chain)
         self._memory: Memory = ()
         self._directions: Tensor | None = None
         self._workspace = y0[:0]  # to allocate a window's memory costs as much as to compute it

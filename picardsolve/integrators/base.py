@@ -10,7 +10,7 @@ from torch import Tensor
 
 from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.step_maps import Steps
-from picardsolve.problem.index import on_device
+from picardsolve.problem.index import in_front, on_device
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.state import Layout
@@ -133,10 +133,10 @@ class Chain(ABC):
         """
         if self.memory and past is None:
             past = out.new_zeros(self.memory, *out.shape)
-        outputs = out[None] if past is None else torch.cat([past, out[None]])
+        outputs = out.unsqueeze(0) if past is None else torch.cat([past, out.unsqueeze(0)])
         noise = self.with_noise(rows).noise
-        steps = self.steps(rows.step[None], rows.state[None], outputs, None if noise is None else noise[None])
-        return steps.images()[0]
+        noise = None if noise is None else noise.unsqueeze(0)
+        return self.steps(in_front(rows.step), rows.state.unsqueeze(0), outputs, noise).images().squeeze(0)
 
     def with_noise(self, rows: Rows) -> Rows:
         """The rows with the noise of their steps, which is drawn where they have none."""

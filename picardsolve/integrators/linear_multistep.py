@@ -59,12 +59,17 @@ def linear_multistep_alone(
 
 def _add_history(total: Tensor, weights: Sequence[Tensor | None], values: Tensor, past: Sequence[Tensor]) -> None:
     """Add ``sum_k weights[k][j] values[known + j - k]`` to ``total[j]``, where ``known`` values precede the window."""
-    rows, known = len(total), len(values) - len(total)
+    rows, most = total.shape[0], values.shape[0]  # len() of a tensor takes a microsecond
+    known = most - rows
     for age, weight in enumerate(weights):
         if weight is None:
             continue
         missing = min(max(0, age - known), rows)  # the first rows, whose value is in `past`
         if missing < rows:
-            total[missing:].addcmul_(weight[missing:], values[known + missing - age : len(values) - age])
+            whole = not (missing or age or known)
+            part, factor, terms = total, weight, values
+            if not whole:
+                part, factor, terms = total[missing:], weight[missing:], values[known + missing - age : most - age]
+            part.addcmul_(factor, terms)
         for j in range(max(0, age - known - len(past)), missing):
             total[j].addcmul_(weight[j], past[known + j - age])

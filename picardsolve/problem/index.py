@@ -1,5 +1,7 @@
 """Numbers of steps and samples: on the host, which decides by them, and on the device, which reads tables by them."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +30,14 @@ def on_device(numbers: np.ndarray, device: torch.device) -> Tensor:
     """A host array as a tensor on a device; the copy that an index keeps, if it is one."""
     kept = getattr(numbers, "on", None)
     return torch.from_numpy(numbers).to(device, non_blocking=True) if kept is None else kept(device)
+
+
+def in_front(numbers: np.ndarray) -> np.ndarray:
+    """The numbers with a dimension in front of theirs, and with the copy that an index keeps."""
+    shown, copy = numbers[None], getattr(numbers, "_copy", None)
+    if copy is not None:
+        cast(DeviceIndex, shown).keep(copy.unsqueeze(0))
+    return shown
 
 
 def send(device: torch.device, *indices: DeviceIndex) -> None:

@@ -101,6 +101,8 @@ class Layout:
     def unpack(self, rows: Tensor) -> Any:
         """Rows in the user's structure, with leaves ``(*rows.shape[:-1], *shape)`` in the user's dtype."""
         rows, lead = rows.to(self.dtype.to_real()), rows.shape[:-1]
+        if self.structure.is_leaf():  # pytree takes longer than all else here
+            return self._shaped(rows, (*lead, *self.shapes[0]))
         parts = [rows] if len(self.shapes) == 1 else rows.split(self._sizes, -1)
         leaves = [self._shaped(part, (*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.structure)

@@ -28,7 +28,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did, on the CPU; norms in float64.
+    """What one round did, on the CPU; norms in float64, NaN where one step was taken after the other.
 
     Attributes:
         begin: ``(B,)`` the first step of each sample's window.
@@ -138,6 +138,20 @@ class History(Sequence[Round]):
         self._counts, last = _extended(self._counts, self._used[1], whole)
         self._used = most, last
 
+    def append_steps(self, rounds: int, reached: np.ndarray) -> None:
+        """Add rounds of one step each, from the first one on, by a solver without guesses: all norms are NaN.
+
+        Args:
+            rounds: how many.
+            reached: ``(B,)`` how many of the steps of each sample were finite; those behind them are not taken.
+        """
+        (norms, counts), samples, k = self._used, len(reached), np.arange(rounds)[:, None]
+        whole = np.stack([np.minimum(k, reached), k < reached, k <= reached], 1)
+        self._rounds += [(norms + 2 * j * samples, counts + 3 * j * samples, 1, samples, "r") for j in range(rounds)]
+        self._norms, norms = _extended(self._norms, norms, [np.full(2 * rounds * samples, np.nan)])
+        self._counts, counts = _extended(self._counts, counts, [whole])
+        self._used = norms, counts
+
     def extend(self, other: "History") -> None:
         """Add the rounds of another solve."""
         norms, counts = self._used
@@ -152,15 +166,25 @@ class History(Sequence[Round]):
         stride, width = self._counts[at + samples : at + 3 * samples].reshape(2, samples)
         stride[:] = width
 
+    def counts(self) -> np.ndarray:
+        """Begin, stride and width of all K rounds, ``(3, K, B)``."""
+        if not self._rounds:
+            return np.zeros((3, 0, 1), dtype=np.int64)
+        return np.stack([self._counts[at : at + 3 * b].reshape(3, b) for _, at, _, b, _ in self._rounds], 1)
+
+    @property
+    def widest(self) -> int:
+        """The most steps that a sample had in a window; 0 without rounds."""
+        return int(self.counts()[2].max(initial=0))
+
     def stacked(self) -> Stacked:
         """All rounds as arrays."""
         if not self._rounds:
             none = np.zeros((0, 1), dtype=np.int64)
             return Stacked(begin=none, stride=none, width=none, first=none[:, 0], increments=none)
-        counts = np.stack([self._counts[at : at + 3 * b].reshape(3, b) for _, at, _, b, _ in self._rounds], 1)
         first, kinds = np.cumsum([0, *(width for _, _, width, *_ in self._rounds)])[:-1], self._rounds[0][-1]
         ratios, slopes = (self._rows(-2), self._rows(-1)) if "e" in kinds else (None, None)
-        begin, stride, width = counts
+        begin, stride, width = self.counts()
         return Stacked(begin, stride, width, first, self._rows(0), ratios, slopes, "s" not in kinds)
 
     def _rows(self, place: int) -> np.ndarray:

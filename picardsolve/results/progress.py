@@ -8,9 +8,14 @@ from tqdm.auto import tqdm
 
 
 class Progress:
-    """A bar of the accepted steps, with the number of rounds."""
+    """A bar of the accepted steps, with the number of rounds.
+
+    Attributes:
+        shown: whether there is anything to update.
+    """
 
     def __init__(self, steps: int, shown: bool, unit: str = "step"):
+        self.shown = shown
         self._bar = tqdm(total=steps, unit=unit, disable=not shown)
         self._last: tuple[int, Callable[[], float] | None] = (0, None)
         self._drawn = -inf
