@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from picardsolve.problem.autocast import without_autocast
+
 _LONG, _SHORT = 64, 8  # steps in a chunk
 _MOST = 2**26  # numbers in products of elements, which take as many times the memory of the steps as a chunk is long
 
@@ -48,7 +50,8 @@ class ChunkedRecurrence:
         Returns:
             ``y[1], ..., y[W]``, shape ``(W, B, D)``.
         """
-        y = (self._by_matrices if self._scalar else self._by_elements)(self._cut(c))
+        with without_autocast(c.device):
+            y = (self._by_matrices if self._scalar else self._by_elements)(self._cut(c))
         if self._through is None:
             return y[0]
         ends, through = y[:, -1], self._through
