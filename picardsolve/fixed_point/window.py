@@ -70,6 +70,7 @@ class Window(GridMachine):
         self._increments = Increments(self.chain)
         self._memory: Memory = ()
         self._directions: Tensor | None = None
+        self._along: tuple[Tensor, Tensor] | None = None  # directions as the iteration gave them, and as they were sent
         self._workspace = y0[:0]  # to allocate a window's memory costs as much as to compute it
         self.x = y0[None]
         if self.path is not None:
@@ -98,7 +99,7 @@ class Window(GridMachine):
         self._directions = None
         if width > 1:  # the state of a single step does not change, whatever the derivative
             wanted = self._iteration.directions(rows.shape[-1], len(self.history))
-            self._directions = None if wanted is None else wanted.to(rows)
+            self._directions = None if wanted is None else self._sent(wanted, rows)
         tangents = None if self._directions is None else self._directions[:, None].expand(-1, *rows.shape)
         noise = self._noise(width) if self.chain.reads_noise else None
         noise = None if noise is None else place.packed(noise)
@@ -159,6 +160,12 @@ class Window(GridMachine):
         self.x, self.begin, self.failed = y[None], begin, failed
 
     # ---- the parts of a round
+
+    def _sent(self, directions: Tensor, like: Tensor) -> Tensor:
+        """Directions where the states are; the same tensor is sent once."""
+        if self._along is None or self._along[0] is not directions:
+            self._along = directions, directions.to(like)
+        return self._along[1]
 
     def _placed(self, span: Index) -> Placement:
         n, before = self._numbers(int(span.max())), self._place

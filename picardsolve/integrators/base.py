@@ -10,7 +10,7 @@ from torch import Tensor
 
 from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.step_maps import Steps
-from picardsolve.problem.index import in_front, on_device
+from picardsolve.problem.index import DeviceIndex, in_front, on_device, send
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.state import Layout
@@ -161,11 +161,13 @@ class Chain(ABC):
         """
         width, samples, count, _ = outputs.shape
         along = directions.expand(width, samples, count, -1)
-        each = np.broadcast_to(n, (width, samples)).flatten()
+        each = np.broadcast_to(n, (width, samples)).flatten().view(DeviceIndex)
+        many_each = each.repeat(count).view(DeviceIndex)
+        send(outputs.device, each, many_each)
         noise = None if noise is None else noise.flatten(0, 1)
         many = None if noise is None else noise.repeat_interleave(count, 0)
         anyone = np.zeros(each.size * count, dtype=np.int64)
-        rows = Rows(each.repeat(count), anyone, along.flatten(0, 2), noise=many)
+        rows = Rows(many_each, anyone, along.flatten(0, 2), noise=many)
         none = Rows(each, anyone[: each.size], torch.zeros_like(along[:, :, 0]).flatten(0, 1), noise=noise)
         images = self.image(rows, outputs.flatten(0, 2)).reshape(along.shape)
         zero = self.image(none, outputs.new_zeros(len(each), outputs.shape[-1])).reshape(width, samples, 1, -1)

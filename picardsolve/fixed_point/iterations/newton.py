@@ -1,6 +1,7 @@
 """Newton and quasi-Newton iteration."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -68,7 +69,7 @@ class Newton(Iteration):
                 f"jacobian: 'dense' takes states of at most {LARGEST_DENSE} numbers, got {size}; pass "
                 "jacobian='diagonal' or 'hutchinson'."
             )
-        return torch.eye(size)
+        return _units(size)
 
     def sweep(self, steps: Steps, x: Tensor, scratch: Tensor, memory: Memory) -> Swept:
         """``Y[n+1] = F[n] + (1 - damping) J_n (Y[n] - X[n])``."""
@@ -81,5 +82,12 @@ class Newton(Iteration):
             return Swept(*linear_sweep(images, (1 - self.damping) * slope, x, scratch), leaps=True)
         matrix = steps.derivatives.transpose(-1, -2)
         known = matrix.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        matrix = torch.where(known, matrix, torch.eye(len(steps.directions)).to(matrix))
+        matrix = torch.where(known, matrix, steps.directions)  # which are the unit vectors
         return Swept(*matrix_sweep(images, (1 - self.damping) * matrix, x), tangent=True, leaps=True)
+
+
+@lru_cache(maxsize=64)
+def _units(size: int) -> Tensor:
+    """Unit vectors, on the CPU: the same tensor in every round, so that a window sends it to the device once."""
+    with torch.inference_mode(False):
+        return torch.eye(size)
