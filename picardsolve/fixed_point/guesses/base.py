@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from picardsolve.fixed_point.placement import Pick
 from picardsolve.integrators.base import Chain, Evaluated, Hold, Index
 from picardsolve.problem.problem import Problem
 
@@ -23,6 +24,10 @@ class Trail:
     start: Tensor
     y: Tensor
     last: Index
+
+    def state(self, number: Index) -> Tensor:
+        """State ``number[s]`` of each sample s, ``(B, D)``."""
+        return Pick.at(number[None]).of(torch.cat([self.start[None], self.y]))[0]
 
 
 @dataclass(frozen=True)
