@@ -175,7 +175,7 @@ def solve(
     with Progress(chain.length, progress) as bar:
         grid.run(max_rounds, bar)
     solution = grid.solution(throw, again)
-    _warn(*solution.certificate.warnings)
+    _warn(*grid.warnings)
     if chain.implicit:
         problem = replace(problem, parameters=None)  # their steps are not recorded
     return recorded(solution, problem, cast(Integrator, integrator), *inputs) if recording else solution

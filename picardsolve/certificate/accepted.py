@@ -1,6 +1,7 @@
 """Estimated errors of the accepted states, from the rounds of a solve."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,25 +20,27 @@ class Accepted:
     """Estimates for the accepted states, on the CPU in float64.
 
     Attributes:
-        errors: ``(N + 1, B)`` estimated errors; NaN where nothing was estimated, as by `Parareal`.
-        most: the same, if errors never decay.
-        expected: ``(N, B)`` expected sizes of residuals.
+        expected: ``(N, B)`` expected sizes of residuals; NaN where nothing was estimated, as by `Parareal`.
         slopes: ``(N, B)``, 1 where unknown.
         rates: ``(N, B)`` relative change of a change of the state by each step, along the changes of the rounds;
             infinite where it is not known.
+        trusts_slopes: whether errors are propagated by slopes; see `ErrorEstimate`.
+        growth: of errors along the solution; None: not known.
+        estimated: whether anything was estimated.
     """
 
-    errors: Tensor
-    most: Tensor
     expected: Tensor
     slopes: Tensor
     rates: Tensor
+    trusts_slopes: bool = False
+    growth: "Growth | None" = None
+    estimated: bool = True
 
     @staticmethod
     def exact(steps: int, samples: int) -> "Accepted":
         """States that are those of the sequential solver."""
-        nothing = torch.zeros(steps + 1, samples, dtype=torch.float64)
-        return Accepted(nothing, nothing, nothing[1:], nothing[1:] + 1, nothing[1:])
+        nothing = torch.zeros(steps, samples, dtype=torch.float64)
+        return Accepted(nothing, nothing + 1, nothing)
 
     @staticmethod
     def of(
@@ -67,8 +70,8 @@ class Accepted:
         """
         nothing, rounds = Accepted.exact(steps, samples), history.stacked()
         if rounds.ratios is None or rounds.slopes is None:
-            unknown = nothing.errors + torch.nan
-            return Accepted(unknown, unknown, unknown[1:], nothing.slopes, unknown[1:])
+            unknown = nothing.expected + torch.nan
+            return Accepted(unknown, nothing.slopes, unknown, estimated=False)
         k, sample, row = rounds.accepted
         at, step = rounds.first[k] + row, rounds.begin[k, sample] + row
         measured, slope, moved = (table[at, sample] for table in (rounds.ratios, rounds.slopes, rounds.increments))
@@ -85,13 +88,27 @@ class Accepted:
         missed = ratios if taken is None else ratios + (slopes - taken[:, None]).abs()
         expected = torch.where(changes == 0, 0, missed * changes)
         rates = torch.where(known > 0, ratios + (slopes - 1).abs(), torch.inf)
-        added = torch.cat([torch.zeros_like(expected[:1]), expected.cumsum(0)])
-        if trusts_slopes:
-            errors, most = _by_slopes(expected, slopes)
-        else:
-            errors = added if growth is None else growth.carried(expected)
-            most = torch.maximum(errors, added)
-        return Accepted(errors, most, expected, slopes, rates)
+        return Accepted(expected, slopes, rates, trusts_slopes, growth)
+
+    @property
+    def errors(self) -> Tensor:
+        """Estimated errors, ``(N + 1, B)``; NaN where nothing was estimated."""
+        return self._errors[0]
+
+    @property
+    def most(self) -> Tensor:
+        """The same, if errors never decay."""
+        return self._errors[1]
+
+    @cached_property
+    def _errors(self) -> tuple[Tensor, Tensor]:
+        added = torch.cat([torch.zeros_like(self.expected[:1]), self.expected.cumsum(0)])
+        if not self.estimated:
+            return added + torch.nan, added + torch.nan
+        if self.trusts_slopes:
+            return _by_slopes(self.expected, self.slopes)
+        errors = added if self.growth is None else self.growth.carried(self.expected)
+        return errors, torch.maximum(errors, added)
 
     def product_of_slopes(self) -> Tensor:
         """The largest product of successive slopes, ``(B,)``: the growth of errors of a denoiser."""

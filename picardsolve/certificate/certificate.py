@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.certificate.accepted import Accepted
 from picardsolve.certificate.evidence import Evidence, Repeatable
 from picardsolve.certificate.remaining_rounds import rounds_expected
 from picardsolve.certificate.verification import Verification, distance, latest
 from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.problem.recurrence import rms
 from picardsolve.results.abstract_certificate import AbstractCertificate, Kind
-from picardsolve.results.diagnostics import Facts, diagnose
 from picardsolve.theory.bounds import propagated_bound, total_variation
 
 if TYPE_CHECKING:
@@ -73,35 +71,19 @@ class Certificate(AbstractCertificate):
     @staticmethod
     def of(evidence: Evidence, solution: "Solution | None" = None) -> "Certificate":
         """Read the rounds of a solve."""
-        size, history = (evidence.steps, evidence.path.shape[1]), evidence.history
-        exact = evidence.exact or not history or (evidence.tolerance.nothing and history[0].step is None)
-        implicit, denoises, grown = evidence.implicit, evidence.denoises, evidence.growth
-        known = Accepted.exact(*size)
-        if not exact:
-            known = Accepted.of(history, *size, evidence.taken, implicit, denoises, grown)
+        known, kept = evidence.accepted, evidence.kept
         missing = evidence.path.isnan().any(-1).cpu()
-        rounding = torch.finfo(evidence.path.dtype).eps * rms(evidence.path.nan_to_num(0)).double().cpu()
-        allowed = evidence.tolerance.size(evidence.path).double().cpu()
-        if denoises:
-            growth = largest = known.product_of_slopes()
-        elif grown is None:
-            growth = largest = torch.full((size[1],), torch.nan, dtype=torch.float64)
-        else:
-            growth, largest = grown.since_start, grown.largest
-        kept = slice(None) if evidence.full or evidence.again is None else slice(evidence.steps, None)
-        rounds = history.stacked()
-        facts = Facts(rounds, evidence.steps, denoises, largest, known.errors[kept], rounding, allowed, implicit)
         shown = (lambda value: value) if evidence.batched else (lambda value: value[..., 0])
         return Certificate(
-            error=shown(known.errors[kept].masked_fill(missing, torch.nan)),
+            error=shown(evidence.errors.masked_fill(missing, torch.nan)),
             bound=shown(_FACTOR * known.most[kept].masked_fill(missing, torch.nan)),
             kind="estimated",
             residuals=shown(known.expected),
-            precision_floor=shown(rounding.amax(0) * largest.nan_to_num(1, torch.inf)),
-            contraction=rounds.contraction,
-            growth=shown(growth),
-            rounds=len(history),
-            warnings=diagnose(facts),
+            precision_floor=shown(evidence.rounding.amax(0) * evidence.largest_growth.nan_to_num(1, torch.inf)),
+            contraction=evidence.history.stacked().contraction,
+            growth=shown(evidence.growth_since_start),
+            rounds=len(evidence.history),
+            warnings=evidence.warnings,
             _evidence=evidence,
             solution=solution,
         )

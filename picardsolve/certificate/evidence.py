@@ -1,14 +1,19 @@
 """What a certificate is made from: the rounds of a solve, and the solve itself, which can be repeated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from picardsolve.certificate.accepted import Accepted
 from picardsolve.certificate.growth import Growth
 from picardsolve.integrators.base import DriftChain
+from picardsolve.problem.recurrence import rms
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.carried import Carried, Packed
+from picardsolve.results.diagnostics import diagnose
 from picardsolve.results.history import History
 from picardsolve.results.solution import Solution
 
@@ -36,6 +41,8 @@ class Repeatable(Protocol):
 @dataclass(frozen=True)
 class Evidence:
     """What a certificate is made from.
+
+    What follows from the rounds is computed when it is first asked for, and kept. A solve asks for its warnings only.
 
     Attributes:
         history: the rounds of the solve.
@@ -65,9 +72,63 @@ class Evidence:
     exact: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "path": self.path[:0].clone()}  # the solution holds the states
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**given, "path": self.path[:0].clone()}  # the solution holds the states
 
     @property
     def full(self) -> bool:
         """Whether the state at every time is known."""
         return len(self.path) == self.steps + 1
+
+    @cached_property
+    def accepted(self) -> Accepted:
+        """Estimates for the accepted states."""
+        samples, history = self.path.shape[1], self.history
+        if self.exact or not history or (self.tolerance.nothing and history[0].step is None):
+            return Accepted.exact(self.steps, samples)
+        return Accepted.of(history, self.steps, samples, self.taken, self.implicit, self.denoises, self.growth)
+
+    @property
+    def kept(self) -> slice:
+        """The times that the solution has, among those of the grid."""
+        return slice(None) if self.full or self.again is None else slice(self.steps, None)
+
+    @property
+    def errors(self) -> Tensor:
+        """Estimated root mean square errors of the states that are kept, ``(T, B)``; NaN where not known."""
+        return self.accepted.errors[self.kept]
+
+    @cached_property
+    def growth_since_start(self) -> Tensor:
+        """The largest growth of a change of the initial state, ``(B,)``; NaN where not known."""
+        if self.denoises:
+            return self.accepted.product_of_slopes()
+        if self.growth is None:
+            return torch.full((self.path.shape[1],), torch.nan, dtype=torch.float64)
+        return self.growth.since_start
+
+    @property
+    def largest_growth(self) -> Tensor:
+        """The largest growth of errors between any two times, ``(B,)``; NaN where not known."""
+        return self.growth_since_start if self.denoises or self.growth is None else self.growth.largest
+
+    @property
+    def rounding(self) -> Tensor:
+        """Unit roundoff times the size of each state, ``(T, B)``."""
+        return torch.finfo(self.path.dtype).eps * self._sizes[0]
+
+    @property
+    def allowed(self) -> Tensor:
+        """The root mean square error that the tolerance allows of each state, ``(T, B)``."""
+        return self._sizes[1]
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        """Sizes of the states and of what is allowed of them, ``(2, T, B)`` float64, by one wait for the device."""
+        sizes = rms(self.path.nan_to_num(0)).double(), self.tolerance.size(self.path).double()
+        return torch.stack(torch.broadcast_tensors(*sizes)).cpu()
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know and what to do, a sentence each."""
+        return diagnose(self)

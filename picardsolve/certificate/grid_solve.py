@@ -50,6 +50,7 @@ class GridSolve:
         rounds: rounds so far.
         growth: growth of errors along the solution; None: not known.
         within: whether errors are estimated to be within the tolerance.
+        evidence: what a certificate of the solution is made from; None before `solution`.
     """
 
     problem: Problem
@@ -63,6 +64,7 @@ class GridSolve:
     rounds: int = 0
     growth: Growth | None = None
     within: bool = True
+    evidence: Evidence | None = None
 
     @classmethod
     @torch.no_grad()
@@ -118,6 +120,11 @@ class GridSolve:
         if self.problem.term.takes == "batch":
             self.machine.fail_where_not_finite()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know of the solution, a sentence each."""
+        return () if self.evidence is None else self.evidence.warnings
+
     @torch.no_grad()
     def solution(self, throw: bool, again: Callable[..., Again]) -> Solution:
         """What came of it.
@@ -133,7 +140,7 @@ class GridSolve:
         path = machine.path if self.keeps else None
         path = last_states(machine.x[0], machine.begin == chain.length) if path is None else path
         more = {} if self.method.stop else {"iteration": self.method}
-        evidence = Evidence(
+        evidence = self.evidence = Evidence(
             machine.history,
             path,
             chain.length,

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from picardsolve.results.history import Stacked
+from picardsolve.results.history import History
 
 STIFF = 10.0  # |lambda| h above which explicit steps and Picard iteration are hopeless; see `theory.is_stiff`
 _GROWS = 30.0  # growth of errors that a warning is worth
@@ -19,50 +19,72 @@ class ConvergenceWarning(UserWarning):
     """A solve converged badly, or its result may be less accurate than it seems."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a solve.
+class Facts(Protocol):
+    """What is known of a solve. What no warning needs is not asked for, and need not be computed."""
 
-    Attributes:
-        rounds: what its rounds did.
-        steps: of the grid, N.
-        denoises: whether the term is a denoiser.
-        growth: ``(B,)`` the largest growth of errors along the solution, between any two times; NaN where not known.
-        errors: ``(T, B)`` estimated root mean square errors; NaN where not known.
-        rounding: ``(T, B)`` unit roundoff times the size of each state.
-        allowed: ``(T, B)`` root mean square error that the tolerance allows of each state; 0 where none is allowed.
-        implicit: whether the steps are equations, each of which takes the sequential solver several rounds.
-    """
+    @property
+    def steps(self) -> int:
+        """N, of the grid."""
+        ...
 
-    rounds: Stacked
-    steps: int
-    denoises: bool
-    growth: Tensor
-    errors: Tensor
-    rounding: Tensor
-    allowed: Tensor
-    implicit: bool = False
+    @property
+    def denoises(self) -> bool:
+        """Whether the term is a denoiser."""
+        ...
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the steps are equations, each of which takes the sequential solver several rounds."""
+        ...
+
+    @property
+    def history(self) -> History:
+        """The rounds."""
+        ...
+
+    @property
+    def largest_growth(self) -> Tensor:
+        """The largest growth of errors along the solution, between any two times, ``(B,)``; NaN where not known."""
+        ...
+
+    @property
+    def errors(self) -> Tensor:
+        """Estimated root mean square errors, ``(T, B)``; NaN where not known."""
+        ...
+
+    @property
+    def rounding(self) -> Tensor:
+        """Unit roundoff times the size of each state, ``(T, B)``."""
+        ...
+
+    @property
+    def allowed(self) -> Tensor:
+        """Root mean square error that the tolerance allows of each state, ``(T, B)``; 0 where none is allowed."""
+        ...
 
 
 def diagnose(facts: Facts) -> tuple[str, ...]:
     """The warnings that a solve deserves."""
-    found = [*_of_precision(facts)]
-    count, steps, rounds = len(facts.rounds.begin), facts.steps, facts.rounds
-    if not facts.denoises and rounds.decay > STIFF and count > _SAVED * steps:
+    found, steps = [*_of_precision(facts)], facts.steps
+    _, stride, width = facts.history.counts()
+    count = len(stride)
+    decay = facts.history.stacked().decay if count > _SAVED * steps and not facts.denoises else 0.0
+    if decay > STIFF:
         found.append(
-            f"stiff: |lambda| times the window's length is {rounds.decay:.3g}, too much for the iteration to converge "
-            "fast; pass iteration=picardsolve.Secant() or Newton(), or a narrower window."
+            f"stiff: |lambda| times the window's length is {decay:.3g}, too much for the iteration to converge fast; "
+            "pass iteration=picardsolve.Secant() or Newton(), or a narrower window."
         )
     if not bool((facts.allowed > 0).any()):  # the exact answer was asked for
         return tuple(found)
-    if rounds.longest_stall >= _STALLED:
+    stall = facts.history.longest_stall
+    if stall >= _STALLED:
         remedy = "shorter steps" if facts.implicit else "another iteration (picardsolve.Secant(), Newton())"
         found.append(
-            f"stall: {rounds.longest_stall} rounds in a row accepted a single step; pass {remedy}, a narrower window, "
-            "or solve this stretch with picardsolve.sequential."
+            f"stall: {stall} rounds in a row accepted a single step; pass {remedy}, a narrower window, or solve this "
+            "stretch with picardsolve.sequential."
         )
     slow = steps >= _STALLED and count > (1 - _SAVED) * steps
-    if slow and not facts.implicit and rounds.width.max(initial=1) > 1:
+    if slow and not facts.implicit and width.max(initial=1) > 1:
         found.append(
             f"uneconomic: {steps} steps took {count} rounds; picardsolve.sequential takes as long for less work: pass "
             "a wider window, a larger tolerance or another iteration, or see picardsolve.analyze."
@@ -72,10 +94,11 @@ def diagnose(facts: Facts) -> tuple[str, ...]:
 
 def _of_precision(facts: Facts) -> Iterator[str]:
     """Warnings of errors that have grown, and of tolerances below the rounding of a state."""
-    growth, asked = facts.growth.nan_to_num(0), facts.allowed > 0
+    growth, asked = facts.largest_growth.nan_to_num(0), facts.allowed > 0
     below = torch.where(asked, facts.rounding / facts.allowed, 0).nan_to_num(0).amax(0)  # rounding in tolerances
-    excess = float(torch.where(asked, facts.errors / facts.allowed, 0).nan_to_num(0).max())
-    largest = float(growth.max())
+    largest, excess = float(growth.max()), 0.0
+    if largest > _GROWS:
+        excess = float(torch.where(asked, facts.errors / facts.allowed, 0).nan_to_num(0).max())
     if largest > _GROWS and bool((below * growth > 1).any()):
         yield (
             f"unpredictable: rounding errors grow up to {largest:.1g} times along this solution, beyond the tolerance; "

@@ -96,13 +96,6 @@ class Stacked:
             return 0.0
         return float(self.over_rounds(np.add, 1 - np.nan_to_num(self.slopes, nan=1, posinf=1, neginf=1)).max())
 
-    @property
-    def longest_stall(self) -> int:
-        """The most rounds in a row in which a sample accepted one step of several."""
-        stalled = (self.stride <= 1) & (self.width > 1) & self.sliding
-        k = np.arange(1, len(stalled) + 1)[:, None]
-        return int((k - np.maximum.accumulate(np.where(stalled, 0, k))).max(initial=0))
-
 
 class History(Sequence[Round]):
     """The rounds of a solve, in two arrays that grow.
@@ -177,6 +170,18 @@ class History(Sequence[Round]):
         """The most steps that a sample had in a window; 0 without rounds."""
         return int(self.counts()[2].max(initial=0))
 
+    @property
+    def longest_stall(self) -> int:
+        """The most rounds in a row in which a sample accepted one step of several, where a window slides."""
+        _, stride, width = self.counts()
+        stalled = (stride <= 1) & (width > 1) & self._sliding
+        k = np.arange(1, len(stalled) + 1)[:, None]
+        return int((k - np.maximum.accumulate(np.where(stalled, 0, k))).max(initial=0))
+
+    @property
+    def _sliding(self) -> bool:
+        return not self._rounds or "s" not in self._rounds[0][-1]
+
     def stacked(self) -> Stacked:
         """All rounds as arrays."""
         if not self._rounds:
@@ -185,7 +190,7 @@ class History(Sequence[Round]):
         first, kinds = np.cumsum([0, *(width for _, _, width, *_ in self._rounds)])[:-1], self._rounds[0][-1]
         ratios, slopes = (self._rows(-2), self._rows(-1)) if "e" in kinds else (None, None)
         begin, stride, width = self.counts()
-        return Stacked(begin, stride, width, first, self._rows(0), ratios, slopes, "s" not in kinds)
+        return Stacked(begin, stride, width, first, self._rows(0), ratios, slopes, self._sliding)
 
     def _rows(self, place: int) -> np.ndarray:
         """The table of norms in one place of every round, counted from the last where negative: ``(R, B)``."""
