@@ -107,6 +107,11 @@ class Slide:
         return Pick.from_(self.first + self.known, 1, self.rows + self.before)
 
     @cached_property
+    def noise(self) -> Pick:
+        """The increments of the steps that lead to the states that enter."""
+        return Pick.from_(self.known, self.missing, int(self.known.max()) + self.missing)
+
+    @cached_property
     def states(self) -> Pick:
         """The states of the next window, among those that are known and, behind them, those that enter."""
         rows = self.rows + self.before
@@ -135,6 +140,7 @@ class Slide:
         picks += [self.start, self.state, self.output] if self.missing else []
         picks += [self.past] if self.memory else []
         picks += [] if increments is None else [increments]
+        picks += [self.noise] if increments is not None and self.missing else []
         more = [self.n, self.evaluated] if self.missing else []
         more += self.written if path and not self.together else []
         sent(device, picks, more)

@@ -23,7 +23,7 @@ from picardsolve.fixed_point.grid_machine import GridMachine
 from picardsolve.fixed_point.guesses import Entering, Trail
 from picardsolve.fixed_point.guesses.checked_guess import checked as checked_guess
 from picardsolve.fixed_point.increments import Increments
-from picardsolve.fixed_point.placement import Pick, Placement, moved
+from picardsolve.fixed_point.placement import Placement, moved
 from picardsolve.fixed_point.settings import Settings
 from picardsolve.fixed_point.slide import Slide, steps_from
 from picardsolve.fixed_point.stopping import on_host
@@ -77,7 +77,8 @@ class Window(GridMachine):
             self.path[0] = y0
         widest = min(self.width, self.chain.length)
         if widest:
-            ahead = self._guess.first(self._entering(y0, steps_from(self.begin, widest, self.chain.length), widest))
+            n, wanted = self._numbers(widest), np.full_like(self.begin, widest)
+            ahead = self._guess.first(Entering(self.chain, n, wanted, y0, self._noise(widest), None, None))
             self.x = self.x if ahead is None else torch.cat([self.x, ahead])
         self._place = Placement(self._numbers(0), np.zeros_like(self.begin))
 
@@ -114,10 +115,8 @@ class Window(GridMachine):
         place, x = self._place, self._states()
         values = self._with_past(outputs if self._directions is None else outputs[0])
         steps = self._steps(x, values, outputs)  # F[n] = Phi_n(X[n])
-        swept = self._iteration.sweep(
-            steps, x, self._workspace_of(x[1:]), tuple(part[: len(x) - 1] for part in self._memory)
-        )  # Y
-        swept = replace(swept, old=x[1:])
+        memory = tuple(part[: len(x) - 1] for part in self._memory)
+        swept = replace(self._iteration.sweep(steps, x, self._workspace_of(x[1:]), memory), old=x[1:])  # Y
         rules, scale, valid = self.settings.rules, steps.noise_scale, steps.admissible
         seen, valid = on_host(rules, swept, scale, *(() if valid is None else (valid,)))  # waits for the device
         verdicts = [
@@ -232,7 +231,9 @@ class Window(GridMachine):
             return
         held = Evaluated(slide.evaluated, slide.state.of(x)[0], slide.output.of(values)[0])
         start = slide.start.of(states)[0]
-        entering = self._entering(start, slide.n, slide.missing, slide.known, slide.wanted, held, Trail(x[0], y, kept))
+        noise = self._noise(int(slide.known.max()) + slide.missing)
+        noise = None if noise is None else slide.noise.of(noise)
+        entering = Entering(chain, slide.n, slide.wanted, start, noise, held, Trail(x[0], y, kept))
         ahead = self._guess.ahead(entering)
         if slide.states.rows is not None:
             self.x = torch.cat([slide.states.of(states), ahead])
@@ -249,19 +250,3 @@ class Window(GridMachine):
             return
         rows, to = (index.on(y.device) for index in slide.written)
         self.path.view(-1, y.shape[-1]).index_copy_(0, to, y.flatten(0, 1).index_select(0, rows))
-
-    def _entering(
-        self,
-        start: Tensor,
-        n: DeviceIndex,
-        count: int,
-        known: Index | None = None,
-        wanted: Index | None = None,
-        held: Evaluated | None = None,
-        trail: Trail | None = None,
-    ) -> Entering:
-        known = np.zeros_like(self.begin) if known is None else known
-        noise = self._noise(int(known.max()) + count)
-        noise = None if noise is None else Pick.from_(known, count, len(noise)).of(noise)
-        wanted = np.full_like(self.begin, count) if wanted is None else wanted
-        return Entering(self.chain, n, wanted, start, noise, held, trail)
