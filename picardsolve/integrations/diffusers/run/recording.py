@@ -49,8 +49,8 @@ class Scaling:
     def __call__(self, sample: Any, timestep: Any) -> Any:
         """Scale the lanes of a window tensor."""
         assert self.factors is not None
-        lanes = sample.lanes
-        return lanes.tensor(sample.stack * self.factors[lanes.first : lanes.first + lanes.count])
+        lanes, states = sample.lanes, sample.stack
+        return lanes.tensor((states * self.factors[lanes.first : lanes.first + lanes.count]).to(states.dtype))
 
 
 @dataclass

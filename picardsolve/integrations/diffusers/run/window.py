@@ -128,7 +128,7 @@ class PipelineWindow:
         window.narrow(len(samples))
         x, out = flat(samples[0]), flat(outputs, 2)
         if state is not None and self.checking:
-            chain.check(i, x, out[0], flat(state))
+            chain.check(i, x, out[0], flat(state), state.dtype)
         window.correct(x[None] if intact and samples.dtype in WIDE else flat(samples, 2))
         window.tell(out.flatten(0, 1))
         stride, taken = self.begin - i, None

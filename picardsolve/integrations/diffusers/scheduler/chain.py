@@ -18,6 +18,9 @@ from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 WIDE = (torch.float32, torch.float64)  # types of states that are kept as they are
 _TABLE_ERROR = 1e-4  # largest distance between a table's step and the scheduler's, relative to its size
 _ROUNDING = 16  # distance between the two, in units of single precision, that is rounding
+# Average distance in half precision, in units of it, where the scheduler rounds its result only, as the table does. Of
+# those that round every operation, coefficients included, the table would lead away over many steps.
+_HALF_ROUNDING = 0.25
 
 
 @dataclass
@@ -66,14 +69,15 @@ class SchedulerChain(Chain):
         if table is None:
             return self.copies.images(self.scheduler, first, x, outputs)
         self._note_tail(first, x, outputs)
-        return table.images(first, x, outputs, self._noise_of(table, first, len(x), x), self._past)
+        return self._rounded(table.images(first, x, outputs, self._noise_of(table, first, len(x), x), self._past))
 
     def path(self, first: int, start: Tensor, outputs: Tensor) -> Tensor:
         """Steps ``first ...`` one after the other from ``start``, with the given outputs."""
         table, count = self._table(first + len(outputs)), len(outputs)
         if table is None:
             return self.copies.path(self.scheduler, first, start, [lambda n, y, out=out: out for out in outputs])
-        path = table.path(first, start, outputs, self._noise_of(table, first, count, start), self._past)
+        half = None if self.copies.dtype in WIDE else self.copies.dtype
+        path = table.path(first, start, outputs, self._noise_of(table, first, count, start), self._past, half)
         self._note_tail(first, torch.cat([start[None], path[:-1]]), outputs)
         return path
 
@@ -102,16 +106,23 @@ class SchedulerChain(Chain):
         if not self.copies.tape.found(step, states):
             self._noise.clear()
 
-    def check(self, step: int, x: Tensor, output: Tensor, image: Tensor) -> None:
-        """Disable a table whose step from ``x`` differs from ``image``, the result of the scheduler's step."""
+    def check(self, step: int, x: Tensor, output: Tensor, image: Tensor, dtype: torch.dtype) -> None:
+        """Disable a table whose step from ``x`` differs from ``image``, which the scheduler returned in ``dtype``."""
         table = self._table(step + 1)
         if table is not None:
             noise = self._noise_of(table, step, 1, x)
-            ours, image = table.images(step, x[None], output[None], noise, self._past)[0], self.copies.tied(image)
-            error, size = torch.stack([(ours - image).abs().max(), image.abs().max()]).tolist()
-            self.use_table = error <= _TABLE_ERROR * size
-            # schedulers compute their coefficients in single precision, whatever the states are
-            self.agrees = self.use_table and error <= _ROUNDING * torch.finfo(torch.float32).eps * size
+            ours = self._rounded(table.images(step, x[None], output[None], noise, self._past)[0])
+            parts = (ours - (image := self.copies.tied(image))).abs(), image.abs()
+            error, size, mean, average = torch.stack(
+                [f(part) for f in (torch.max, torch.mean) for part in parts]
+            ).tolist()
+            if dtype in WIDE:
+                self.use_table = error <= _TABLE_ERROR * size
+                # schedulers compute their coefficients in single precision, whatever the states are
+                self.agrees = self.use_table and error <= _ROUNDING * torch.finfo(torch.float32).eps * size
+            else:
+                eps = torch.finfo(dtype).eps
+                self.use_table = self.agrees = error <= eps * size and mean <= _HALF_ROUNDING * eps * average
 
     def foresees(self, step: int) -> bool:
         """Whether a table gives all steps from ``step`` on as the scheduler would take them."""
@@ -157,7 +168,8 @@ class SchedulerChain(Chain):
         """Factors of ``scale_model_input`` at steps ``first ...``, ``(count, 1, ...)``; None where unknown."""
         if self.probe is None or not self.use_table or not self.probe.reach(first + count):
             return None
-        factors = torch.from_numpy(self.probe.scales[first : first + count]).to(like.device, like.dtype)
+        dtype = like.dtype if like.dtype in WIDE else torch.float32
+        factors = torch.from_numpy(self.probe.scales[first : first + count]).to(like.device, dtype)
         return factors.reshape(-1, *[1] * like.dim())
 
     def scaled(self, first: int, inputs: list[Tensor]) -> list[Tensor]:
@@ -177,6 +189,10 @@ class SchedulerChain(Chain):
         if self.probe is None:
             return self._closed
         return self.probe.table if self.probe.reach(end) else None
+
+    def _rounded(self, states: Tensor) -> Tensor:
+        """States in the precision of the scheduler's, where that is less."""
+        return states if self.copies.dtype in WIDE else states.to(self.copies.dtype).to(states.dtype)
 
     def _note_tail(self, first: int, x: Tensor, outputs: Tensor) -> None:
         if self.probe is not None:

@@ -71,16 +71,25 @@ class SchedulerTable:
         return linear_multistep(p, x, q, outputs, *inputs, past=past)
 
     def path(
-        self, first: int, start: Tensor, outputs: Tensor, noise: Tensor | None, past: Sequence[Visit] = ()
+        self,
+        first: int,
+        start: Tensor,
+        outputs: Tensor,
+        noise: Tensor | None,
+        past: Sequence[Visit] = (),
+        half: torch.dtype | None = None,
     ) -> Tensor:
-        """Steps ``first ...`` one after the other from ``start``, ``(B, D)``, with outputs ``(W, B, D)``."""
+        """Steps ``first ...`` one after the other from ``start``, ``(B, D)``, with outputs ``(W, B, D)``.
+
+        Every state is rounded to ``half``, if that is given, as the scheduler's steps round it: small steps may vanish.
+        """
         lags, columns = self.lags + 1, self._on(start)[:, first : first + len(outputs)].unbind(0)
         q = [
             None if k and not self.o[first : first + len(outputs), k].any() else columns[lags + k] for k in range(lags)
         ]
         # the part that does not follow the states: the outputs take the place of the states in the formula
         known = linear_multistep(q[:1], outputs, [None, *q[1:]], outputs, (columns[2 * lags], noise), past=past)
-        if self.clip is None and lags == 1:
+        if self.clip is None and lags == 1 and half is None:
             return recurrence(columns[0], known, start)
         samples = [] if self.clip is None else (columns[-1] * outputs).unbind(0)
         states = [*[state for state, _ in past], start]
@@ -91,6 +100,8 @@ class SchedulerTable:
             if self.clip is not None:
                 r, c, limit = float(self.clip.q[first + j]), float(self.clip.c[first + j]), self.clip.limit
                 row.add_(samples[j].add_(states[-1], alpha=c).clamp_(-limit, limit), alpha=r)
+            if half is not None:
+                row.copy_(row.to(half))
             states.append(row)
         return known
 
