@@ -1,9 +1,10 @@
 """What a report says of speed, with a denoiser that is slow the first time and a clock that only it moves."""
 
+import pickle
 import tempfile
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_diffusers_features import cheap, ddim, noise
 
-from picardsolve.integrations.diffusers import Report, denoise
+from picardsolve.integrations.diffusers import Report, denoise, spans
 
 FIRST, CALL, ROW, BODY = 0.5, 4e-3, 1e-3, 2e-4  # seconds: of the first call of a shape, of any, of a row; of the loop
 
@@ -166,3 +167,35 @@ def test_auto_is_not_taken_in_by_a_slow_first_call(first, clock):
     report = run(model, clock, body=0.0, window="auto")
     assert report.sequential == "a wider window would be slower here"
     assert report.evaluations < 3 * 60
+
+
+class Event:
+    """An event of a device that is always so many seconds behind the host: reading it before it happened waits."""
+
+    waits: ClassVar[list["Event"]] = []
+
+    def __init__(self, clock: Clock, behind: float):
+        self.at = clock() + behind
+
+    def synchronize(self) -> None:
+        self.waits.append(self)
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1e3 * (other.at - self.at)
+
+
+@pytest.mark.parametrize("window", [8, "auto"])
+def test_a_device_is_waited_for_only_where_its_times_are_read(window, clock, monkeypatch):
+    """With a fixed window, the times of rounds are read from events, after the run."""
+    monkeypatch.setattr(Event, "waits", [])
+    monkeypatch.setitem(spans._MAKE, "cpu", lambda _: Event(clock, 0.25))
+    model = Slow(clock, call=0.0 if window == "auto" else CALL)
+    run(model, clock, window=window)
+    assert bool(Event.waits) is (window == "auto")  # its width follows from the times of single steps
+    report = run(model, clock, window=window)
+    if window == 8:
+        assert Event.waits == []
+        assert report.measured_gain == pytest.approx(truth(report), rel=1e-6)
+        assert 0.5 * truth(report) < report.predicted_gain < 1.1 * truth(report)
+        assert len(Event.waits) == len(report.round_seconds) + 1  # each time is read once, and that of the run
+        assert pickle.loads(pickle.dumps(report)).seconds == report.seconds

@@ -1,12 +1,35 @@
 """How much faster than one step at a time a run will be, predicted after its first quarter."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from picardsolve.integrations.diffusers.spans import Span
+
 _FILLING = 2  # rounds before windows are full: the first step alone, and the first window
 _called: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+
+
+@dataclass
+class TimedRound:
+    """A round, and the time that it took.
+
+    Attributes:
+        step: the number of its first step.
+        start: when its first call was made.
+        span: from there to the end of its step.
+        width: steps in it.
+        warm: whether calls like its own had been made before.
+        alone: whether it is a step that is taken alone.
+    """
+
+    step: int
+    start: float
+    span: Span
+    width: int
+    warm: bool
+    alone: bool
 
 
 @dataclass
@@ -30,17 +53,19 @@ class GainPrediction:
     _usual: dict[int, float] = field(init=False, default_factory=dict)  # the shortest of the other rounds of a width
     _predicted: bool = field(init=False, default=False)
 
-    def note(self, step: int, start: float, seconds: float, width: int, warm: bool, single: float) -> None:
-        """Take a round.
+    @staticmethod
+    def of(steps: int, rounds: Sequence[TimedRound]) -> float | None:
+        """The predicted gain of a run, from its rounds so far."""
+        prediction, single = GainPrediction(steps), float("nan")
+        for each in rounds:
+            if each.alone and each.warm:
+                single = min(each.span.seconds, single) if single == single else each.span.seconds
+            prediction.note(each, single)
+        return prediction.gain
 
-        Args:
-            step: the number of the round's first step.
-            start: when its first call was made.
-            seconds: from there to the end of its step.
-            width: steps in it.
-            warm: whether calls like its own had been made before.
-            single: seconds for a step that is taken alone; NaN where unknown.
-        """
+    def note(self, taken: TimedRound, single: float) -> None:
+        """Take a round; ``single``: seconds for a step that is taken alone, NaN where unknown."""
+        step, start, seconds, width, warm = taken.step, taken.start, taken.span.seconds, taken.width, taken.warm
         if self._rounds == 0:
             self._begun = start
         if self._rounds == _FILLING:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from picardsolve import Certificate
 from picardsolve.extend import Evidence, History, Tolerance, plot_rounds, rms
+from picardsolve.integrations.diffusers.predicted_gain import GainPrediction, TimedRound
+from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
+from picardsolve.integrations.diffusers.spans import Span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,16 +30,13 @@ class Report:
         misses: stored outputs that did not fit when their steps were reached, and were computed again.
         company: distance between a state's output in a batch and its output alone, relative to the output's size.
         tolerance: the tolerance in use; at least the resolution of the states' dtype.
-        seconds: time of the loop.
-        round_seconds: ``(width, seconds)`` of each round, from its first denoiser call to the end of its step.
-        single_seconds: seconds of rounds of one step, without the process's slower first call of a kind.
-        predicted_gain: prediction of `measured_gain` after a quarter of the steps, from the times of these steps and
-            their replays. None for a short run, or before a round of one step was measured.
         sequential: why the run, or the rest of it, went one step at a time; None if it did not.
         notes: further sentences for the user.
         history: one record per round of the window.
         state: the last state of the loop; None before the first step.
-        held_slopes: ``(N,)``, derivative of each step with respect to its state, at a fixed output; None if unknown.
+        span: time of the loop.
+        rounds_timed: each round with its time, which is read from a GPU when it is asked for.
+        table: weights of the scheduler's steps; None if unknown.
     """
 
     steps: int = 0
@@ -48,15 +48,41 @@ class Report:
     misses: int = 0
     company: float = 0.0
     tolerance: float = 0.0
-    seconds: float = 0.0
-    round_seconds: list[tuple[int, float]] = field(default_factory=list, repr=False)
-    single_seconds: list[float] = field(default_factory=list, repr=False)
-    predicted_gain: float | None = None
     sequential: str | None = None
     notes: list[str] = field(default_factory=list)
     history: History = field(default_factory=History, repr=False)
     state: Tensor | None = field(default=None, repr=False)
-    held_slopes: Tensor | None = field(default=None, repr=False)
+    span: Span = field(default_factory=Span, repr=False)
+    rounds_timed: list[TimedRound] = field(default_factory=list, repr=False)
+    table: SchedulerTable | None = field(default=None, repr=False)
+
+    @property
+    def held_slopes(self) -> Tensor | None:
+        """Derivative of each step with respect to its state, at a fixed output, ``(N,)``; None if unknown."""
+        return None if self.table is None else self.table.held_slopes()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the loop took."""
+        return self.span.seconds
+
+    @property
+    def round_seconds(self) -> list[tuple[int, float]]:
+        """Width and seconds of each round, from its first denoiser call to the end of its step."""
+        return [(each.width, each.span.seconds) for each in self.rounds_timed]
+
+    @property
+    def single_seconds(self) -> list[float]:
+        """Seconds of rounds of one step, without the process's slower first call of a kind."""
+        return [each.span.seconds for each in self.rounds_timed if each.alone and each.warm]
+
+    @property
+    def predicted_gain(self) -> float | None:
+        """Prediction of `measured_gain` after a quarter of the steps, from the times of these steps and their replays.
+
+        None for a short run, or before a round of one step was measured.
+        """
+        return GainPrediction.of(self.steps, self.rounds_timed)
 
     @property
     def certificate(self) -> Certificate:

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, Watch, WatchedDenoiser
 from picardsolve.integrations.diffusers.predicted_gain import called_before
@@ -17,6 +17,7 @@ from picardsolve.integrations.diffusers.run.nested import tensors
 from picardsolve.integrations.diffusers.run.recording import ReplayMode
 from picardsolve.integrations.diffusers.run.replay import Call, Replay
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find, pick
+from picardsolve.integrations.diffusers.spans import Span, event_on
 
 # Largest distance between a state's output in a batch and its output alone, relative to the output's size. Rounding
 # errors are smaller, also in TF32. Batch norm in training mode, or conditioning in the wrong rows, gives more.
@@ -45,7 +46,7 @@ class DenoiserCalls:
         evaluated: lanes in this iteration's largest call.
         rows: rows of states that the denoiser gets for one step (guidance doubles them).
         started: time of this iteration's first real call.
-        seconds: time from ``started`` to the end of the step.
+        span: time from ``started`` to the end of the step.
         warm: whether this process had made calls of all kinds (shapes, dtypes) of this iteration.
         renewed: whether a denoiser was changed since the latest round.
         watch: observes the denoisers' internal state.
@@ -61,11 +62,14 @@ class DenoiserCalls:
     evaluated: int = 0
     rows: int = 1
     started: float | None = None
-    seconds: float = 0.0
+    span: Span = field(default_factory=Span)
     warm: bool = False
     renewed: bool = False
     watch: Watch = field(default_factory=Watch)
     mode: ReplayMode | None = None
+    _device: torch.device | None = None  # of the first real call
+    _begun: Any = None  # its event there
+    _origin: tuple[float, Any] | None = None  # when the first call of the run was made, and its event
     _step: int = 0
     _number: int = 0  # number of the call within the step
     _busy: bool = False
@@ -90,13 +94,21 @@ class DenoiserCalls:
         if not replaying:
             self.replay.keep(range(0))
 
-    def end(self, state: Any) -> None:
-        """End the iteration after its step, and measure its time once the device has finished."""
-        if isinstance(state, Tensor) and state.is_cuda:
-            torch.cuda.synchronize(state.device)
-        self.seconds = 0.0 if self.started is None else perf_counter() - self.started
+    def end(self) -> None:
+        """End the iteration after its step, and note when its device will have finished."""
+        self.span = Span() if self.started is None else self._since(self.started, self.started, self._begun)
         before = [called_before(called, (form, self.evaluated)) for called, form in self._kinds]
         self.warm = bool(before) and all(before)
+
+    def whole(self, start: float) -> Span:
+        """The time of a run that began at ``start``, until its device has done all that it was given."""
+        first, event = self._origin or (start, None)
+        return self._since(start, first, event)
+
+    def _since(self, start: float, first: float, event: Any) -> Span:
+        """The time from ``start``, with the work that began at ``first`` and at an event of its device."""
+        events = None if event is None else (event, event_on(self._device))
+        return Span(perf_counter() - start, events, first - start)
 
     def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer a call of a module."""
@@ -263,7 +275,10 @@ class DenoiserCalls:
     ) -> Any:
         """Make and count a real call, for one step or for some lanes."""
         if self.started is None:
-            self.started = perf_counter()
+            self.started, given = perf_counter(), tensors((args, kwargs))
+            self._device = given[0].device if given else None
+            self._begun = event_on(self._device)
+            self._origin = self._origin or (self.started, self._begun)
         if self.report.sequential is None:
             watched.begin()
         self._busy = True

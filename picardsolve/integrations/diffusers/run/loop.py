@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from picardsolve.integrations.diffusers.mutable_state import equal, version
 from picardsolve.integrations.diffusers.options import Options
-from picardsolve.integrations.diffusers.predicted_gain import GainPrediction
+from picardsolve.integrations.diffusers.predicted_gain import TimedRound
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.accepted import AcceptedSteps
 from picardsolve.integrations.diffusers.run.batching import Batch
@@ -42,6 +42,7 @@ from picardsolve.integrations.diffusers.run.window_tensor import (
 )
 from picardsolve.integrations.diffusers.scheduler.bookkeeping import Taken
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, State, same
+from picardsolve.integrations.diffusers.spans import Span
 
 
 class Loop:
@@ -72,7 +73,6 @@ class Loop:
         self.calls = DenoiserCalls(batch, Replay(options.tolerance), self.report)
         self._window = PipelineWindow(options, timesteps, own, self.calls, observed)
         self._steps = AcceptedSteps(scheduler, step, own, timesteps)
-        self._prediction = GainPrediction(len(timesteps))
         self._lanes: Lanes | None = None  # lanes of this iteration, or of the next one
         self._handed: Handed | None = None
         self._guard = Guard(scheduler, own)
@@ -87,11 +87,12 @@ class Loop:
                 self._i, self._stepped = i, 0
                 self._join(self)
                 yield from self._iteration()
-                self.report.seconds = perf_counter() - start
+                self.report.span = Span(perf_counter() - start)
         finally:
             self._steps.catch_up()
+        self.report.span = self.calls.whole(start)
         if self._window.opened:
-            self.report.held_slopes = self._window.chain.held_slopes()
+            self.report.table = self._window.chain.whole_table()
 
     def _iteration(self) -> Iterator[Tensor]:
         lanes, replaying = self._lanes, self._i < self._window.begin
@@ -155,7 +156,7 @@ class Loop:
             self._steps.catch_up()
             stepped = self._real_step(*pick(args, 0), **pick(kwargs, 0))
             self.report.state = state_of(stepped)
-            self.calls.end(self.report.state)
+            self.calls.end()
             self.close()
             self._time()
             return stepped
@@ -172,11 +173,10 @@ class Loop:
         calls = self.calls
         if calls.started is None or self._stepped > 1:
             return
-        self.report.round_seconds.append((calls.evaluated, calls.seconds))
-        if calls.lanes is None and calls.warm:
-            self.report.single_seconds.append(calls.seconds)
-        self._prediction.note(self._i, calls.started, calls.seconds, calls.evaluated, calls.warm, self.report.single)
-        self.report.predicted_gain = self._prediction.gain
+        alone = calls.lanes is None
+        self.report.rounds_timed.append(
+            TimedRound(self._i, calls.started, calls.span, calls.evaluated, calls.warm, alone)
+        )
 
     # ---- a replay
 
@@ -220,7 +220,7 @@ class Loop:
         if lanes is not None:
             lanes.close()
         self.report.state = state = state_of(stepped)
-        self.calls.end(state)
+        self.calls.end()
         if self.report.sequential is not None:
             return stepped
         drew = not same(states, tape.states())
@@ -259,7 +259,7 @@ class Loop:
     def _round_by_table(self, taken: Taken, outputs: Tensor, samples: Tensor, states: State, made: RoundOutputs) -> Any:
         """Give the outputs of all lanes to the window, and let the table take all accepted steps."""
         i, window = self._i, self._window
-        self.calls.end(None)
+        self.calls.end()
         window.chain.stand(i, self._scheduler, states)
         accepted = window.tell(i, outputs, samples, None, True)
         assert accepted is not None

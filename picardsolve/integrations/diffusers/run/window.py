@@ -143,7 +143,7 @@ class PipelineWindow:
         self._report.history = window.history
         if self._pace is not None and calls.started is not None and not self._cold(i):
             whole = perf_counter() - calls.started
-            self._pace.note(len(samples), stride, calls.seconds if len(samples) == 1 else whole)
+            self._pace.note(len(samples), stride, calls.span.seconds if len(samples) == 1 else whole)
             if self._pace.settled and self._pace.width == 1:
                 self._report.sequential = "a wider window would be slower here"
         return taken

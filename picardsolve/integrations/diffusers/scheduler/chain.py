@@ -154,15 +154,9 @@ class SchedulerChain(Chain):
         self._noise = {n: noise for n, noise in self._noise.items() if n >= step}
         self.copies.tape.drop_before(step)
 
-    def held_slopes(self) -> Tensor | None:
-        """Derivative of each step with respect to its state, at a fixed output, ``(N,)`` float64.
-
-        The predicted sample counts as not clipped. None where no table is known.
-        """
-        table = self._table(self.length)
-        if table is None:
-            return None
-        return torch.from_numpy(table.x[:, 0] + (0 if table.clip is None else table.clip.q * table.clip.c))
+    def whole_table(self) -> SchedulerTable | None:
+        """The table of all steps; None where it is not known."""
+        return self._table(self.length)
 
     def scales(self, first: int, count: int, like: Tensor) -> Tensor | None:
         """Factors of ``scale_model_input`` at steps ``first ...``, ``(count, 1, ...)``; None where unknown."""

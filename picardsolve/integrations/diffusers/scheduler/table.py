@@ -50,6 +50,13 @@ class SchedulerTable:
     noise_dtype: torch.dtype | None = None
     _columns: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
+    def held_slopes(self) -> Tensor:
+        """Derivative of each step with respect to its state, at a fixed output, ``(N,)`` float64.
+
+        The predicted sample counts as not clipped.
+        """
+        return torch.from_numpy(self.x[:, 0] + (0 if self.clip is None else self.clip.q * self.clip.c))
+
     def forget(self) -> None:
         """Forget what was copied to a device: the table has grown."""
         self._columns.clear()
