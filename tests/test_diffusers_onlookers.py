@@ -1,9 +1,11 @@
 """Who looks at the scheduler between two steps sees it after its own steps; where nobody can, a table takes them."""
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -153,3 +155,48 @@ def test_a_loop_writes_past_the_version_counter(written):
         with sampler(pipe, window=8):
             found = loop()
     assert float((found - expected).norm()) <= 20 * TOLERANCE * float(expected.norm())
+
+
+# three more are in the newest diffusers only
+SERVED = [
+    "CMStochasticIterative",
+    "DDIM",
+    "DDPM",
+    "DEISMultistep",
+    "DPMSolverMultistep",
+    "DPMSolverMultistepInverse",
+    "DPMSolverSinglestep",
+    "EDMDPMSolverMultistep",
+    "EDMEuler",
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "FlowMatchEulerDiscrete",
+    "FlowMatchHeunDiscrete",
+    "FlowMatchLCM",
+    "HeunDiscrete",
+    "LCM",
+    "LMSDiscrete",
+    "TCD",
+]
+
+
+@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.filterwarnings("ignore")
+def test_schedulers_that_a_table_serves(name, monkeypatch):
+    cls: Any = getattr(diffusers, f"{name}Scheduler")
+    step, takes = cls.step, inspect.signature(cls.step).parameters
+
+    @functools.wraps(step)
+    def counted(self, *args, **kwargs):
+        TAKEN.append(id(self))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(cls, "step", counted)
+    scheduler = cls()
+    scheduler.set_timesteps(STEPS)
+    x = torch.randn(1, 4, 8, 8, generator=generator(0)) * getattr(scheduler, "init_noise_sigma", 1)
+    extra: Any = {"generator": generator(1)} if "generator" in takes else {}
+    TAKEN.clear()
+    _, report = denoise(lambda x, t: 0.3 * torch.tanh(x), scheduler, x, window=8, **extra)
+    assert report.sequential is None
+    assert TAKEN.count(id(scheduler)) < report.steps / 2
