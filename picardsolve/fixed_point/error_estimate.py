@@ -72,7 +72,7 @@ class ErrorEstimate(Stopping):
     reserves: bool = True
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: np.ndarray | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
-    _before: np.ndarray | None = field(init=False, default=None)  # changes of the last round, (W, B), NaN for new steps
+    _before: np.ndarray | None = field(init=False, default=None)  # changes of the last round in tolerances, and raw
     _round: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
     estimates: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
     worst: np.ndarray | None = field(init=False, default=None)
@@ -92,9 +92,10 @@ class ErrorEstimate(Stopping):
             seen or on_host([self], swept, noise)[0][0], noise, swept.y.shape[-1]
         )
         assert self._rounding is not None
-        change = np.maximum(_arriving(scaled), scaled) if self.implicit else _arriving(scaled)
+        changes = np.stack([scaled, size])
+        change, raw = np.maximum(_arriving(changes), changes) if self.implicit else _arriving(changes)
         residual = None if residual is None else residual * (scaled / size)
-        account = self._account = self._measured(residual, change, self._rounding)
+        account = self._account = self._measured(residual, change, raw, self._rounding)
         ratio = np.where(account.measured, account.ratios, np.inf if swept.tangent else account.ratio)
         tiny = change <= _ROUNDING * self._rounding
         ratio = np.where(tiny, np.minimum(ratio, 1), ratio)
@@ -105,7 +106,7 @@ class ErrorEstimate(Stopping):
         slope = abs(signed) if signed is not None and self.trusts_slopes else None
         share = self._share(slope, account.measured) if slope is not None else self._even_share(account, signed, size)
         error, allowed = self._carried(slope, np.stack([expected, share]), account)
-        self._round = error, allowed, np.where(tiny | ~np.isfinite(change), np.nan, change)
+        self._round = error, allowed, np.where(tiny | ~np.isfinite(change), np.nan, np.stack([change, raw]))
         unknown = np.full_like(size, np.nan)
         self.estimates = error / allowed, account.ratios, unknown if signed is None else signed
         fits = error <= allowed
@@ -150,13 +151,18 @@ class ErrorEstimate(Stopping):
         ahead = np.exp(np.maximum.accumulate(growth[::-1])[::-1] - growth)
         return (np.maximum(1 - slope, 0) / 2 + 1 / self.length) / ahead
 
-    def _measured(self, residual: np.ndarray | None, change: np.ndarray, rounding: np.ndarray) -> "_Account":
+    def _measured(
+        self, residual: np.ndarray | None, change: np.ndarray, raw: np.ndarray, rounding: np.ndarray
+    ) -> "_Account":
         """The account with this round's ratios."""
         account = self._account or _Account.opened(change)
         ratios, telling = np.full_like(change, np.nan), np.zeros_like(change, dtype=bool)
         if self._before is not None and residual is not None:
-            known = min(len(change), len(self._before))
-            ratios[:known] = (residual[:known] + rounding) / self._before[:known]
+            known = min(len(change), len(self._before[0]))
+            before, raw_before = self._before[:, :known]
+            # the last change in the units of then or of now, whichever is less: units move with the states
+            before = np.fmin(before, raw_before * (change[:known] / raw[:known]))
+            ratios[:known] = (residual[:known] + rounding) / before
             telling[:known] = residual[:known] > _ROUNDING * rounding
         measured = np.isfinite(ratios)
         telling &= measured
@@ -174,7 +180,7 @@ class ErrorEstimate(Stopping):
         assert self._round is not None
         assert self._account is not None
         error, allowed, change = self._round
-        position, sample = np.arange(len(change))[:, None], np.arange(len(accepted))
+        position, sample = np.arange(len(error))[:, None], np.arange(len(accepted))
         left = np.where(position < accepted, error, 0).max(0) / _SAFETY
         self.worst = left if self.worst is None else np.maximum(self.worst, left)
         moved, at = accepted > 0, np.maximum(accepted - 1, 0)
@@ -184,7 +190,7 @@ class ErrorEstimate(Stopping):
             allowed=np.where(moved, allowed[at, sample], self._account.allowed),
         )
         position = position + accepted
-        ahead = change[np.minimum(position, len(change) - 1), sample]
+        ahead = change[:, np.minimum(position, len(error) - 1), sample]
         self._before = np.where(position >= kept, np.nan, ahead)
 
     def restart(self) -> None:
@@ -235,8 +241,8 @@ class _Account:
 
 
 def _arriving(change: np.ndarray) -> np.ndarray:
-    """The changes of the states before each step, from those of the states after it, ``(W, B)`` both."""
-    return np.concatenate([np.zeros_like(change[:1]), change[:-1]])
+    """The changes of the states before each step, from those of the states after it, ``(..., W, B)`` both."""
+    return np.concatenate([np.zeros_like(change[..., :1, :]), change[..., :-1, :]], -2)
 
 
 def _scan(a: np.ndarray, c: np.ndarray) -> np.ndarray:
