@@ -373,7 +373,7 @@ CALLS |= {
     "Anderson": built(
         ps.Anderson, iterated, memory=1, triangular=False, ridge=1.0, order=2, absolute_ridge=1.0, base="picard"
     ),
-    "MultiSecant": built(ps.MultiSecant, iterated, memory=1, neighbours=0, ridge=10.0),
+    "MultiSecant": built(ps.MultiSecant, iterated, memory=3, neighbours=0, ridge=10.0),
     "Newton": built(ps.Newton, iterated, jacobian="hutchinson", damping=0.9, seed=3),
     "Parareal": built(ps.Parareal, iterated, blocks=3, starts=(0, 20), coarse=3, iterations=1, grid=None),
     "Polynomial": built(ps.Polynomial, guessed, without=("ts",), degree=1),

@@ -39,7 +39,7 @@ class Increments:
         if count > known:
             # many steps at once, for a draw takes many operations; but not many more than the solve seems to need
             block = min(max(self._numbers, _LEAST), _MOST) // (self.chain.noise_size * like.shape[-2])
-            n = numbers(min(max(count - known, block), self.chain.length), known)
+            n = numbers(max(count - known, min(block, self.chain.length)), known)
             ended = int((n.min(1) == self.chain.length - 1).sum())  # beyond the grid's end nothing more is needed
             n = n[: max(count - known, len(n) - ended + 1)]
             n, sample = np.broadcast_arrays(n, np.arange(like.shape[-2]))

@@ -29,6 +29,7 @@ from picardsolve.fixed_point.slide import Slide, steps_from
 from picardsolve.fixed_point.stopping import on_host
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Index, Rows, Steps
+from picardsolve.problem.autocast import without_autocast
 from picardsolve.problem.index import DeviceIndex, on_device
 from picardsolve.results.history import History
 
@@ -116,7 +117,9 @@ class Window(GridMachine):
         values = self._with_past(outputs if self._directions is None else outputs[0])
         steps = self._steps(x, values, outputs)  # F[n] = Phi_n(X[n])
         memory = tuple(part[: len(x) - 1] for part in self._memory)
-        swept = replace(self._iteration.sweep(steps, x, self._workspace_of(x[1:]), memory), old=x[1:])  # Y
+        with without_autocast(x.device):  # which is meant for the drift
+            swept = self._iteration.sweep(steps, x, self._workspace_of(x[1:]), memory)  # Y
+        swept = replace(swept, old=x[1:])
         rules, scale, valid = self.settings.rules, steps.noise_scale, steps.admissible
         seen, valid = on_host(rules, swept, scale, *(() if valid is None else (valid,)))  # waits for the device
         verdicts = [

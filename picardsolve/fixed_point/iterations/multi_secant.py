@@ -10,7 +10,6 @@ from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, from_expected, ones, sampled, slope_along
 from picardsolve.fixed_point.sweep import Memory, Swept, fitted
 from picardsolve.integrators.base import Steps
-from picardsolve.problem.autocast import without_autocast
 from picardsolve.problem.checks import check_positive_integer
 from picardsolve.problem.recurrence import Recurrence, arriving, propagated, rms
 
@@ -57,8 +56,7 @@ class MultiSecant(Iteration):
         grouped = len(seen.pairs[0]) // (self.neighbours + 1) * (self.neighbours + 1) if seen.pairs else 0
         if grouped:  # the steps behind are few, or new
             d = arriving(carried.of_copy(residual[..., sampled(residual.shape[-1])]))
-            with without_autocast(x.device):
-                more = self._correction(seen, d[:grouped])
+            more = self._correction(seen, d[:grouped])
             residual[:grouped].add_(more)
             images[:grouped].add_(more)
         y, change = propagated(images, seen.slope, carried(residual))
