@@ -35,20 +35,11 @@ from picardsolve.fixed_point.iterations import Iteration, Method
 from picardsolve.fixed_point.stopping import Increment, Residuals, Stopping
 from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.fixed_point.window import Settings, Window
-from picardsolve.integrators.base import (
-    Chain,
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Rows,
-    StepTable,
-    accepted_term,
-)
+from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
 from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
 from picardsolve.integrators.step_maps import AffineSteps, Steps
+from picardsolve.integrators.step_table import StepTable
 from picardsolve.problem.checks import (
     check_callable,
     check_count,

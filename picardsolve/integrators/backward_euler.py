@@ -6,18 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Rows,
-    StepTable,
-    Times,
-    accepted_term,
-)
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.step_maps import AffineSteps, Steps
+from picardsolve.integrators.step_table import StepTable, Times
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.problem.terms import ODE, SemilinearODE

@@ -6,19 +6,10 @@ import torch
 from torch import Tensor
 
 from picardsolve.brownian.path import placed
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Rows,
-    StepTable,
-    Times,
-    accepted_term,
-)
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.linear_multistep import linear_multistep
 from picardsolve.integrators.step_maps import AffineSteps, Steps
+from picardsolve.integrators.step_table import StepTable, Times
 from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import recurrence

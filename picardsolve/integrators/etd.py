@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, Times, accepted_term
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.step_maps import Steps
+from picardsolve.integrators.step_table import Times
 from picardsolve.problem.linear import Linear, Table
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import arriving, rms

@@ -6,19 +6,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Rows,
-    StepTable,
-    Times,
-    accepted_term,
-)
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.ito import EulerMaruyama
 from picardsolve.integrators.step_maps import AffineSteps, Steps
+from picardsolve.integrators.step_table import StepTable, Times
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import ODE, SDE, SemilinearODE
 from picardsolve.theory.bounds import step_lipschitz

@@ -9,19 +9,10 @@ import torch
 from torch import Tensor
 
 from picardsolve.brownian.path import placed
-from picardsolve.integrators.base import (
-    DriftChain,
-    Evaluated,
-    Hold,
-    Index,
-    Integrator,
-    Rows,
-    StepTable,
-    Times,
-    accepted_term,
-)
+from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.noise_structure import check_noise_structure
 from picardsolve.integrators.step_maps import AffineSteps, Steps
+from picardsolve.integrators.step_table import StepTable, Times
 from picardsolve.problem.derivative import Corrected
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.recurrence import recurrence
