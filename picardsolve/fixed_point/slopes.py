@@ -9,7 +9,7 @@ from torch.nn.functional import threshold
 from picardsolve.integrators.step_maps import Steps
 
 LOWEST, HIGHEST = -0.5, 1.3  # a slope is clipped to: a product of larger ones would blow up over a long window
-SEEN = 1e-13  # changes of a state below this fraction of its size are rounding, and say nothing of the slope
+_SEEN = 1e-13  # changes of a state below this fraction of its size are rounding, and say nothing of the slope
 _SAMPLED = 256  # numbers of a state that some slopes are taken from, about
 
 
@@ -36,7 +36,7 @@ def changes(now: Tensor, before: Tensor, size: int, seen: Tensor) -> tuple[Tenso
     some, change = sampled(size), now - before
     reach = torch.linalg.vector_norm(now[..., :size][..., some], torch.inf, -1, keepdim=True)
     length = torch.linalg.vector_norm(change[..., :size][..., some] / reach, dim=-1, keepdim=True)  # may be tiny
-    length = threshold(length * seen, SEEN, torch.nan).mul_(reach)
+    length = threshold(length * seen, _SEEN, torch.nan).mul_(reach)
     return change.div_(length), length
 
 
