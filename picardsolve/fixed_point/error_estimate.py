@@ -19,7 +19,7 @@ _LEAST_SLOPE = 1e-6  # slopes are taken for no smaller in a product
 _MOST_GROWTH = 1e4  # a step's share of the tolerance is divided by at most this
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of larger ones
 _UNPREDICTED = 4.0  # units of rounding of a change that no sweep predicts: the change is added, and may cancel
-_SAFETY = 2.0  # estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
+_SAFETY = 2.0  # where slopes are trusted; estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
 
 @dataclass
@@ -29,8 +29,8 @@ class ErrorEstimate(Stopping):
     A new state Y[n+1] has a residual ``Phi_n(Y[n]) - Y[n+1]``, which only the next round would compute. This rule
     predicts it. The ratio ``q_n = |F[n] - X[n+1]| / |last change of X[n]|`` says which part of a change the iteration
     failed to predict, so that ``q_n |Y[n] - X[n]|`` is the residual to expect. Errors add up,
-    ``E[n+1] = E[n] + 2 q_n |Y[n] - X[n]|``, from the error that the window's first state was accepted with. The
-    factor 2 is for safety.
+    ``E[n+1] = E[n] + q_n |Y[n] - X[n]|``, from the error that the window's first state was accepted with. Of the ratios
+    of the last two rounds the larger one counts: where solutions oscillate, one sweep may be right by luck.
 
     How an error grows after it was made cannot be seen within a window: the slopes along successive changes have
     products that say nothing of it where solutions oscillate. It is measured along the whole solution instead, after
@@ -38,7 +38,8 @@ class ErrorEstimate(Stopping):
     the sum over the grid of the rates at which steps change changes, as measured in this window. On orbits errors grow
     by about that factor, and the number of rounds grows with the logarithm of L only.
 
-    A denoiser's steps contract. There the slopes c are trusted, and carry errors on:
+    A denoiser's steps contract. There the slopes c are trusted, and carry errors on; the last ratio counts, and the
+    factor 2 is for safety:
     ``E[n+1] = |c_n| E[n] + 2 q_n |Y[n] - X[n]|``. The allowance grows by what a step forgets, and is divided by the
     growth of an error in the window ahead, in units of the tolerance:
     ``A[n+1] = |c_n| A[n] + (max(1 - |c_n|, 0) / 2 + 1 / N) / max(1, |c_{n+1}|, |c_{n+1} c_{n+2}|, ...)``.
@@ -73,6 +74,7 @@ class ErrorEstimate(Stopping):
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: np.ndarray | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: np.ndarray | None = field(init=False, default=None)  # changes of the last round in tolerances, and raw
+    _lately: np.ndarray | None = field(init=False, default=None)  # ratios that were measured in the last round
     _round: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
     estimates: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(init=False, default=None)
     worst: np.ndarray | None = field(init=False, default=None)
@@ -102,7 +104,7 @@ class ErrorEstimate(Stopping):
         ratio = np.maximum(ratio, _UNPREDICTED * torch.finfo(swept.y.dtype).eps)
         if self.frozen and signed is not None:
             ratio = ratio + abs(signed - 1)
-        expected = np.where(change == 0, 0, _SAFETY * ratio * change)
+        expected = np.where(change == 0, 0, self._safety * ratio * change)
         slope = abs(signed) if signed is not None and self.trusts_slopes else None
         share = self._share(slope, account.measured) if slope is not None else self._even_share(account, signed, size)
         error, allowed = self._carried(slope, np.stack([expected, share]), account)
@@ -167,6 +169,7 @@ class ErrorEstimate(Stopping):
         measured = np.isfinite(ratios)
         telling &= measured
         known, largest = telling.any(0), np.where(telling, ratios, 0).max(0)
+        self._lately, ratios = np.where(telling, ratios, np.nan), self._larger_of_two(ratios)
         return replace(
             account,
             ratios=ratios,
@@ -175,13 +178,26 @@ class ErrorEstimate(Stopping):
             blind=np.where(known, 0, account.blind + 1),
         )
 
+    @property
+    def _safety(self) -> float:
+        """Estimates are this much larger than what is expected; elsewhere the larger of two ratios is the margin."""
+        return _SAFETY if self.trusts_slopes else 1.0
+
+    def _larger_of_two(self, ratios: np.ndarray) -> np.ndarray:
+        """The ratios, or those of the round before where they are larger; NaN where this round measured none."""
+        if self._lately is None or self.trusts_slopes:
+            return ratios
+        both = min(len(ratios), len(self._lately))
+        larger = np.fmax(ratios[:both], self._lately[:both])
+        return np.concatenate([np.where(np.isnan(ratios[:both]), np.nan, larger), ratios[both:]])
+
     def slide(self, accepted: Index, kept: Index) -> None:
         """Move to the window's new first state."""
         assert self._round is not None
         assert self._account is not None
         error, allowed, change = self._round
         position, sample = np.arange(len(error))[:, None], np.arange(len(accepted))
-        left = np.where(position < accepted, error, 0).max(0) / _SAFETY
+        left = np.where(position < accepted, error, 0).max(0) / self._safety
         self.worst = left if self.worst is None else np.maximum(self.worst, left)
         moved, at = accepted > 0, np.maximum(accepted - 1, 0)
         self._account = replace(
@@ -190,12 +206,14 @@ class ErrorEstimate(Stopping):
             allowed=np.where(moved, allowed[at, sample], self._account.allowed),
         )
         position = position + accepted
-        ahead = change[:, np.minimum(position, len(error) - 1), sample]
-        self._before = np.where(position >= kept, np.nan, ahead)
+        at, beyond = np.minimum(position, len(error) - 1), position >= kept
+        self._before = np.where(beyond, np.nan, change[:, at, sample])
+        assert self._lately is not None
+        self._lately = np.where(beyond, np.nan, self._lately[at, sample])
 
     def restart(self) -> None:
         """Forget the changes of the states ahead."""
-        self._before = None
+        self._before = self._lately = None
 
     @np.errstate(divide="ignore")
     def widest(self, width: int) -> int:
