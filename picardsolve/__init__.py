@@ -45,6 +45,8 @@ from picardsolve.results.diagnostics import ConvergenceWarning
 from picardsolve.results.history import Round
 from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
 from picardsolve.sdeint import sdeint
+from picardsolve.serving.batcher import Batcher
+from picardsolve.serving.request import Cancelled
 from picardsolve.solve import sequential, solve
 
 __version__ = "0.1.0"
@@ -63,7 +65,9 @@ __all__ = [
     "Analysis",
     "Anderson",
     "BackwardEuler",
+    "Batcher",
     "BrownianPath",
+    "Cancelled",
     "Certificate",
     "Collocation",
     "ConvergenceWarning",

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from picardsolve.fixed_point.automatic_width import fitted_line
 from picardsolve.fixed_point.sequential import Stepper
+from picardsolve.fixed_point.width_costs import fitted_line
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.problem.machine import Machine, drive

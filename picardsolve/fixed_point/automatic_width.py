@@ -1,21 +1,18 @@
 """A window as wide as pays, found from the rounds that are run anyway."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import mean
 from time import perf_counter
 
 from torch import Tensor
 
 from picardsolve.fixed_point.placement import alike
+from picardsolve.fixed_point.width_costs import Seconds, Strides
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators.base import Rows
 from picardsolve.problem.machine import Machine
 
 _BETTER = 1.1  # a width must promise to be done so many times sooner to be worth a change
 _JUDGED = 2  # rounds that a width is judged by, after a first one
-_SHARE = 0.7  # of a window's steps are accepted in a round, before any round has been seen
-_TURN = 32  # steps beyond which the number of rounds falls only with the root of the width
 
 
 @dataclass
@@ -36,8 +33,8 @@ class Pace:
     most: int
     width: int = 1
     settled: bool = field(init=False, default=False)
-    _seconds: dict[int, float] = field(init=False, default_factory=dict)  # the least for each width
-    _strides: dict[int, list[int | float]] = field(init=False, default_factory=dict)
+    _seconds: Seconds = field(init=False, default_factory=Seconds)
+    _strides: Strides = field(init=False, default_factory=lambda: Strides(_JUDGED))
     _rounds: int = field(init=False, default=0)  # since the width was chosen
     _late: bool = field(init=False, default=False)  # a window widens a round late
     _judging: bool = field(init=False, default=False)  # by what a width accepts; the first round of 2 is only timed
@@ -48,14 +45,14 @@ class Pace:
 
     def note(self, width: int, stride: float, seconds: float) -> None:
         """Take a round of ``width`` steps that accepted ``stride`` of them; choose the width of the next one."""
-        self._seconds[width] = min(seconds, self._seconds.get(width, seconds))
+        self._seconds.note(width, seconds)
         late, self._late = self._late, False
         if self.settled or width > self.width or (late and width < self.width):
             return
         self._rounds += 1
         if width > 2 or (self._judging and width > 1):
-            self._strides.setdefault(width, []).append(stride)
-        if len(self._seconds) == 1 and self.most > 1:
+            self._strides.note(width, stride)
+        if self._seconds.known == 1 and self.most > 1:
             self._change(2)
         elif not self._judging or self._rounds > _JUDGED:
             self._choose()
@@ -66,11 +63,11 @@ class Pace:
         self.width = min(self.width, self.most)
 
     def _choose(self) -> None:
-        widths = {2**k for k in range(self.most.bit_length())} | {self.most, *self._strides}
+        widths = {2**k for k in range(self.most.bit_length())} | {self.most} | self._strides.widths
         best = max((w for w in widths if w <= self.most), key=self._rate)
         if self._rate(best) < _BETTER * max(self._rate(self.width), self._rate(1)):
             best = self.width if self._rate(self.width) > self._rate(1) else 1
-        self.settled = best == 1 or best in self._strides
+        self.settled = best == 1 or best in self._strides.widths
         self._judging = True
         self._change(best)
 
@@ -80,33 +77,7 @@ class Pace:
 
     def _rate(self, width: int) -> float:
         """Predicted steps a second."""
-        return self._stride(width) / max(self._time(width), 1e-12)
-
-    def _stride(self, width: int) -> float:
-        if width == 1:
-            return 1.0
-        tried = {w: mean(strides[-_JUDGED:]) for w, strides in self._strides.items()}
-        if width in tried:
-            return tried[width]
-        if tried:
-            near = min(tried, key=lambda w: max(w / width, width / w))
-            return min(width, tried[near] * (width / near) ** 0.5)
-        return _SHARE * min(width, (width * _TURN) ** 0.5)
-
-    def _time(self, width: int) -> float:
-        if width in self._seconds:
-            return self._seconds[width]
-        a, b = fitted_line(self._seconds)
-        return max(a + b * width, min(self._seconds.values()) * 0.1)
-
-
-def fitted_line(seconds: Mapping[int, float]) -> tuple[float, float]:
-    """``a`` and ``b >= 0`` of ``t(w) = a + b w``, fitted by least squares to the seconds of rounds of w steps."""
-    centre = mean(seconds)
-    spread = sum((w - centre) ** 2 for w in seconds)
-    slope = sum((w - centre) * t for w, t in seconds.items()) / spread if spread else 0.0
-    slope = max(slope, 0.0)
-    return mean(seconds.values()) - slope * centre, slope
+        return self._strides.of(width) / max(self._seconds.of(width), 1e-12)
 
 
 @dataclass

@@ -87,6 +87,8 @@ def _inside(item: Any) -> Iterable[Any]:
         return list(item)
     if isinstance(item, ModuleType):
         return ()
+    if "__wrapped__" in getattr(item, "__dict__", {}):  # an object that stands for a function, such as a Batcher
+        return (item.__wrapped__,)
     parameters = item.parameters() if isinstance(item, torch.nn.Module) else ()
     slots = (getattr(item, name, None) for kind in type(item).__mro__ for name in _slots(kind))
     called = (getattr(type(item), name, None) for name in ("forward", "__call__"))

@@ -1,0 +1,1 @@
+"""One model for many solves: their calls are merged into shared rounds."""
