@@ -12,9 +12,9 @@ from picardsolve.integrations.diffusers.run.window_tensor import (
     LaneMode,
     Lanes,
     WindowTensor,
+    WithoutLoopMode,
     find,
     pick,
-    without_lane_mode,
 )
 
 
@@ -198,7 +198,7 @@ def test_tensors_can_be_made_of_window_tensors_in_lane_mode(name):
         made = MAKERS[name](window)
         for item, made_of in zip(made.items, items, strict=True):
             assert torch.equal(item, MAKERS[name](made_of))
-        with without_lane_mode():
+        with WithoutLoopMode():
             assert type(torch.tensor([window])) is torch.Tensor
     assert lanes.count == 1  # for the look outside the mode
 

@@ -16,7 +16,7 @@ from picardsolve.integrations.diffusers.run.batching import Batch
 from picardsolve.integrations.diffusers.run.loop import Loop
 from picardsolve.integrations.diffusers.run.onlookers import observed
 from picardsolve.integrations.diffusers.run.timesteps import Timesteps
-from picardsolve.integrations.diffusers.run.window_tensor import without_lane_mode
+from picardsolve.integrations.diffusers.run.window_tensor import WithoutLoopMode
 
 _LOCK = Lock()
 
@@ -164,7 +164,7 @@ class Sampler:
         real = self._real["scale_model_input"]
         if not self._loops:
             return real(sample, timestep, *args, **kwargs)
-        with without_lane_mode():
+        with WithoutLoopMode():
             return self._loops[-1].scale_model_input(real, sample, timestep, *args, **kwargs)
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
@@ -173,7 +173,7 @@ class Sampler:
             return self._real["step"](*args, **kwargs)
         loop = self._loops[-1]
         self.report = loop.report
-        with without_lane_mode():
+        with WithoutLoopMode():
             stepped = loop.step(*args, **kwargs)
         if self._bar is not None and self._shown != self.report.rounds:
             self._shown = self.report.rounds

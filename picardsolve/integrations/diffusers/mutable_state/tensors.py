@@ -1,6 +1,7 @@
 """The tensors in reach: compared by version, by address and by value, in few operations for all of them."""
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from picardsolve.integrations.diffusers.mutable_state.kinds import Kind
 _WHOLE = 1 << 11  # elements up to which all of a tensor's values are compared
 _SAMPLED = 128  # elements that are compared of a larger tensor
 _KEPT = 1 << 24  # elements up to which a larger tensor is copied, to be restored
+_PART = 1 << 14  # bytes that are compared at once: a copy of more would be made in memory that is far away
 _WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+_VERSION = attrgetter("_version")
 
 
 class TensorState:
@@ -100,8 +103,8 @@ class Tensors:
     def unchanged(self) -> bool:
         """Whether no tensor was seen to be written to or moved, and the values that are looked at are the same."""
         return (
-            [tensor._version for tensor in self._counted] == self._versions
-            and [tensor.data_ptr() for tensor in self._stored] == self._pointers
+            list(map(_VERSION, self._counted)) == self._versions
+            and list(map(Tensor.data_ptr, self._stored)) == self._pointers
             and all(group.unchanged for group in self._on_host)
             and self._others_unchanged()
         )
@@ -143,15 +146,21 @@ class _OnHost:
     def __init__(self, states: list[TensorState]):
         views = [state.bits().numpy() for state in states]
         joined = np.concatenate(views)
-        self._then = joined.tobytes()
         _keep(states, views, torch.from_numpy(joined))
         side_by_side = all(view.flags.c_contiguous for view in views)
-        self._views: list[Any] = [view.data for view in views] if side_by_side else views
         self._read: Callable[[list[Any]], bytes] = b"".join if side_by_side else _joined
+        self._parts: list[tuple[list[Any], bytes]] = []
+        part, size = [], 0
+        for view in views:
+            part.append(view.data if side_by_side else view)
+            size += view.nbytes
+            if size >= _PART or view is views[-1]:
+                self._parts.append((part, self._read(part)))
+                part, size = [], 0
 
     @property
     def unchanged(self) -> bool:
-        return self._read(self._views) == self._then
+        return all(self._read(views) == then for views, then in self._parts)
 
 
 def _joined(views: list[Any]) -> bytes:

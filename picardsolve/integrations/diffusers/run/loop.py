@@ -36,9 +36,9 @@ from picardsolve.integrations.diffusers.run.window_tensor import (
     LaneMode,
     Lanes,
     WindowTensor,
+    WithoutLoopMode,
     find,
     pick,
-    without_lane_mode,
 )
 from picardsolve.integrations.diffusers.scheduler.bookkeeping import Taken
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, State, same
@@ -123,7 +123,7 @@ class Loop:
 
     def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer a call of a denoiser."""
-        with without_lane_mode():
+        with WithoutLoopMode():
             return self.calls.answer(module, original, args, kwargs)
 
     def scale_model_input(self, real: Callable, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """The denoiser's calls of a round, stored until the pipeline's own loop reaches their steps."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,8 +58,12 @@ class Call:
         return call
 
     def _present(self) -> list[int | None]:
+        return list(map(version, self._tensors))
+
+    @cached_property
+    def _tensors(self) -> list[Tensor]:
         outputs = self.outputs.tensors if isinstance(self.outputs, Outputs) else flat_tensors(self.outputs)
-        return [version(x) for x in (*self.inputs, *outputs)]
+        return [*self.inputs, *outputs]
 
     @property
     def intact(self) -> bool:

@@ -1,14 +1,13 @@
 """A tensor that carries one value for each step of a window through code written for one step."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, Protocol
 from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
 from picardsolve.integrations.diffusers.run.stacked import stacked
 
@@ -178,14 +177,15 @@ class LaneMode(LoopMode):
         return lanes.joined([func(*pick(args, j), **pick(kwargs, j)) for j in range(lanes.count)])
 
 
-@contextmanager
-def without_lane_mode() -> Iterator[None]:
-    """Leave this thread's `LoopMode` within the context, if it is the innermost mode."""
-    if isinstance(_get_current_function_mode(), LoopMode):
-        with _pop_mode_temporarily():
-            yield
-    else:
-        yield
+class WithoutLoopMode:
+    """Leaves this thread's `LoopMode` within the context, if it is the innermost mode."""
+
+    def __enter__(self) -> None:
+        self._mode = _pop_mode() if isinstance(_get_current_function_mode(), LoopMode) else None
+
+    def __exit__(self, *_: object) -> None:
+        if self._mode is not None:
+            _push_mode(self._mode)
 
 
 def find(value: Any) -> list[WindowTensor]:
