@@ -37,6 +37,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/calibration.py
 	$(BIN)/python tests/benchmarks/false_convergence.py
 	$(BIN)/python tests/benchmarks/odes.py
+	$(BIN)/python tests/benchmarks/batches.py --quick
 	$(BIN)/python tests/benchmarks/stiff_chains.py
 	$(BIN)/python tests/benchmarks/brownian.py
 	$(BIN)/python tests/benchmarks/sdes.py
@@ -55,9 +56,11 @@ gpu-check: $(VENV)/installed
 quality: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/quality.py
 
-# an hour on one core: every ODE problem, tolerance and iteration, right to 100 tolerances or refused
+# two hours on one core: every ODE problem, tolerance and iteration, alone and in batches, right to 100 tolerances or
+# refused
 trust: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/trust.py
+	$(BIN)/python tests/benchmarks/trust.py --batches
 
 docs: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out docs/images
