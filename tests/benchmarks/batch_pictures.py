@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 from batch_tables import REGRET, ratio, unique
 from matplotlib import pyplot as plt
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#CC79A7")  # Okabe & Ito 2008; from loose to sharp
@@ -46,6 +46,7 @@ def draw(records: Sequence[dict[str, Any]]) -> Path:
         axes.set_title(title(*column), fontsize=10)
     for axes in grid[-1]:
         axes.set_xlabel("samples")
+        axes.set_xticks(sorted({record["batch"] for record in some}))
     found = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found, loc="outside upper center", ncols=len(found) or 1, frameon=False)
     path = IMAGES / "batches.png"
@@ -68,9 +69,8 @@ def panel(axes: Any, records: Sequence[dict[str, Any]], tolerances: Sequence[flo
     axes.axhspan(1 / REGRET, 1, color="0.85", lw=0)
     axes.axhline(1, color="0.4", lw=0.8)
     axes.set(xscale="log", yscale="log")
-    axes.set_xticks(sorted({record["batch"] for record in records}))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
