@@ -34,6 +34,7 @@ from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.results.progress import Progress
 from picardsolve.results.solution import Result, Solution
+from picardsolve.serving.one_solve import as_one_request, pace_of
 
 _KEPT = 2**22  # numbers of a solution that is kept while it is solved, to measure growth along it
 _ROOM = 2**20  # bytes of functions that go along into a pickle
@@ -42,6 +43,7 @@ _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does 
 Save = Literal["all", "last"]
 
 
+@as_one_request
 def solve(
     term: Term,
     y0: Any,
@@ -173,7 +175,7 @@ def solve(
     grid = GridSolve.of(problem, y, chain, iteration, guess, window or 32, stop, (tol, rtol, atol), save == "all")
     _warn(half_precision(problem.layout.dtype, grid.tolerance.smallest))
     with Progress(chain.length, progress) as bar:
-        grid.run(max_rounds, bar)
+        grid.run(max_rounds, bar, pace_of(term, len(y), chain.length))
     solution = grid.solution(throw, again)
     _warn(*grid.warnings)
     if chain.implicit:
@@ -212,6 +214,7 @@ def _warn(*sentences: str | None) -> None:
         warnings.warn(sentence, ConvergenceWarning, stacklevel=3)  # at the line that called solve
 
 
+@as_one_request
 @torch.no_grad()
 def sequential(
     term: Term,

@@ -14,6 +14,7 @@ from picardsolve.certificate.evidence import Evidence
 from picardsolve.certificate.growth import Growth, measurable
 from picardsolve.certificate.running import Pacing, last_states, result_of, run_rounds
 from picardsolve.certificate.sharpening import Sharpening
+from picardsolve.fixed_point.automatic_width import ChoosesWidth, Pace
 from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
 from picardsolve.fixed_point.grid_machine import GridMachine, forget_beyond
 from picardsolve.fixed_point.guesses import guess_for
@@ -104,9 +105,15 @@ class GridSolve:
         return cls(problem, y, chain, method, machine, tolerance, pace, keeps)
 
     @torch.no_grad()
-    def run(self, max_rounds: int | None, bar: Progress) -> None:
-        """Run the rounds, and those of samples whose errors are then estimated beyond the tolerance."""
-        self.rounds = run_rounds(self.machine, self.pace, max_rounds, bar)
+    def run(self, max_rounds: int | None, bar: Progress, chooses: Callable[[int], ChoosesWidth] = Pace) -> None:
+        """Run the rounds, and those of samples whose errors are then estimated beyond the tolerance.
+
+        Args:
+            max_rounds: most rounds; None: any number.
+            bar: is shown the progress.
+            chooses: makes what chooses an automatic width, from the largest one.
+        """
+        self.rounds = run_rounds(self.machine, self.pace, max_rounds, bar, chooses)
         if self.machine.path is not None:
             forget_beyond(self.machine.path, self.machine.begin)
         if self.method.stop is None and not self.machine.exact:

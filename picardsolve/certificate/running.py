@@ -1,5 +1,6 @@
 """Run the rounds of a solve on a grid, show how many are expected, and say how it ended."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias, cast
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.certificate.remaining_rounds import expected_after
-from picardsolve.fixed_point.automatic_width import Pace, PacedWindow
+from picardsolve.fixed_point.automatic_width import ChoosesWidth, Pace, PacedWindow
 from picardsolve.fixed_point.grid_machine import GridMachine, forget_beyond
 from picardsolve.fixed_point.sequential import Stepper
 from picardsolve.fixed_point.window import Window
@@ -23,7 +24,13 @@ Pacing: TypeAlias = Literal["fixed", "single", "auto"]
 _AGAIN = 0.125  # of the grid: steps that are taken again at most
 
 
-def run_rounds(machine: GridMachine, pace: Pacing, max_rounds: int | None, bar: Progress) -> int:
+def run_rounds(
+    machine: GridMachine,
+    pace: Pacing,
+    max_rounds: int | None,
+    bar: Progress,
+    chooses: Callable[[int], ChoosesWidth] = Pace,
+) -> int:
     """Run the rounds of a solve.
 
     Args:
@@ -32,6 +39,8 @@ def run_rounds(machine: GridMachine, pace: Pacing, max_rounds: int | None, bar: 
             window whose width follows from what its rounds cost, and one step after the other where that is fastest.
         max_rounds: most drift calls that follow each other; None: any number.
         bar: is shown the progress.
+        chooses: makes what chooses the width for "auto", from the largest one. One that never settles goes on with
+            windows after steps that were taken one after the other.
 
     Returns:
         How many rounds there were.
@@ -48,7 +57,11 @@ def run_rounds(machine: GridMachine, pace: Pacing, max_rounds: int | None, bar: 
         return drive(machine, most, after)
     window, rounds = cast(Window, machine), 0
     if pace == "auto":
-        rounds = drive(PacedWindow(window, Pace(window.settings.width)), most, after)
+        choice = chooses(window.settings.width)
+        rounds = drive(PacedWindow(window, choice), most, after)
+        while not (window.done or rounds == most or choice.settled):
+            rounds += _steps_for_now(window, choice, most and most - rounds)
+            rounds += drive(PacedWindow(window, choice), most and most - rounds, after)
         if window.done or rounds == most:
             return rounds
     begin, last = int(window.begin[0]), window.x[0]
@@ -70,6 +83,19 @@ def run_rounds(machine: GridMachine, pace: Pacing, max_rounds: int | None, bar: 
         window.exact = True
         window.history.append_steps(more, window.begin)
     return rounds + more
+
+
+def _steps_for_now(window: Window, choice: ChoosesWidth, most: int | None) -> int:
+    """Take one step after the other, as long as that is better; returns how many steps."""
+    chain, rounds = cast(DriftChain, window.chain), 0
+    stepper = Stepper(chain, window.x[0], window.path, int(window.begin[0]), window.past)
+    while choice.alone and not stepper.done and rounds != most:
+        rounds += drive(stepper, 1)
+        choice.note(1, 1, 0.0)
+    window.restart(stepper.n, stepper.y)
+    window.past = stepper.past
+    window.stand(stepper.y, np.minimum(stepper.reached, stepper.n), stepper.reached < chain.length)
+    return rounds
 
 
 def _exact_steps(window: Window) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,6 +14,31 @@ from picardsolve.problem.machine import Machine
 
 _BETTER = 1.1  # a width must promise to be done so many times sooner to be worth a change
 _JUDGED = 2  # rounds that a width is judged by, after a first one
+
+
+class ChoosesWidth(Protocol):
+    """What chooses the width of a window; see `Pace` for its attributes and methods."""
+
+    @property
+    def width(self) -> int:
+        """Width of the next round."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether the choice is made for good."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether one step after the other is better from here on, for good or for now."""
+        ...
+
+    def limit(self, most: int) -> None:
+        """For now no wider than ``most``."""
+
+    def note(self, width: int, stride: float, seconds: float) -> None:
+        """Take a round of ``width`` steps that accepted ``stride`` of them in some seconds."""
 
 
 @dataclass
@@ -38,6 +64,11 @@ class Pace:
     _rounds: int = field(init=False, default=0)  # since the width was chosen
     _late: bool = field(init=False, default=False)  # a window widens a round late
     _judging: bool = field(init=False, default=False)  # by what a width accepts; the first round of 2 is only timed
+
+    @property
+    def alone(self) -> bool:
+        """Whether one step after the other is better from here on."""
+        return self.settled and self.width == 1
 
     def __post_init__(self):
         self._widest = self.most
@@ -90,7 +121,7 @@ class PacedWindow(Machine):
     """
 
     window: Window
-    pace: Pace
+    pace: ChoosesWidth
 
     def __post_init__(self):
         self.window.width = self.pace.width
@@ -98,8 +129,7 @@ class PacedWindow(Machine):
     @property
     def done(self) -> bool:
         """Whether the window is done, or would do better one step at a time from here on."""
-        single = self.pace.settled and self.pace.width == 1 and alike(self.window.begin)
-        return self.window.done or single
+        return self.window.done or (self.pace.alone and alike(self.window.begin))
 
     def ask(self) -> Rows:
         """The window's rows."""

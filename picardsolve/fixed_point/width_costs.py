@@ -26,11 +26,10 @@ class Seconds:
 
     def of(self, size: int) -> float:
         """Seconds of a round of a size; 0 where nothing is known."""
-        least = dict(self._least)  # a copy: threads that share a model note what they see meanwhile
-        if not least or size in least:
-            return least.get(size, 0.0)
-        a, b = fitted_line(least)
-        return max(a + b * size, min(least.values()) * 0.1)
+        if not self._least or size in self._least:
+            return self._least.get(size, 0.0)
+        a, b = fitted_line(self._least)
+        return max(a + b * size, min(self._least.values()) * 0.1)
 
 
 @dataclass

@@ -78,6 +78,10 @@ class Batcher:
         """A place for one solve, to be entered as a context and called like the model."""
         return Request(self)
 
+    def for_one_solve(self) -> Request:
+        """A request, which a solve enters and leaves."""
+        return self.request()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model once, in company where there is any."""
         with self.request() as request:

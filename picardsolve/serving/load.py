@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from picardsolve.fixed_point.width_costs import Seconds, Strides
+from picardsolve.fixed_point.width_costs import Strides
+from picardsolve.serving.costs import Costs
 
 _BETTER = 1.1  # a window must promise so many times the steps that requests make one at a time
 _JUDGED = 32  # rounds of one width whose steps are remembered
@@ -26,8 +27,8 @@ class Load:
     """
 
     max_rows: int
-    calls: Seconds = field(default_factory=Seconds)
-    between: Seconds = field(default_factory=Seconds)
+    calls: Costs = field(default_factory=Costs)
+    between: Costs = field(default_factory=Costs)
     _strides: dict[int, Strides] = field(default_factory=dict)  # by the steps of a whole solve
 
     def strides(self, steps: int) -> Strides:
@@ -56,7 +57,7 @@ class Load:
             seconds = requests * self.between.of(width) + self.calls.of(requests * width * rows)
             return strides.of(width) / max(seconds, 1e-12)
 
-        best = max({2**k for k in range(room.bit_length())} | {room}, key=rate)
+        best = max((2**k for k in range(room.bit_length())), key=rate)  # few widths, of which much is learnt
         return best if rate(best) >= _BETTER * rate(1) else 1
 
 
@@ -90,6 +91,11 @@ class LoadPace:
         """The width of the next round."""
         self._asked = self.load.width(self.company(), self.rows, self.most, self.steps)
         return self._asked
+
+    @property
+    def alone(self) -> bool:
+        """Whether the next step is better taken alone."""
+        return self.width == 1
 
     def limit(self, most: int) -> None:
         """For now no wider than ``most``."""

@@ -1,6 +1,7 @@
 """One solve's place at a model that many solves share."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -89,21 +90,23 @@ class Request:
 
     # ---- how wide the solve's windows are
 
-    def request(self) -> "Request":
-        """The request itself: it stands for its batcher."""
-        return self
+    def for_one_solve(self) -> AbstractContextManager["Request"]:
+        """The request itself, which its user enters and leaves."""
+        return nullcontext(self)
 
-    def pace(self, most: int, steps: int) -> LoadPace:
+    def pace(self, most: int, steps: int, rows: int = 1) -> LoadPace:
         """What chooses the width of the solve's windows by the load of the model.
 
         Args:
             most: the largest width.
             steps: of the whole solve.
+            rows: of one step.
         """
-        return LoadPace(self._batcher.load, most, steps, lambda: self._batcher.company, self._told)
+        return LoadPace(self._batcher.load, most, steps, lambda: self._batcher.company, self._told, rows)
 
     def _told(self, width: int) -> None:
-        self._batcher.load.between.note(self._width, self._spent)
+        if self._spent:
+            self._batcher.load.between.note(self._width, self._spent)
         self._spent, self._width = 0.0, width
 
     # ---- for the batcher, which holds its lock meanwhile
