@@ -38,6 +38,7 @@ from picardsolve.integrators import (
 from picardsolve.odeint import odeint
 from picardsolve.problem import grids, schedules
 from picardsolve.problem.denoiser import Denoiser
+from picardsolve.problem.divergence import divergence
 from picardsolve.problem.linear import Diagonal, Fourier
 from picardsolve.problem.reverse import reverse_sde
 from picardsolve.problem.terms import ODE, SDE, SecondOrderODE, SemilinearODE
@@ -107,6 +108,7 @@ __all__ = [
     "StochasticMidpoint",
     "Verification",
     "analyze",
+    "divergence",
     "grids",
     "odeint",
     "presets",

@@ -41,6 +41,17 @@ def test_odeint(method, vectorized):
     agree(scenario)
 
 
+@pytest.mark.parametrize("probes", [None, 2])
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_log_densities(batch_dims, probes):
+    def scenario(device: torch.device) -> Any:
+        y0 = START.to(device), torch.zeros(3, dtype=torch.float64).to(device)
+        given = {"integrator": ps.Collocation(), "batch_dims": batch_dims}
+        return ps.solve(ps.ODE(ps.divergence(pendulum, probes=probes)), y0, TIMES, **given).ys
+
+    agree(scenario)
+
+
 def test_odeint_of_structures_and_events():
     def scenario(device: torch.device) -> Any:
         y0 = START[:, 0].to(device), START[:, 1].to(device)

@@ -295,6 +295,17 @@ CALLS = {
         },
         lambda found: (found[1], found[0].drift(found[1][:1, None], Y[:1])),
     ),
+    "divergence": Call(
+        ps.divergence,
+        {"drift": lambda t, y: torch.sin(y.cumsum(-1))},
+        {
+            "drift": ({}, {"drift": lambda t, y: torch.cos(y.cumsum(-1))}),
+            "probes": ({}, {"probes": 1}),
+            "seed": ({"probes": 1}, {"probes": 1, "seed": 1}),
+            "law": ({"probes": 1}, {"probes": 1, "law": "gaussian"}),
+        },
+        lambda flow: flow(TS[0], (Y, Y[:, 0])),
+    ),
     "grids.uniform": Call(
         ps.grids.uniform,
         {"t0": 0.0, "t1": 1.0, "steps": 4},

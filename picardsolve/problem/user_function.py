@@ -30,6 +30,8 @@ class UserFunction:
         trailing: dimensions of the output beyond the state's. None: none or one, as the first output shows.
         tail: sizes of those dimensions in the last output; None before the first call.
         lifted: the function of many times, where ``takes`` is "state" or "batch".
+        own: what the function gets before its arguments, one entry for each sample of a batch: what the method
+            ``of_samples(layout)`` of a function that has one returns, with the function that takes it.
     """
 
     name: str
@@ -40,9 +42,12 @@ class UserFunction:
     takes: Takes = "rows"
     trailing: int | None = 0
     tail: tuple[int, ...] | None = None
+    own: tuple[Tensor, ...] = ()
     lifted: Lifted = field(init=False)
 
     def __post_init__(self):
+        if self.layout.batched and hasattr(self.function, "of_samples"):
+            self.function, self.own = self.function.of_samples(self.layout)
         self.lifted = Lifted(self.name, self.function, branches=self.takes == "batch")
 
     def with_args(self, args: Sequence[Any] | Mapping[str, Any]) -> "UserFunction":
@@ -114,14 +119,15 @@ class UserFunction:
 
     def args_of_rows(self, sample: np.ndarray) -> Any:
         """The arguments of rows that belong to samples ``(R,)``."""
-        if not self.args or not self.layout.batched or self.takes == "batch":
-            return self.args
+        args = (*self.own, *self.args) if self.own else self.args
+        if not args or not self.layout.batched or self.takes == "batch":
+            return args
         everyone = len(sample) == self.layout.batch and bool((sample == np.arange(len(sample))).all())
         return pytree.tree_map(
             lambda arg: (
                 arg.index_select(0, on_device(sample, arg.device)) if self._per_sample(arg) and not everyone else arg
             ),
-            self.args,
+            args,
         )
 
     def _per_sample(self, arg: Any) -> bool:
