@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from batch_cases import Case
 from batch_solvers import Run, Solver
 
@@ -37,7 +38,8 @@ class Ladder:
 
     def climb(self, error: float, tolerances: tuple[float, ...]) -> None:
         """Run from the loosest tolerance to one that reaches the error, and to these tolerances."""
-        for rung in sorted({*RUNGS, *tolerances}, reverse=True):
+        finest = torch.finfo(self.case.dtype).eps / 2
+        for rung in sorted((rung for rung in {*RUNGS, *tolerances} if rung > finest), reverse=True):
             if any(run.given_up for run in self.runs.values()):
                 return
             if rung < min(tolerances) and any(run.off <= error for run in self.good):
