@@ -7,6 +7,7 @@ from picardsolve.brownian.brownian_path import BrownianPath
 from picardsolve.certificate.certificate import Certificate
 from picardsolve.certificate.verification import Verification
 from picardsolve.collocation import Collocation
+from picardsolve.embedded import Dopri5, Dopri8, Tsit5
 from picardsolve.fixed_point.guesses import Copy, FromTrajectory, FrozenOutput, FrozenSample, Guess, Polynomial
 from picardsolve.fixed_point.iterations import (
     Exponential,
@@ -76,6 +77,8 @@ __all__ = [
     "DPMSolver",
     "Denoiser",
     "Diagonal",
+    "Dopri5",
+    "Dopri8",
     "Euler",
     "EulerMaruyama",
     "Expected",
@@ -106,6 +109,7 @@ __all__ = [
     "Stats",
     "StochasticHeun",
     "StochasticMidpoint",
+    "Tsit5",
     "Verification",
     "analyze",
     "divergence",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.collocation import Collocation
+from picardsolve.embedded import Dopri5, Dopri8, Tsit5
 from picardsolve.fixed_point.iterations import Newton, Picard, Secant
 from picardsolve.integrators import RK4, Euler, Heun
 from picardsolve.problem import grids
@@ -23,14 +24,12 @@ from picardsolve.solve import solve
 
 _FIXED = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
 _ITERATIONS = {None: None, "picard": Picard(), "secant": Secant(), "newton": Newton()}
-_ADAPTIVE = ("dopri5", "dopri8", "tsit5", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's, of all versions
-# options of torchdiffeq's own step size control
-_THEIRS = {"norm", "dtype", "min_step", "max_num_steps", "safety", "ifactor", "dfactor"} | {
-    "step_t",
-    "jump_t",
-    "step_size",
-}
+_EMBEDDED = {"dopri5": Dopri5, "dopri8": Dopri8, "tsit5": Tsit5}
+_OTHERS = ("bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's further adaptive methods, of all versions
+_ADAPTIVE = (*_EMBEDDED, *_OTHERS)
+_STEPS = {field.name for field in fields(Dopri5)}
 _PARTS = {field.name for field in fields(Collocation)}
+_THEIRS = {"norm", "dtype", "step_size", *_STEPS}  # options of torchdiffeq's own step size control
 _SOLVES = {"max_batch", "max_rounds", "progress"}
 _LEAST = 64.0  # units of rounding: the smallest default tolerance
 _LOOSER = (1.0, 10.0, 100.0)  # times the default tolerance, tried in turn where errors grow
@@ -65,15 +64,18 @@ def odeint(
             default, up to a hundred times as much is taken, with a `ConvergenceWarning`.
         atol: absolute tolerance, of the same shapes. Default 1e-9.
         method: None takes `Collocation`, which is adaptive, with the iteration that suits the state; "picard",
-            "secant" and "newton" choose that iteration. The names of torchdiffeq's adaptive methods, such as "dopri5",
-            mean None here: the tolerance is kept, and not the steps. "euler", "heun2" and "rk4" (the 3/8 rule, as in
-            torchdiffeq) solve on a fixed grid.
+            "secant" and "newton" choose that iteration. "dopri5", "dopri8" and "tsit5" step with `Dopri5`, `Dopri8` and
+            `Tsit5`, one step after the other; unlike in torchdiffeq, the tolerance is about the error of the solution
+            and not of a step. The names of torchdiffeq's other adaptive methods, such as "bosh3", mean None here: the
+            tolerance is kept, and not the steps. "euler", "heun2" and "rk4" (the 3/8 rule, as in torchdiffeq) solve on
+            a fixed grid.
         options: for all methods ``vectorized``, ``max_batch``, ``max_rounds`` and ``progress``; ``full_output=True``
-            returns ``(states, solution)``, where the `Solution` has the certificate. For adaptive methods
-            ``first_step``, ``max_step``, ``nodes``, ``order`` and ``in_flight`` of `Collocation`; options of
-            torchdiffeq's step size control are ignored with a warning. For a fixed grid ``step_size``, the longest
-            step: every interval of ``t`` is cut into equal steps that are no longer (default: one step an interval);
-            ``window``, ``iteration`` and ``guess`` of `solve`.
+            returns ``(states, solution)``, where the `Solution` has the certificate. For "dopri5", "dopri8", "tsit5"
+            the arguments of `Dopri5`, which are torchdiffeq's; ``norm`` and ``dtype`` are ignored with a warning. For
+            other adaptive methods ``first_step``, ``max_step``, ``nodes``, ``order`` and ``in_flight`` of
+            `Collocation`; options of torchdiffeq's step size control are ignored with a warning. For a fixed grid
+            ``step_size``, the longest step: every interval of ``t`` is cut into equal steps that are no longer
+            (default: one step an interval); ``window``, ``iteration`` and ``guess`` of `solve`.
         event_fn: ``event_fn(t, y)`` returns a tensor. The solve ends where one of its elements changes sign, however
             late: the second of two times ``t`` gives only the direction.
 
@@ -168,14 +170,15 @@ def _adaptive(
     options: dict[str, Any],
     **more: Any,
 ) -> Solution:
-    """Solve by collocation; default tolerances are what can be reached."""
-    _refuse(set(options) - _THEIRS - _SOLVES - _PARTS)
-    ignored = sorted(_THEIRS & set(options))
+    """Solve by an adaptive method; default tolerances are what can be reached."""
+    make, parts = (_EMBEDDED[method], _STEPS) if method in _EMBEDDED else (Collocation, _PARTS)
+    _refuse(set(options) - _THEIRS - _SOLVES - parts)
+    ignored = sorted((_THEIRS & set(options)) - parts)
     if ignored:
         said = f"options: {', '.join(map(repr, ignored))} steer torchdiffeq's own steps and have no effect here."
         warnings.warn(said, UserWarning, stacklevel=3)
     given = {name: value for name, value in options.items() if name in _SOLVES} | more
-    given["integrator"] = Collocation(**{name: value for name, value in options.items() if name in _PARTS})
+    given["integrator"] = make(**{name: value for name, value in options.items() if name in parts})
     given["iteration"] = _ITERATIONS.get(method)
     usual = _usual(y0)
     for looser in _LOOSER:

@@ -16,12 +16,12 @@ from picardsolve.brownian import Path
 from picardsolve.certificate.again import Again
 from picardsolve.certificate.grid_solve import GridSolve, finished
 from picardsolve.certificate.running import last_states
-from picardsolve.collocation import AdaptiveSolve, Collocation, Event
 from picardsolve.fixed_point.grid_machine import forget_beyond
 from picardsolve.fixed_point.guesses import Guess
 from picardsolve.fixed_point.iterations import Method
 from picardsolve.fixed_point.sequential import Stepper
 from picardsolve.fixed_point.stopping import MakesRule
+from picardsolve.integrators.adaptive import AdaptiveMethod, Given
 from picardsolve.integrators.base import Integrator
 from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.posed import posed
@@ -146,17 +146,19 @@ def solve(
     check_optional_positive_integer("max_rounds", max_rounds)
     recording = torch.is_grad_enabled()
     noted = [] if recording and (integrator.adaptive or problem.term.recorded_on_grids) else None
-    problem = replace(problem, args=pytree.tree_map(detached, problem.args), parameters=noted)
+    live = problem.args
+    problem = replace(problem, args=pytree.tree_map(detached, live), parameters=noted)
     inputs: Any = y0, ts, args if cond is None else cond, _reach(term, args)
     if integrator.adaptive:
-        choice = _checked_for_segments(iteration, guess, window, stop, brownian)
+        method = cast(AdaptiveMethod, integrator)
+        _check_alone(method, guess, window, stop, brownian)
         tolerance = tolerance_of(problem.term, problem.layout, tol, rtol, atol, "error")
-        how = cast(Collocation, integrator), choice, tolerance, Event.of(events), save == "last"
-        machine = AdaptiveSolve.of(problem, y, *how)
+        given = Given(problem.layout.pack(y0), ts, live, inputs[-1]) if recording else None
+        machine = method.begin(problem, y, iteration, tolerance, events, save == "last", given)
         with Progress(100, progress, "%") as bar:
             after = (lambda rounds: bar.update(machine.percent, rounds)) if progress else None
             solution = machine.solution(drive(machine, max_rounds or machine.most_rounds, after), throw)
-        return differentiable(solution, machine, *inputs) if recording else solution
+        return differentiable(solution, cast(Any, machine), *inputs) if recording and not machine.records else solution
     if events is not None:
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}
@@ -183,23 +185,18 @@ def solve(
     return recorded(solution, problem, cast(Integrator, integrator), *inputs) if recording else solution
 
 
-def _checked_for_segments(iteration: Any, guess: object, window: object, stop: object, brownian: object) -> Any:
-    """The name of the iteration on segments, None for the usual one; what only grids have is refused."""
+def _check_alone(method: AdaptiveMethod, guess: object, window: object, stop: object, brownian: object) -> None:
+    """Refuse what only grids have."""
+    name = type(method).__name__
     if guess is not None or stop != "error":
-        raise ValueError("guess, stop: Collocation has its own; leave them out.")
+        raise ValueError(f"guess, stop: {name} has its own; leave them out.")
     if window is not None:
         raise ValueError(
-            f"window: got {window!r}, but Collocation has no steps that a window could hold; pass "
-            "Collocation(in_flight=...), the largest number of segments at once, or leave it out."
+            f"window: got {window!r}, but {name} has no steps that a window could hold; {method.instead_of_window}, "
+            "or leave it out."
         )
     if brownian is not None:
-        raise ValueError("brownian: an ODE has no noise, and Collocation solves nothing else; leave it out.")
-    name = getattr(iteration, "on_segments", None)
-    if iteration is not None and name is None:
-        raise TypeError(
-            f"iteration: Collocation takes Picard(), Secant() or Newton(), got {iteration!r}; or leave it out."
-        )
-    return name
+        raise ValueError(f"brownian: an ODE has no noise, and {name} solves nothing else; leave it out.")
 
 
 def _reach(term: Term, args: Sequence[Any]) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from time import perf_counter
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -14,16 +14,18 @@ from picardsolve.collocation.certificate import CollocationCertificate
 from picardsolve.collocation.events import Event, EventFunction
 from picardsolve.collocation.failures import OutOfRounds
 from picardsolve.collocation.initial_value import InitialValueProblem
-from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.sample import Sample
 from picardsolve.collocation.sweeps import Choice
 from picardsolve.collocation.trajectory import DenseStates
+from picardsolve.integrators.adaptive import AdaptiveMachine
 from picardsolve.problem.clock import Clock
-from picardsolve.problem.machine import Machine
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
+
+if TYPE_CHECKING:
+    from picardsolve.collocation.method import Collocation
 
 _REACH = 16.0  # units of rounding: the least tolerance
 _NUMBERS = 2**22  # in the states of a drift call, which may hold many more numbers inside
@@ -34,7 +36,7 @@ Rows: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass
-class AdaptiveSolve(Machine):
+class AdaptiveSolve(AdaptiveMachine):
     """The samples of a batch, solved together: each round is one call of the drift for all that are not over.
 
     Attributes:
@@ -46,6 +48,7 @@ class AdaptiveSolve(Machine):
     """
 
     most_rounds: ClassVar[int] = 10_000
+    records: ClassVar[bool] = False
     samples: Sequence[Sample]
     function: RowFunction
     saved: Tensor
@@ -57,7 +60,7 @@ class AdaptiveSolve(Machine):
         cls,
         problem: Problem,
         y: Tensor,
-        method: Collocation,
+        method: "Collocation",
         choice: Choice | None,
         tolerance: Tolerance,
         events: Sequence[Event] = (),

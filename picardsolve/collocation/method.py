@@ -2,21 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
+from torch import Tensor
 
+from picardsolve.collocation.adaptive_solve import AdaptiveSolve
 from picardsolve.collocation.check import Check
-from picardsolve.collocation.events import EventFunction, EventWatch
+from picardsolve.collocation.events import Event, EventFunction, EventWatch
 from picardsolve.collocation.finite_differences import Differences
 from picardsolve.collocation.initial_value import InitialValueProblem, Limits
 from picardsolve.collocation.iteration_choice import usual_iteration, usual_order
 from picardsolve.collocation.march import March
 from picardsolve.collocation.nodes import Kind, nodes
 from picardsolve.collocation.sweeps import Choice, NewtonSweep, PicardSweep
-from picardsolve.integrators.discretization import Discretization
+from picardsolve.integrators.adaptive import AdaptiveMethod, Given
 from picardsolve.problem.checks import check_choice
+from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE, Term
+from picardsolve.problem.tolerances import Tolerance
 
 _IN_FLIGHT = 12  # segments, usually
 _NUMBERS = 2**20  # at the nodes of all segments in flight, unless one segment has more
@@ -24,7 +28,7 @@ _AHEAD = 1e-3  # tolerances that Picard iteration aims at: its rounds hardly dep
 
 
 @dataclass(frozen=True)
-class Collocation(Discretization):
+class Collocation(AdaptiveMethod):
     """Adaptive collocation for an `ODE` or `SecondOrderODE`: long segments of high order, several in flight at once.
 
     A segment is a polynomial that satisfies the equation at its nodes. Its length adapts to the solution. A round is
@@ -48,7 +52,7 @@ class Collocation(Discretization):
         ValueError: an argument has a wrong value.
     """
 
-    adaptive: ClassVar[bool] = True
+    instead_of_window: ClassVar[str] = "pass Collocation(in_flight=...), the largest number of segments at once"
     nodes: Kind = "radau"
     order: int | None = None
     in_flight: int | None = None
@@ -74,6 +78,24 @@ class Collocation(Discretization):
             raise TypeError(
                 f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
             )
+
+    def begin(
+        self,
+        problem: Problem,
+        y: Tensor,
+        iteration: Any,
+        tolerance: Tolerance,
+        events: Any,
+        only_last: bool,
+        given: Given | None,
+    ) -> AdaptiveSolve:
+        """Begin a solve; its gradients are computed afterwards, by an adjoint."""
+        name = getattr(iteration, "on_segments", None)
+        if iteration is not None and name is None:
+            raise TypeError(
+                f"iteration: Collocation takes Picard(), Secant() or Newton(), got {iteration!r}; or leave it out."
+            )
+        return AdaptiveSolve.of(problem, y, self, name, tolerance, Event.of(events), only_last)
 
     def march(self, problem: InitialValueProblem, choice: Choice | None, events: Sequence[EventFunction] = ()) -> March:
         """The march of one sample, before its first round.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from picardsolve.collocation.failures import Failure, Stiff
 from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.iteration_choice import newton_pays, rounds_if_stiff
 from picardsolve.collocation.march import March
-from picardsolve.collocation.method import Collocation
 from picardsolve.collocation.refinement import PropagatedError, refined
 from picardsolve.collocation.sweeps import Choice
 from picardsolve.collocation.trajectory import PiecewisePolynomial, Trajectory
+
+if TYPE_CHECKING:
+    from picardsolve.collocation.method import Collocation
 
 _MARCHES = 4  # at most
 
@@ -35,7 +38,7 @@ class Sample:
     """
 
     problem: InitialValueProblem
-    method: Collocation
+    method: "Collocation"
     choice: Choice | None = None
     events: Sequence[EventFunction] = ()
     failure: Failure | None = None

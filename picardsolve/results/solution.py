@@ -43,6 +43,10 @@ class Result(Enum):
         "The equation is stiff, and Newton's method takes states of at most 64 numbers here: split off its linear part "
         "as a SemilinearODE, or use an implicit solver such as scipy's BDF."
     )
+    stiff_for_steps = (
+        "The equation is stiff for explicit steps: pass integrator=picardsolve.Collocation(), which solves states of "
+        "at most 64 numbers by Newton's method, split off its linear part as a SemilinearODE, or use scipy's BDF."
+    )
     unreachable = "Loosen the tolerance to that, use more precision, or solve over a shorter time."
     max_rounds = "The limit of rounds was reached first: raise max_rounds, loosen the tolerance or narrow the window."
 

@@ -1,0 +1,90 @@
+"""How far a solution by steps of an embedded pair is from the solution of its equation."""
+
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picardsolve.results.abstract_certificate import AbstractCertificate, Kind
+from picardsolve.results.solution import Solution
+
+_COMPARE = "solve again with a tenth of rtol and atol, or with another method, and compare the states"
+
+
+@dataclass(frozen=True)
+class EmbeddedCertificate(AbstractCertificate):
+    """How far a solution by steps of an embedded pair is from the solution of the equation itself.
+
+    Fields of shape ``(T,)`` or, for samples, ``(T, B)`` belong to the times of the solution.
+
+    Attributes:
+        error: estimated error of the component that is largest in tolerances: local errors, seen by a divided
+            difference over several steps, propagated by the linearised equation. States of more than ten numbers have
+            no linearised equation here: the sizes of their errors are added up.
+        allowed: error of that component that the tolerance allows.
+        bound: NaN: no bound is claimed.
+        kind: "estimated".
+        precision_floor: standard deviation of that component from rounding, of the shape of ``error``.
+        growth: factor by which an error at the start has grown at the end, both in tolerances; NaN where not known.
+            ``()`` or ``(B,)``.
+        rounds: batched drift calls of the solve.
+        warnings: what to know.
+        solution: the solution that this is about.
+    """
+
+    error: Tensor
+    allowed: Tensor
+    bound: Tensor
+    kind: Kind
+    precision_floor: Tensor
+    growth: Tensor
+    rounds: int
+    warnings: tuple[str, ...] = ()
+    solution: Solution | None = field(repr=False, default=None)
+
+    def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> NoReturn:
+        """Refused: raises a TypeError."""
+        raise TypeError(
+            "certified: bounds are proven for the steps of a grid, and adaptive steps have none; use "
+            "certificate.error, or solve on a grid with integrator=picardsolve.RK4()."
+        )
+
+    def recheck(self, factor: float = 0.03) -> NoReturn:
+        """Refused: raises a TypeError."""
+        raise TypeError(f"recheck: {_COMPARE}.")
+
+    def verify(self) -> NoReturn:
+        """Refused: raises a TypeError."""
+        raise TypeError(f"verify: adaptive steps are sequential already; {_COMPARE}.")
+
+    def __str__(self) -> str:
+        known = self.error[~self.error.isnan()]
+        worst = float(known.max()) if len(known) else float("nan")
+        text = f"estimated distance to the solution of the equation, at most {worst:.1e}"
+        growth = float(self.growth.max())
+        return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
+
+    @staticmethod
+    def of(errors: np.ndarray, growth: np.ndarray, batched: bool, solution: Solution) -> "EmbeddedCertificate":
+        """From errors, what is allowed, and rounding, ``(3, T, B)``, and growth ``(B,)``."""
+        warnings = ()
+        if np.isnan(growth).any():
+            warnings = ("growth: not known for states this large; errors may have grown beyond the estimate.",)
+
+        def shown(value: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.array(value if batched else value[..., 0]))
+
+        error, allowed, floor = map(shown, errors[:, -len(solution.ts) :])
+        return EmbeddedCertificate(
+            error=error,
+            allowed=allowed,
+            bound=torch.full_like(error, torch.nan),
+            kind="estimated",
+            precision_floor=floor,
+            growth=shown(growth),
+            rounds=solution.stats.rounds,
+            warnings=warnings,
+            solution=solution,
+        )

@@ -1,0 +1,95 @@
+"""What the host knows of the samples that step side by side, and what the user asks of their steps."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Lanes:
+    """What the host knows of the samples that step, ``(R,)`` each.
+
+    Attributes:
+        sample: their numbers.
+        t: times reached.
+        h: the next length, > 0.
+        sign: of the direction of time.
+        end: where they stop.
+        begin: where they started.
+        before: the error of the step accepted last, in what is allowed.
+        again: whether the step is tried again.
+        stiff: how many steps in a row looked stiff.
+        steps: accepted so far.
+        over: whether nothing is left to do.
+        finite: whether the last attempt was finite.
+    """
+
+    sample: np.ndarray
+    t: np.ndarray
+    h: np.ndarray
+    sign: np.ndarray
+    end: np.ndarray
+    begin: np.ndarray
+    before: np.ndarray
+    again: np.ndarray
+    stiff: np.ndarray
+    steps: np.ndarray
+    over: np.ndarray
+    finite: np.ndarray
+
+    @staticmethod
+    def of(sample: np.ndarray, begin: np.ndarray, end: np.ndarray) -> "Lanes":
+        """Before the first step."""
+        count, off = len(sample), np.zeros(len(sample), bool)
+        zero = np.zeros(count)
+        sign = np.where(end > begin, 1.0, -1.0)
+        number = np.zeros(count, np.int64)
+        return Lanes(sample, begin.copy(), zero, sign, end, begin, zero + 1, off, number, number, off, ~off)
+
+    def kept(self, rows: np.ndarray) -> "Lanes":
+        """Some of them."""
+        return Lanes(*(value[rows] for value in vars(self).values()))
+
+    @property
+    def left(self) -> np.ndarray:
+        """Time to go."""
+        return np.abs(self.end - self.t)
+
+    @property
+    def shortest(self) -> np.ndarray:
+        """Eight times what times can tell apart."""
+        return 8 * np.finfo(float).eps * np.maximum(np.abs(self.t), np.finfo(float).eps * np.abs(self.end - self.begin))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user asks of steps.
+
+    Attributes:
+        first: length of the first; None: chosen.
+        least: a step this short is accepted whatever its error.
+        most: longest.
+        steps: most of them, of a sample.
+        stops: ``(P,)`` increasing times that steps end at.
+        jumps: ``(P,)`` whether the drift jumps there.
+    """
+
+    first: float | None
+    least: float
+    most: float
+    steps: float
+    stops: np.ndarray
+    jumps: np.ndarray
+
+    def next_stop(self, t: np.ndarray, sign: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The next times ``(R,)`` that steps must end at, and whether the drift jumps there."""
+        if not len(self.stops):
+            return end, np.zeros(len(t), bool)
+        up = np.searchsorted(self.stops, t, side="right")
+        down = np.searchsorted(self.stops, t, side="left") - 1
+        at = np.where(sign > 0, up, down)
+        inside = (at >= 0) & (at < len(self.stops))
+        at = np.clip(at, 0, len(self.stops) - 1)
+        stop = self.stops[at]
+        inside &= sign * (end - stop) > 0
+        return np.where(inside, stop, end), inside & self.jumps[at]

@@ -1,0 +1,68 @@
+"""What an embedded pair of Runge-Kutta methods is: its coefficients, and where it keeps them on a device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An explicit Runge-Kutta method with estimates of its local error; its last stage is the next step's first.
+
+    Attributes:
+        order: of the method.
+        c: ``(s,)`` places of the stages in a step; the last two are 1.
+        a: s - 1 rows of coefficients, of lengths 1 to s - 1; the last one makes the state after the step.
+        errors: rows ``(s,)``, differences to solutions of lower order. Two of them estimate as in Hairer's DOP853.
+        nodes: states that a polynomial between steps goes through, with their slopes.
+        window: states that local errors are seen by.
+    """
+
+    order: int
+    c: tuple[float, ...]
+    a: Sequence[Sequence[float]]
+    errors: Sequence[Sequence[float]]
+    nodes: int
+    window: int
+
+    @property
+    def stages(self) -> int:
+        """How many there are, with the one that is shared."""
+        return len(self.c)
+
+    def looks(self) -> np.ndarray:
+        """``(m + 2, s)``: the rows of ``errors``, and the differences of the last two states and of their slopes.
+
+        Those two are states at the same time. How their slopes differ shows the equation's rate.
+        """
+        s = self.stages
+        last, twin = np.zeros(s), np.zeros(s)
+        last[: s - 1], twin[: s - 2] = self.a[-1], self.a[-2]
+        slopes = np.zeros(s)
+        slopes[-1], slopes[-2] = 1, -1
+        return np.array([*self.errors, last - twin, slopes])
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The coefficients of a pair as tensors.
+
+    Attributes:
+        rows: those of ``a``.
+        looks: ``(m + 2, s)``.
+    """
+
+    rows: tuple[Tensor, ...]
+    looks: Tensor
+
+    @staticmethod
+    def of(pair: Pair, like: Tensor) -> "Coefficients":
+        """In the dtype and on the device of a tensor, copied together."""
+        looks = pair.looks()
+        numbers = np.concatenate([*(np.array(row) for row in pair.a), looks.ravel()])
+        together = torch.from_numpy(numbers).to(like.device, like.dtype, non_blocking=True)
+        *rows, last = together.split([*range(1, pair.stages), looks.size])
+        return Coefficients(tuple(rows), last.view(looks.shape))
