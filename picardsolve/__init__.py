@@ -1,6 +1,6 @@
 """Solve ODEs and SDEs in parallel over time."""
 
-from picardsolve import theory
+from picardsolve import distributed, theory
 from picardsolve.analysis.analysis import Analysis, Expected, analyze
 from picardsolve.baselines import Anderson, Jacobi, Parareal, presets
 from picardsolve.brownian.brownian_path import BrownianPath
@@ -112,6 +112,7 @@ __all__ = [
     "Tsit5",
     "Verification",
     "analyze",
+    "distributed",
     "divergence",
     "grids",
     "odeint",

@@ -4,18 +4,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.adjoint.along_grid import recorded
-from picardsolve.adjoint.by_collocation import differentiable
+from picardsolve.adjoint.by_collocation import differentiable, refused
 from picardsolve.brownian import Path
 from picardsolve.certificate.again import Again
 from picardsolve.certificate.grid_solve import GridSolve, finished
 from picardsolve.certificate.running import last_states
+from picardsolve.distributed.led import crew_of, led
 from picardsolve.fixed_point.grid_machine import forget_beyond
 from picardsolve.fixed_point.guesses import Guess
 from picardsolve.fixed_point.iterations import Method
@@ -36,6 +37,10 @@ from picardsolve.results.progress import Progress
 from picardsolve.results.solution import Result, Solution
 from picardsolve.serving.one_solve import as_one_request, pace_of
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+_OWN = {"term", "progress", "mesh", "devices"}  # arguments of `solve` that ranks may have each for itself
 _KEPT = 2**22  # numbers of a solution that is kept while it is solved, to measure growth along it
 _ROOM = 2**20  # bytes of functions that go along into a pickle
 _WIDEST = 256  # rows of a window that is tried by itself, where max_batch does not say
@@ -67,6 +72,8 @@ def solve(
     save: Save = "all",
     progress: bool = False,
     throw: bool = True,
+    mesh: "DeviceMesh | None" = None,
+    devices: Sequence[Any] | None = None,
 ) -> Solution:
     """Solve a term on a grid, a window of steps at a time, to the answer of the sequential integrator.
 
@@ -128,6 +135,11 @@ def solve(
             `Collocation` then holds only the last time to the tolerance, and keeps its polynomials.
         progress: show a bar of accepted steps and rounds.
         throw: False returns the partial solution of a failed solve instead of raising an error.
+        mesh: a `torch.distributed` ``DeviceMesh`` whose ranks all make this call. Each evaluates a share of the rows of
+            a round; rank 0 of the mesh takes all decisions, and every rank gets the same solution. See
+            docs/devices.md.
+        devices: devices of this process, such as ``["cuda:0", "cuda:1"]``, which share the rows; each gets a copy of
+            the term's functions and of what they hold.
 
     Returns:
         A `Solution`.
@@ -135,8 +147,12 @@ def solve(
     Raises:
         TypeError: an argument has the wrong type, or the integrator does not take the term.
         ValueError: an argument has a wrong value or shape, or the drift breaks its contract.
-        SolveError: a sequential step is not finite, or ``max_rounds`` was reached. It carries the partial solution.
+        SolveError: a sequential step is not finite, or ``max_rounds`` was reached, or a rank of the mesh was lost. It
+            carries the partial solution.
+        picardsolve.distributed.RankError: on the other ranks, where one was lost or failed; on all, where one was
+            called with other arguments, or runs other code or weights.
     """
+    asked = {name: value for name, value in locals().items() if name not in _OWN}
     problem, y = posed(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)
     check_choice("save", save, get_args(Save))
     if not callable(stop):
@@ -146,18 +162,25 @@ def solve(
     check_optional_positive_integer("max_rounds", max_rounds)
     recording = torch.is_grad_enabled()
     noted = [] if recording and (integrator.adaptive or problem.term.recorded_on_grids) else None
-    live = problem.args
-    problem = replace(problem, args=pytree.tree_map(detached, live), parameters=noted)
+    live, crew = problem.args, crew_of(mesh, devices, problem.layout.device)
+    problem = replace(problem, args=pytree.tree_map(detached, live), parameters=noted, crew=crew)
+    alike = {**asked, "term": term.settings, "gradients": recording}, term, args, guess, events
     inputs: Any = y0, ts, args if cond is None else cond, _reach(term, args)
     if integrator.adaptive:
         method = cast(AdaptiveMethod, integrator)
         _check_alone(method, guess, window, stop, brownian)
         tolerance = tolerance_of(problem.term, problem.layout, tol, rtol, atol, "error")
-        given = Given(problem.layout.pack(y0), ts, live, inputs[-1]) if recording else None
+        given = Given(problem.layout.pack(y0), ts, live, inputs[-1]) if recording and mesh is None else None
         machine = method.begin(problem, y, iteration, tolerance, events, save == "last", given)
-        with Progress(100, progress, "%") as bar:
-            after = (lambda rounds: bar.update(machine.percent, rounds)) if progress else None
-            solution = machine.solution(drive(machine, max_rounds or machine.most_rounds, after), throw)
+
+        def march() -> Solution:
+            with Progress(100, progress, "%") as bar:
+                after = (lambda rounds: bar.update(machine.percent, rounds)) if progress else None
+                return machine.solution(drive(machine, max_rounds or machine.most_rounds, after), throw)
+
+        solution = led(crew, march, lambda: machine.solution(0, False), *alike)
+        if recording and mesh is not None:
+            return refused(solution, *inputs)
         return differentiable(solution, cast(Any, machine), *inputs) if recording and not machine.records else solution
     if events is not None:
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
@@ -176,10 +199,15 @@ def solve(
     chain = cast(Integrator, integrator).chain(problem)
     grid = GridSolve.of(problem, y, chain, iteration, guess, window or 32, stop, (tol, rtol, atol), save == "all")
     _warn(half_precision(problem.layout.dtype, grid.tolerance.smallest))
-    with Progress(chain.length, progress) as bar:
-        grid.run(max_rounds, bar, pace_of(term, len(y), chain.length))
-    solution = grid.solution(throw, again)
+
+    def slide() -> Solution:
+        with Progress(chain.length, progress) as bar:
+            grid.run(max_rounds, bar, pace_of(term, len(y), chain.length))
+        return grid.solution(throw, again)
+
+    solution = led(crew, slide, lambda: grid.solution(False, again), *alike)
     _warn(*grid.warnings)
+    problem = replace(problem, crew=None)  # gradients are computed by each process for itself
     if chain.implicit:
         problem = replace(problem, parameters=None)  # their steps are not recorded
     return recorded(solution, problem, cast(Integrator, integrator), *inputs) if recording else solution

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from picardsolve.adjoint.recording import Adjoint, GradientSums, Inputs, pulled
+from picardsolve.adjoint.recording import Adjoint, GradientSums, Inputs, Refused, pulled
 from picardsolve.collocation import AdaptiveSolve
 from picardsolve.collocation.trajectory import DenseStates
 from picardsolve.collocation.transposed import Stack, TransposedWindow
@@ -30,6 +31,18 @@ _TOGETHER = 8  # segments of a sample that are iterated on together
 _FEW = 16  # directions that GMRES keeps: each is as large as the states at the nodes
 _DIRECTIONS = 60  # where it does not converge with these, as far as `_NUMBERS` allows
 _SHARPER = 0.1  # of rtol: the residual that GMRES leaves
+
+
+_MESH = "gradient: not recorded by adaptive solves with mesh=; leave mesh out, or solve on a grid."
+
+
+def refused(solution: Solution, y0: Any, ts: Any, args: Sequence[Any], reach: Sequence[Tensor]) -> Solution:
+    """The same solution, whose gradients are refused where they are asked for; arguments as for `differentiable`."""
+    leaves = [leaf for leaf in pytree.tree_leaves((y0, ts, args)) if isinstance(leaf, Tensor)]
+    asked = [leaf for leaf in (*leaves, *reach) if leaf.requires_grad]
+    if not asked:
+        return solution
+    return replace(solution, ys=pytree.tree_map(lambda ys: Refused.apply(_MESH, ys, *asked), solution.ys))
 
 
 def differentiable(

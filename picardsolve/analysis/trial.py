@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from picardsolve.fixed_point.sequential import Stepper
-from picardsolve.fixed_point.width_costs import fitted_line
+from picardsolve.theory.latency import fitted_line
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.problem.machine import Machine, drive
+from picardsolve.theory.latency import fitted_line
 
 _FIRST, _WIDER = 8, 4  # width of the first trial; how many times wider each next one is
 _LEAST, _MOST = 5, 40  # rounds that a trial may take: on short grids, on long ones

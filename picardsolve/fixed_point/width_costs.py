@@ -1,9 +1,10 @@
 """What a width has been seen to cost and to bring, and what is expected of widths that were not tried."""
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import mean
+
+from picardsolve.theory.latency import fitted_line
 
 _SHARE = 0.7  # of a window's steps are accepted in a round, before any round has been seen
 _TURN = 32  # steps beyond which the number of rounds falls only with the root of the width
@@ -67,12 +68,3 @@ class Strides:
             near = min(tried, key=lambda w: max(w / width, width / w))
             return min(width, tried[near] * (width / near) ** 0.5)
         return _SHARE * min(width, (width * _TURN) ** 0.5)
-
-
-def fitted_line(seconds: Mapping[int, float]) -> tuple[float, float]:
-    """``a`` and ``b >= 0`` of ``t(w) = a + b w``, fitted by least squares to the seconds of rounds of w steps."""
-    centre = mean(seconds)
-    spread = sum((w - centre) ** 2 for w in seconds)
-    slope = sum((w - centre) * t for w, t in seconds.items()) / spread if spread else 0.0
-    slope = max(slope, 0.0)
-    return mean(seconds.values()) - slope * centre, slope

@@ -19,7 +19,7 @@ def check_noise_structure(problem: Problem, term: SDE, clock: Clock) -> None:
     Raises:
         ValueError: noise is "diagonal" and an element depends on others, or "commutative" and columns do not commute.
     """
-    problem = replace(problem, parameters=None)  # what these calls close over is noted in the solve
+    problem = replace(problem, parameters=None, crew=None)  # what these calls close over is noted in the solve
     layout, gen = problem.layout, torch.Generator().manual_seed(0)
     size, slack = layout.size, torch.finfo(layout.dtype).eps ** 0.5
     state = (0.5 + torch.rand(1, size, generator=gen, dtype=torch.float64)).to(layout.device, layout.compute_dtype)

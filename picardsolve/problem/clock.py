@@ -66,6 +66,11 @@ class Clock:
         if far > _NEAR * length and not self.settled and not self.exact:
             self.ladder = (torch.float64, *self.ladder)
 
+    def follow(self, clock: "Clock") -> None:
+        """Give functions what another clock of the same times gives them."""
+        if not self.settled:
+            self.ladder, self.settled = clock.ladder, clock.settled
+
     def called(self, name: str, function: Callable[[torch.dtype], Out]) -> Out:
         """``function(dtype)`` for the first dtype without a RuntimeError; ValueError if that shifts times too far."""
         first: RuntimeError | None = None

@@ -55,7 +55,12 @@ def within_reach(*roots: Any) -> tuple[Tensor, ...]:
 
 
 def reachable(*roots: Any) -> Iterator[Tensor | np.ndarray]:
-    """Tensors and arrays that functions can reach.
+    """Tensors and arrays that functions can reach."""
+    return (item for item in visited(*roots) if isinstance(item, Tensor | np.ndarray))
+
+
+def visited(*roots: Any) -> Iterator[Any]:
+    """Everything that functions can reach, but for plain values.
 
     The search covers modules, closures, defaults, bound objects, partial functions, containers, attributes, and the
     globals that a function's code names.
@@ -67,9 +72,8 @@ def reachable(*roots: Any) -> Iterator[Tensor | np.ndarray]:
         if isinstance(item, _PLAIN) or id(item) in seen:
             continue
         seen[id(item)] = item
-        if isinstance(item, Tensor | np.ndarray):
-            yield item
-        else:
+        yield item
+        if not isinstance(item, Tensor | np.ndarray):
             ahead += _inside(item)
 
 

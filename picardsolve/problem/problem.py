@@ -8,6 +8,7 @@ from torch import Tensor
 
 from picardsolve.brownian.path import Path
 from picardsolve.problem.clock import Clock
+from picardsolve.problem.crew import Crew
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.state import Layout
 from picardsolve.problem.terms import Term
@@ -27,6 +28,7 @@ class Problem:
         max_batch: rows that one call of a function may hold; None: any number.
         parameters: a list for the tensors that the functions close over and that require gradients. None: gradients
             are not recorded.
+        crew: who evaluates the rows of a round; None: this process, on the states' device.
     """
 
     term: Term
@@ -36,6 +38,7 @@ class Problem:
     brownian: Path
     max_batch: int | None = None
     parameters: list[Tensor] | None = None
+    crew: Crew | None = None
 
     def row_function(
         self, name: str, function: Callable[..., Any], trailing: int | None = 0, clock: Clock | None = None
@@ -50,4 +53,4 @@ class Problem:
         """
         clock = clock or Clock.of(self.ts, self.layout, self.term.resolved)
         user = UserFunction(name, function, self.layout, clock, self.args, self.term.takes, trailing)
-        return RowFunction(user, self.max_batch, self.parameters)
+        return RowFunction(user, self.max_batch, self.parameters, self.crew)

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.problem.clock import Clock
+from picardsolve.problem.crew import Copied, Crew, Job, bounds
 from picardsolve.problem.first_calls import FirstCalls
 from picardsolve.problem.parameters import leaves, reachable
 from picardsolve.problem.user_function import UserFunction
 
 
-class RowFunction:
+class RowFunction(Job):
     """A drift, diffusion or model as a function of any number of flat rows.
 
     Args:
@@ -22,18 +24,26 @@ class RowFunction:
         max_batch: rows that one call may hold; more are cut into chunks. None: any number.
         parameters: a list that the first call adds the tensors to that the function closes over and that require
             gradients; None: it adds none.
+        crew: who evaluates the rows; None: this process, on the states' device.
 
     Attributes:
-        calls: calls of the function so far.
+        calls: calls of the function so far, on all devices.
         evaluations: rows of these calls; a tangent counts as a row.
         parameters: the list above.
     """
 
-    def __init__(self, user: UserFunction, max_batch: int | None = None, parameters: list[Tensor] | None = None):
+    def __init__(
+        self,
+        user: UserFunction,
+        max_batch: int | None = None,
+        parameters: list[Tensor] | None = None,
+        crew: Crew | None = None,
+    ):
         self.layout, self.clock, self.max_batch = user.layout, user.clock, max_batch
         self.calls = self.evaluations = 0
         self._user, self.parameters = user, parameters
         self._first_calls = FirstCalls(user.name, user.layout, user.takes)
+        self._crew, self._number = crew, None if crew is None else crew.enlist(self)
 
     @property
     def args(self) -> Sequence[Any] | Mapping[str, Any]:
@@ -50,10 +60,21 @@ class RowFunction:
         return self._user.args_of(sample)
 
     def with_args(self, args: Sequence[Any] | Mapping[str, Any]) -> "RowFunction":
-        """The same function with other arguments, without looking for parameters."""
+        """The same function with other arguments, without looking for parameters, in this process."""
         other = copy(self)
-        other._user, other.parameters = self._user.with_args(args), None
+        other._user, other.parameters, other._crew = self._user.with_args(args), None, None
         return other
+
+    def on(self, device: torch.device, copied: Copied) -> "RowFunction":
+        """The same function with its tensors on another device."""
+        return RowFunction(self._user.on(device, copied), self.max_batch)
+
+    def work(self, part: tuple[Tensor, Tensor, np.ndarray, Clock]) -> tuple[Tensor, int]:
+        """The values of a share's rows, times as the clock of the solve has them, and how many calls they took."""
+        t, x, sample, clock = part
+        self.clock.follow(clock)
+        before = self.calls
+        return self._in_chunks(t, x, sample), self.calls - before
 
     def __call__(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         """Evaluate rows.
@@ -70,17 +91,32 @@ class RowFunction:
         if self._user.takes == "batch":
             return self._in_batches(t, x, sample)
         if self._first_calls.done:
-            return self._in_chunks(t, x, sample)
-        return self._first_calls.checked(self._in_chunks, t, x, sample)
+            return self._evaluated(t, x, sample)
+        return self._first_calls.checked(self._evaluated, t, x, sample)
 
     def _in_batches(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         """Evaluate rows that are whole batches, one behind the other; of any other row, a batch of copies."""
         samples, rows = self.layout.batch, len(t)
         if rows % samples == 0 and bool((sample.reshape(-1, samples) == np.arange(samples)).all()):
-            return self._in_chunks(t, x, sample)
+            return self._evaluated(t, x, sample)
         copies = t.repeat_interleave(samples), x.repeat_interleave(samples, -2), np.tile(np.arange(samples), rows)
         own = torch.from_numpy(np.arange(rows) * samples + sample).to(x.device)
-        return self._in_chunks(*copies).index_select(-2, own)
+        return self._evaluated(*copies).index_select(-2, own)
+
+    def _evaluated(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
+        """The values at rows, each from the worker that it was given to; those with gradients from this process."""
+        crew, unit = self._crew, self.layout.batch if self._user.takes == "batch" else 1
+        if crew is None or self._number is None or torch.is_grad_enabled():
+            return self._in_chunks(t, x, sample)
+        shares = crew.shares(len(t), unit)
+        if shares[0] == len(t):
+            return self._in_chunks(t, x, sample)
+        calls, evaluations = self.calls, self.evaluations + x.shape[:-1].numel()
+        parts = [(t[own], x[..., own, :], sample[own], self.clock) for own in bounds(shares)]
+        results = crew.run(self._number, [part if len(part[0]) else None for part in parts], shares)
+        found = [result for result in results if result is not None]
+        self.calls, self.evaluations = calls + sum(count for _, count in found), evaluations
+        return torch.cat([values for values, _ in found], -2)
 
     def _in_chunks(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
         size = self.max_batch or len(t)

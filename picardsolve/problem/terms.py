@@ -47,6 +47,12 @@ class Term:
         """What one call of the functions is written for."""
         return "rows" if self.vectorized else "state"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the term is apart from its functions and tensors, by name."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, bool | int | float | str)}
+        return {"kind": type(self).__name__, **own}
+
     def check_state(self, y0: Any, layout: Layout) -> None:
         """Refuse an initial state that the term cannot have.
 

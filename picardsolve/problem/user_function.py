@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.problem.clock import Clock
+from picardsolve.problem.crew import Copied
 from picardsolve.problem.index import on_device
 from picardsolve.problem.lifting import SINGLE, Lifted, Takes, check_takes_arguments
 from picardsolve.problem.state import Layout, sorted_keys
@@ -55,6 +56,12 @@ class UserFunction:
         other = replace(self, args=args)
         other.lifted = self.lifted
         return other
+
+    def on(self, device: torch.device, copied: Copied) -> "UserFunction":
+        """The same function with its tensors on another device."""
+        args = pytree.tree_map(lambda arg: arg.to(device) if isinstance(arg, Tensor) else arg, self.args)
+        layout, clock = replace(self.layout, device=device), replace(self.clock)
+        return replace(self, function=copied(self.function), layout=layout, clock=clock, args=args)
 
     def value(self, t: Tensor, x: Tensor, args: Any) -> Tensor:
         """The output at times ``(R,)`` and states ``(R, D)``, flat: ``(R, K)``.

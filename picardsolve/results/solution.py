@@ -48,6 +48,7 @@ class Result(Enum):
         "at most 64 numbers by Newton's method, split off its linear part as a SemilinearODE, or use scipy's BDF."
     )
     unreachable = "Loosen the tolerance to that, use more precision, or solve over a shorter time."
+    interrupted = "A device or a process was lost in the middle of the solve: the states are those reached before."
     max_rounds = "The limit of rounds was reached first: raise max_rounds, loosen the tolerance or narrow the window."
 
 

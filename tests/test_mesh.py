@@ -1,0 +1,360 @@
+"""A solve over the ranks of a mesh: the solution of one process, on every rank, and clean ends where a rank fails."""
+
+import os
+import time
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+
+import picardsolve as ps
+
+Y = torch.tensor([[1.0, 0.5], [0.3, 2.0], [-0.4, 1.0]], dtype=torch.float64)
+TS = ps.grids.uniform(0.0, 2.0, 64)
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+
+
+def drift(t, y, k=1.0):
+    return torch.sin(3 * y) - k * y * t
+
+
+def of_one(t, y):
+    return torch.stack([y[1] * t, -y[0] * y[1]])
+
+
+def noise(t, y):
+    return 0.3 * y
+
+
+def eps(x, t, shift):
+    return 0.5 * x + shift * torch.cos(t)[:, None]
+
+
+def denoised(**given):
+    term = ps.Denoiser(eps, ps.schedules.from_betas(BETAS))
+    ts = torch.linspace(999, 0, 41, dtype=torch.float64)
+    return ps.solve(term, Y, ts, integrator=ps.DDIM(), cond={"shift": Y[:, :1]}, window=16, **given)
+
+
+K = torch.tensor([[1.0], [0.5], [2.0]], dtype=torch.float64)
+SOLVES = {
+    "grid": lambda **given: ps.solve(
+        ps.ODE(drift), Y, TS, integrator=ps.RK4(), batch_dims=1, args=(K,), window=16, **given
+    ),
+    "chunks": lambda **given: ps.solve(ps.ODE(drift), Y, TS, integrator=ps.Euler(), window=16, max_batch=4, **given),
+    "newton": lambda **given: ps.solve(
+        ps.ODE(drift), Y, TS, integrator=ps.Euler(), iteration=ps.Newton(), batch_dims=1, window=16, **given
+    ),
+    "implicit": lambda **given: ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.BackwardEuler(), window=16, **given),
+    "lifted": lambda **given: ps.solve(ps.ODE(of_one, vectorized=False), Y[0], TS, integrator=ps.Heun(), **given),
+    "collocation": lambda **given: ps.solve(ps.ODE(drift), Y, TS, integrator=ps.Collocation(), batch_dims=1, **given),
+    "sde": lambda **given: ps.solve(ps.SDE(drift, noise), Y, TS, integrator=ps.EulerMaruyama(), batch_dims=1, **given),
+    "milstein": lambda **given: ps.solve(
+        ps.SDE(drift, noise), Y, TS, integrator=ps.Milstein(), batch_dims=1, window=16, **given
+    ),
+    "parareal": lambda **given: ps.solve(
+        ps.ODE(drift), Y, TS, integrator=ps.Euler(), iteration=ps.Parareal(), window=8, **given
+    ),
+    "denoiser": denoised,
+    "one step at a time": lambda **given: ps.solve(
+        ps.ODE(drift), Y, TS, integrator=ps.Euler(), batch_dims=1, window=1, **given
+    ),
+}
+
+
+def everything(mesh):
+    found = {}
+    for name, solve in SOLVES.items():
+        sol = solve(mesh=mesh)
+        found[name] = sol.ys, sol.result, sol.stats, [each.stride for each in sol.history], sol.notes
+    return found
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory):
+    """What two and what three ranks return for every solve."""
+    found = {}
+    for count in (2, 3):
+        outcomes = ranks.run(everything, tmp_path_factory.mktemp("ranks"), ranks=count)
+        assert all(outcome is not None and outcome[1] is None for outcome in outcomes), outcomes
+        found[count] = [value for value, _, _ in outcomes]
+    return found
+
+
+@pytest.mark.parametrize("name", SOLVES)
+def test_every_rank_returns_the_solution_of_one_process_bit_for_bit(solved, name):
+    alone = SOLVES[name]()
+    for count, values in solved.items():
+        for value in values:
+            ys, result, stats, accepted, notes = value[name]
+            assert torch.equal(ys, alone.ys), count
+            assert result is alone.result
+            assert notes == alone.notes
+            assert (stats.rounds, stats.evaluations, stats.max_width) == (
+                alone.stats.rounds,
+                alone.stats.evaluations,
+                alone.stats.max_width,
+            )
+            assert all(torch.equal(one, each.stride) for one, each in zip(accepted, alone.history, strict=True))
+
+
+def slow(t, y):
+    time.sleep(0.01 * len(y))
+    return drift(t, y)
+
+
+slow.rows = []
+
+
+def noted(t, y):
+    slow.rows.append(len(y))
+    return slow(t, y)
+
+
+def shared_out(mesh):
+    slow.rows.clear()
+    ps.solve(ps.ODE(noted), Y[0], TS, integrator=ps.Euler(), window=16, mesh=mesh)
+    return list(slow.rows)
+
+
+def test_of_every_round_each_rank_gets_its_share_and_no_more(tmp_path):
+    first, second, third = (rows for rows, _, _ in ranks.run(shared_out, tmp_path, ranks=3))
+    assert first[0] == 1  # the first step is exact, and is one row
+    wide = [one for one in first if one > 1]
+    assert wide
+    assert max(first) < 10
+    assert all(4 <= one <= 8 for one in second[:2] + third[:2])
+    assert second
+    assert third
+
+
+class Third(torch.nn.Module):
+    """A drift that takes three times as long on one rank."""
+
+    def forward(self, t, y):
+        time.sleep((0.006 if dist.get_rank() == 1 else 0.002) * len(y))
+        return drift(t, y)
+
+
+def paced(mesh):
+    rows = []
+
+    def counted(t, y):
+        rows.append(len(y))
+        return model(t, y)
+
+    model = Third()
+    began = time.perf_counter()
+    ps.solve(ps.ODE(counted), Y[0], ps.grids.uniform(0, 2, 400), integrator=ps.Euler(), window=32, mesh=mesh)
+    return rows, time.perf_counter() - began
+
+
+def test_a_rank_that_is_three_times_slower_gets_a_third_of_the_rows(tmp_path):
+    (first, _), (second, _) = (value for value, _, _ in ranks.run(paced, tmp_path))
+    late = sum(second[4:-1]) / (sum(first[-len(second) :][4:-1]) + sum(second[4:-1]))
+    assert 0.15 < late < 0.35  # a quarter
+
+
+class Tensors(torch.nn.Module):
+    """A linear drift whose columns are spread over the mesh's second dimension."""
+
+    def __init__(self, group):
+        super().__init__()
+        gen = torch.Generator().manual_seed(0)
+        whole = 0.5 * torch.randn(4, 4, dtype=torch.float64, generator=gen)
+        part = dist.get_rank(group)
+        self.group, self.columns = group, slice(2 * part, 2 * part + 2)
+        self.weight = torch.nn.Parameter(whole[:, self.columns].clone())
+
+    def forward(self, t, y):
+        out = y[..., self.columns] @ self.weight.T
+        out = out.detach().clone()
+        dist.all_reduce(out, group=self.group)
+        return torch.tanh(out)
+
+
+def two_dimensions(mesh):
+    y, ts = torch.ones(4, dtype=torch.float64), ps.grids.uniform(0, 1, 32)
+    sol = ps.solve(ps.ODE(Tensors(mesh.get_group("model"))), y, ts, integrator=ps.Euler(), window=8, mesh=mesh, tol=0.0)
+    return sol.ys
+
+
+def test_a_drift_may_use_a_second_dimension_of_the_mesh_itself(tmp_path):
+    outcomes = ranks.run(two_dimensions, tmp_path, ranks=4, shape=(2, 2), names=("rows", "model"))
+    gen = torch.Generator().manual_seed(0)
+    whole = 0.5 * torch.randn(4, 4, dtype=torch.float64, generator=gen)
+    y, ts = torch.ones(4, dtype=torch.float64), ps.grids.uniform(0, 1, 32)
+    alone = ps.sequential(ps.ODE(lambda t, y: torch.tanh(y @ whole.T)), y, ts, integrator=ps.Euler())
+    for ys, error, _ in outcomes:
+        assert error is None
+        assert torch.equal(ys, outcomes[0][0])
+        assert torch.allclose(ys, alone.ys, rtol=0, atol=1e-13)
+
+
+# ---- failures
+
+
+class Wrong:
+    """A drift that fails on a rank, at its third call there."""
+
+    def __init__(self, rank, how):
+        self.rank, self.how, self.calls = rank, how, 0
+
+    def __call__(self, t, y):
+        self.calls += 1
+        if dist.get_rank() == self.rank and self.calls == 3:
+            self.how()
+        return drift(t, y)
+
+
+def die():
+    os._exit(7)
+
+
+def sleep():
+    time.sleep(40)
+
+
+def fail():
+    raise ValueError("no more paper")
+
+
+def failing(mesh, rank, how):
+    term = ps.ODE(Wrong(rank, how))
+    return ps.solve(term, Y[0], TS, integrator=ps.Euler(), window=8, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ("how", "patience", "said"),
+    [(die, 20.0, "Rank 1 has ended"), (sleep, 3.0, "Rank 1 has ended, or did not answer within the timeout")],
+)
+def test_a_rank_that_dies_or_hangs_is_one_error_on_every_rank_and_rank_0_keeps_the_states(
+    tmp_path, how, patience, said
+):
+    first, second, third = ranks.run(failing, tmp_path, 1, how, ranks=3, patience=patience, limit=40)
+    assert second is None
+    for outcome, kind in ((first, "SolveError"), (third, "RankError")):
+        _, (error, _), seconds = outcome
+        assert error.startswith(f"{kind}: {said}"), error
+        assert seconds < patience + 5
+    solution = first[1][1]
+    alone = ps.sequential(ps.ODE(drift), Y[0], TS, integrator=ps.Euler())
+    known = torch.isfinite(solution.ys).all(-1)
+    assert solution.result is ps.Result.interrupted
+    assert 1 < int(known.sum()) < len(TS)
+    assert torch.allclose(solution.ys[known], alone.ys[known], rtol=1e-4, atol=1e-4)
+
+
+def test_rank_0_that_dies_is_an_error_on_the_others(tmp_path):
+    first, second, third = ranks.run(failing, tmp_path, 0, die, ranks=3, patience=5.0, limit=40)
+    assert first is None
+    for _, (error, _), seconds in (second, third):
+        assert error.startswith("RankError: Rank 0 has ended")
+        assert seconds < 20
+
+
+def twice(mesh, rank):
+    said = ""
+    try:
+        failing(mesh, rank, fail)
+    except (ValueError, ps.SolveError, ps.distributed.RankError) as error:
+        said = f"{type(error).__name__}: {error}"
+    return said, ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.Euler(), window=8, mesh=mesh).ys
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_drift_that_raises_on_one_rank_ends_the_solve_on_all_and_the_next_one_works(tmp_path, rank):
+    outcomes = ranks.run(twice, tmp_path, rank, ranks=3)
+    alone = ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.Euler(), window=8).ys
+    for number, ((said, ys), _, _) in enumerate(outcomes):
+        assert torch.equal(ys, alone)
+        assert "no more paper" in said
+        if number == rank:
+            assert said.startswith("ValueError")
+        else:
+            assert said.startswith("SolveError" if number == 0 else "RankError")
+            assert f"Rank {rank} raised ValueError" in said
+
+
+def absent(mesh):
+    if dist.get_rank() == 1:
+        time.sleep(12)
+        return None
+    return ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.Euler(), mesh=mesh)
+
+
+def test_a_rank_that_never_calls_is_named(tmp_path):
+    first, second, third = ranks.run(absent, tmp_path, ranks=3, patience=3.0, limit=40)
+    assert second[1] is None
+    for _, (error, _), seconds in (first, third):
+        assert error.startswith("RankError: Rank 1 has ended, or did not answer within the timeout")
+        assert seconds < 8
+
+
+class Weights(torch.nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.k = torch.nn.Parameter(torch.tensor([value, 1.0], dtype=torch.float64))
+
+    def forward(self, t, y):
+        return -self.k * y
+
+
+def other(mesh, what):
+    odd = dist.get_rank() == 1
+    given = {"brownian": ps.BrownianPath(seed=int(odd and what == "brownian"))}
+    given["window"] = 9 if odd and what == "window" else 8
+    y = Y[0] + 1e-16 * (odd and what == "y0")
+    model = Weights(1.0 + 1e-15 * (odd and what == "weights"))
+    function = (lambda t, y: model(t, y) * 1) if odd and what == "code" else (lambda t, y: model(t, y))
+    y = Y[0].roll(1) if odd and what == "y0" else y
+    term = ps.SDE(function, noise)
+    return ps.solve(term, y, TS, integrator=ps.EulerMaruyama(), mesh=mesh, **given).ys
+
+
+def others(mesh):
+    said = {}
+    for what in ("weights", "window", "brownian", "y0", "code", "nothing"):
+        try:
+            other(mesh, what)
+        except ps.distributed.RankError as error:
+            said[what] = str(error)
+    return said
+
+
+def test_ranks_that_run_with_something_else_are_told_so_before_the_first_round(tmp_path):
+    for said, error, _ in ranks.run(others, tmp_path):
+        assert error is None
+        assert said == {
+            what: f"Rank 1 runs with other {what} than rank 0; call it alike on every rank, with the same arguments, "
+            "seeds and weights."
+            for what in ("weights", "window", "brownian", "y0", "code")
+        }
+
+
+def gradients(mesh):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 2, dtype=torch.float64)
+    y = Y.clone().requires_grad_()
+    sol = ps.solve(
+        ps.ODE(lambda t, y: torch.tanh(model(y))), y, TS, integrator=ps.Euler(), batch_dims=1, window=16, mesh=mesh
+    )
+    sol.ys.square().sum().backward()
+    found = [y.grad, model.weight.grad, model.bias.grad]
+    refused = ps.solve(ps.ODE(lambda t, y: torch.tanh(model(y))), y, TS, integrator=ps.Collocation(), mesh=mesh)
+    with pytest.raises(RuntimeError, match="not recorded by Collocation with mesh="):
+        refused.ys.sum().backward()
+    return found
+
+
+def test_every_rank_records_the_gradients_of_one_process_and_collocation_refuses_them(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 2, dtype=torch.float64)
+    y = Y.clone().requires_grad_()
+    sol = ps.solve(ps.ODE(lambda t, y: torch.tanh(model(y))), y, TS, integrator=ps.Euler(), batch_dims=1, window=16)
+    sol.ys.square().sum().backward()
+    for found, error, _ in ranks.run(gradients, tmp_path):
+        assert error is None
+        for one, own in zip(found, (y.grad, model.weight.grad, model.bias.grad), strict=True):
+            assert torch.equal(one, own)
