@@ -1,9 +1,9 @@
 """`odeint` with the arguments of torchdiffeq's."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from picardsolve.problem.terms import ODE
 from picardsolve.results.diagnostics import ConvergenceWarning
 from picardsolve.results.solution import Result, Solution, SolveError
 from picardsolve.solve import solve
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _FIXED = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
 _ITERATIONS = {None: None, "picard": Picard(), "secant": Secant(), "newton": Newton()}
@@ -46,6 +49,8 @@ def odeint(
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
+    mesh: "DeviceMesh | None" = None,
+    devices: Sequence[Any] | None = None,
 ) -> Any:
     """Solve ``dy/dt = func(t, y)``, with the arguments of torchdiffeq's ``odeint``.
 
@@ -78,6 +83,8 @@ def odeint(
             (default: one step an interval); ``window``, ``iteration`` and ``guess`` of `solve`.
         event_fn: ``event_fn(t, y)`` returns a tensor. The solve ends where one of its elements changes sign, however
             late: the second of two times ``t`` gives only the direction.
+        mesh: as for `solve`: ranks that share the rows of every call of ``func``.
+        devices: as for `solve`: devices of this process that share them.
 
     Returns:
         The states at ``t``, ``(T, *y0.shape)``, or a tuple of these. With ``event_fn``: ``(event_t, states)``, a 0-d
@@ -87,6 +94,7 @@ def odeint(
         TypeError: an argument has the wrong type.
         ValueError: an unknown method or option, or an error of `solve`.
         SolveError: an error of `solve`, or the event does not happen within 1e9 times the span of ``t``.
+        picardsolve.distributed.RankError: see `solve`.
     """
     check_callable("func", func)
     if not isinstance(method, str | None):
@@ -106,20 +114,21 @@ def odeint(
     y0 = tuple(y0) if isinstance(y0, list) else y0
     given = dict(options or {})
     full_output = given.pop("full_output", False)
+    spread = {"mesh": mesh, "devices": devices}
     term = ODE(func, given.pop("vectorized", False))
     tolerances = _by_component("rtol", rtol, y0), _by_component("atol", atol, y0)
     if event_fn is not None:
         if method in _FIXED:
             raise ValueError(f"event_fn: found between steps, which {method!r} does not know; leave method out.")
-        solution = _until(event_fn, term, y0, times, tolerances, method, given)
+        solution = _until(event_fn, term, y0, times, tolerances, method, given, spread)
         happened = solution.events[0].ts[0]
         end = solution(happened)  # not as events has it, for that has no gradients
         at = happened.to(t.dtype if isinstance(t, Tensor) else grid.dtype)
         answer = at, pytree.tree_map(lambda *ends: torch.stack(ends), y0, end)
     elif method in _FIXED:
-        answer, solution = _on_grid(term, y0, grid, tolerances, method, given)
+        answer, solution = _on_grid(term, y0, grid, tolerances, method, given, spread)
     else:
-        solution = _adaptive(term, y0, times, tolerances, method, given)
+        solution = _adaptive(term, y0, times, tolerances, method, given, **spread)
         answer = solution.ys
     return (answer, solution) if full_output else answer
 
@@ -211,6 +220,7 @@ def _until(
     tolerances: tuple[Any, Any],
     method: str | None,
     options: dict[str, Any],
+    spread: dict[str, Any],
 ) -> Solution:
     """Solve over longer and longer spans until the event lies in one; a solve ends at the event."""
     check_callable("event_fn", event_fn)
@@ -226,7 +236,7 @@ def _until(
     event.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
     for span in _SPANS:
         ends = torch.stack([grid[0], grid[0] + span * (grid[1] - grid[0])])
-        solution = _adaptive(term, y0, ends, tolerances, method, options, events=event)
+        solution = _adaptive(term, y0, ends, tolerances, method, options, events=event, **spread)
         if solution.result is Result.terminated:
             return solution
     raise SolveError(f"event_fn: no element changed its sign up to t = {float(ends[1]):g}.", solution)
@@ -239,13 +249,14 @@ def _on_grid(
     tolerances: tuple[Any, Any],
     method: str,
     options: dict[str, Any],
+    spread: dict[str, Any],
 ) -> tuple[Any, Solution]:
     given = dict(options)
     step_size = given.pop("step_size", None)
     _refuse(set(given) - _SOLVES - {"window", "iteration", "guess"})
     fine, index = _refined(grid, step_size)
     rtol, atol = (usual if value is None else value for value, usual in zip(tolerances, _usual(y0), strict=True))
-    solution = solve(term, y0, fine, integrator=_FIXED[method], rtol=rtol, atol=atol, **given)
+    solution = solve(term, y0, fine, integrator=_FIXED[method], rtol=rtol, atol=atol, **given, **spread)
     return pytree.tree_map(lambda leaf: leaf[index], solution.ys), solution
 
 

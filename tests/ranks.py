@@ -13,7 +13,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "picardsolve"])
 
 
-def run(work, folder, *args, ranks=2, shape=None, names=None, patience=20.0, limit=90.0):
+def run(work, folder, *args, ranks=2, shape=None, names=None, patience=20.0, limit=250.0):
     """What ``work(mesh, *args)`` returns or raises on every rank: ``(value, error, seconds)``; None for one that died.
 
     Args:
@@ -57,7 +57,5 @@ def _rank(rank, work, folder, args, ranks, shape, names, patience):
 def _leave(folder, rank, ranks):
     """Stay until the others are done: a process that ends is an error of its own to those that wait for it."""
     ends = time.monotonic() + 30
-    while time.monotonic() < ends and not all(
-        (Path(folder) / f"{other}.{what}").exists() or other == rank for other in range(ranks) for what in ("pt",)
-    ):
-        time.sleep(0.02)
+    while time.monotonic() < ends and not all((Path(folder) / f"{other}.pt").exists() for other in range(ranks)):
+        time.sleep(0.05)

@@ -130,6 +130,10 @@ GRID = {
     "save": ({}, {"save": "last"}),
     "throw": ({"y0": Y * math.inf}, {"y0": Y, "ts": TS, "term": ps.ODE(lambda t, y: y / 0)}, "not finite"),
 }
+SPREAD = {
+    "mesh": ({}, {"mesh": 2}, "mesh: expected DeviceMesh"),
+    "devices": ({}, {"devices": ["cpu", "cpu"]}),
+}
 WINDOW = {
     "iteration": ({}, {"iteration": ps.Secant()}),
     "guess": ({}, {"guess": ps.Copy()}),
@@ -143,6 +147,7 @@ WINDOW = {
     "throw": ({**TRUNCATED}, {**TRUNCATED, "throw": True}, "limit of rounds"),
     "batch_dims": ({}, {"batch_dims": 1}),
     "max_batch": ({}, {"max_batch": 5}),
+    **SPREAD,
 }
 DENOISES = {
     "term": ps.Denoiser(eps, SCHEDULE),
@@ -227,6 +232,7 @@ CALLS = {
             "method": ({}, {"method": "picard"}),
             "options": ({}, {"options": {}}),
             "event_fn": ({"t": TS[[0, -1]]}, {"t": TS[[0, -1]], "event_fn": lambda t, y: y[0] - 0.99}),
+            **SPREAD,
         },
     ),
     "sdeint": Call(

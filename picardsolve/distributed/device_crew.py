@@ -93,17 +93,15 @@ class DeviceCrew(Crew):
         return results
 
     def _start(self, k: int, number: int, part: Any, context: "_Context") -> Future[Any]:
-        worker = self._workers[k]
-        return worker.thread.submit(self._work, k, number, part, context)
+        worker, job = self._workers[k], self._jobs[number][k]
+        if job is None:  # here, because an error of this is none of the worker
+            job = self._jobs[number][k] = self._originals[number].on(worker.device, worker.replicas.of)
+        return worker.thread.submit(self._work, worker, job, part, context)
 
-    def _work(self, k: int, number: int, part: Any, context: "_Context") -> tuple[Any, float]:
+    def _work(self, worker: Worker, job: Job, part: Any, context: "_Context") -> tuple[Any, float]:
         """In the thread of a worker: its result, where the solve is, and the seconds it took."""
-        worker = self._workers[k]
         with context:
             began = perf_counter()
-            job = self._jobs[number][k]
-            if job is None:
-                job = self._jobs[number][k] = self._originals[number].on(worker.device, worker.replicas.of)
             result = _moved(job.work(_moved(part, worker.device)), self._home)
             if worker.device.type == "cuda":
                 torch.cuda.current_stream(worker.device).synchronize()
@@ -117,7 +115,7 @@ class DeviceCrew(Crew):
                 result, _ = self._start(other, number, part, context).result()
             except Exception:  # so it is the function that fails, and the first error says how
                 continue
-            self._shares.out.add(k)
+            self._shares.drop(k)
             said = f"{type(error).__name__}: {error}".rstrip(".")
             self.notes.append(f"{self._workers[k].device} failed ({said}): its rows were evaluated on the others.")
             return result

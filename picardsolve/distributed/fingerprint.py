@@ -81,7 +81,8 @@ def _sums(tensor: Tensor) -> tuple[int, ...]:
     flat = (torch.view_as_real(flat) if flat.is_complex() else flat).reshape(-1).view(torch.uint8)
     whole = flat.numel() // _WORD * _WORD
     words = flat[:whole].clone().view(torch.int64) if flat.storage_offset() % _WORD else flat[:whole].view(torch.int64)
-    sums = [piece.sum() for piece in words.split(_PIECE)] if whole else []
+    places = 2 * torch.arange(min(len(words), _PIECE), device=words.device) + 1  # a sum alone does not see the order
+    sums = [(piece * places[: len(piece)]).sum() for piece in words.split(_PIECE)] if whole else []
     rest = flat[whole:].tolist()
     total = sum((number + 1) * part for number, part in enumerate(torch.stack(sums).tolist() if sums else []))
     return total % 2**64, *rest

@@ -78,6 +78,7 @@ class MeshCrew(Crew):
         self._jobs: list[Job] = []
         self._posted = Posted()
         self._own_error: BaseException | None = None
+        self._open = False  # whether the other ranks serve
 
     def enlist(self, job: Job) -> int:
         """Make a job known under the same number as on the other ranks."""
@@ -85,7 +86,9 @@ class MeshCrew(Crew):
         return len(self._jobs) - 1
 
     def shares(self, rows: int, unit: int = 1) -> list[int]:
-        """How many rows each worker gets."""
+        """How many rows each worker gets: outside of `together`, where nobody else serves, all are this rank's."""
+        if not self._open:
+            return [rows] + [0] * (self.workers - 1)
         return self._shares.of_rows(rows, unit)
 
     def together(self, lead: Callable[[], Outcome], settings: Mapping[str, Any], *reach: Any) -> Outcome:
@@ -117,7 +120,7 @@ class MeshCrew(Crew):
             RankError: a rank has gone, did not answer in time, or raised an error.
         """
         asked = [(k, rank) for k, part in enumerate(parts) if part is not None for rank in self._ranks[k]]
-        asked = [(k, rank) for k, rank in asked if rank != self._leader]
+        asked = [(k, rank) for k, rank in asked if rank != self._leader and self._open]
         for k, rank in asked:
             self._send(("run", number, parts[k]), rank)
         results: list[Any] = [None] * self.workers
@@ -140,15 +143,18 @@ class MeshCrew(Crew):
         self._shares.note(rows, seconds)
         return results
 
-    def tell(self, value: Any) -> None:
-        """Give a value to the ranks that serve."""
+    def tell(self, value: Any, last: bool = True) -> None:
+        """Give a value to the ranks that serve; the last one ends what they do together."""
+        self._open = self._open and not last
         for rank in self._others:
             self._send(("told", value), rank)
         self._wait()
 
     def fail(self, error: BaseException) -> None:
         """Let the ranks that serve raise an error, too, as far as they can be reached."""
-        said = str(error) if isinstance(error, RankError) else f"Rank {self._leader} raised {said_by(error)}."
+        self._open = False
+        lost = next((each for each in (error, error.__cause__) if isinstance(each, RankError)), None)
+        said = f"Rank {self._leader} raised {said_by(error)}." if lost is None else str(lost)
         for rank in self._others:
             with suppress(RuntimeError):
                 self._posted.send(("failed", said), rank)
@@ -157,7 +163,8 @@ class MeshCrew(Crew):
     # ---- every rank
 
     def begin(self, own: Mapping[str, str]) -> None:
-        """Compare the fingerprint of this rank with those of the others."""
+        """Compare the fingerprint of this rank with those of the others, which serve from now on."""
+        self._own_error = None
         if not self.leads:
             self._send(("ready", dict(own)), self._leader)
             self._received(self._leader)  # raises what the comparison has shown
@@ -174,6 +181,7 @@ class MeshCrew(Crew):
                     )
         for rank in self._others:
             self._send(("go",), rank)
+        self._open = True
 
     def serve(self) -> Any:
         """Do what the rank that solves asks for, until it tells a value: that value.
@@ -205,7 +213,7 @@ class MeshCrew(Crew):
         try:
             self._posted.wait()
         except RuntimeError as error:
-            raise self._lost(None, error) from error
+            raise self._lost(None if self.leads else self._leader, error) from error
 
     def _received(self, rank: int) -> Any:
         try:
@@ -245,6 +253,6 @@ def said_by(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(".")
 
 
-def _store() -> dist.Store:
+def _store() -> Any:
     """The store that the ranks met by, which is there while process groups may not be."""
     return dist.distributed_c10d._get_default_store()

@@ -8,6 +8,7 @@ import numpy as np
 
 from picardsolve.theory.latency import fitted_line
 
+_BETTER = 1.1  # other shares must promise a round so many times shorter to be worth a change
 _RECENT = 8  # rounds that a device's time is fitted to: it may change
 _APART = 1.5  # numbers of rows differ by this factor before a line is drawn through their times
 _IDLE = 50  # rounds without rows after which a device is tried again
@@ -33,17 +34,8 @@ class Speed:
             self.seen.append((rows, seconds))
         self.started, self.idle = True, 0
 
-    def rest(self) -> None:
-        """Take a round without rows."""
-        self.idle += 1
-        if self.idle == _IDLE:
-            self.seen.clear()
-            self.idle = 0
-
-    def line(self) -> tuple[float, float] | None:
-        """``a`` and ``b``; None where nothing is known. Nearly equal numbers of rows have all of the time."""
-        if not self.seen:
-            return None
+    def line(self) -> tuple[float, float]:
+        """``a`` and ``b``. Where numbers of rows were nearly equal, all of the time is theirs."""
         least: dict[int, float] = {}
         for rows, seconds in self.seen:
             least[rows] = min(seconds, least.get(rows, seconds))
@@ -51,72 +43,78 @@ class Speed:
             a, b = fitted_line(least)
             if a >= 0 and b > 0:
                 return a, b
-        rows, seconds = self.seen[-1]
+        rows, _ = self.seen[-1]
         return 0.0, least[rows] / rows
 
 
 @dataclass
 class Shares:
-    """The shares of some devices.
+    """The shares of some devices. They are even at first, and change where that makes a round clearly shorter.
 
     Attributes:
         speeds: of the devices.
+        weights: what part of the rows each gets.
         out: devices that get no more rows.
     """
 
     speeds: list[Speed]
+    weights: np.ndarray
     out: set[int] = field(default_factory=set)
 
     @staticmethod
     def of(devices: int) -> "Shares":
         """The shares of so many devices, of which nothing is known yet."""
-        return Shares([Speed() for _ in range(devices)])
+        return Shares([Speed() for _ in range(devices)], np.ones(devices))
 
     def of_rows(self, rows: int, unit: int = 1) -> list[int]:
-        """How many rows each device gets, in whole units: so that all are expected to be done at the same time."""
-        whole = self._units(-(-rows // unit), unit)
-        shares, left = [], rows
-        for count in whole:
-            shares.append(min(count * unit, left))
-            left -= shares[-1]
+        """How many rows each device gets, in whole units."""
+        units = -(-rows // unit)
+        exact = units * self.weights / self.weights.sum()
+        whole = np.floor(exact + 1e-9)
+        more = np.argsort(whole - exact, kind="stable")[: int(units - whole.sum())]
+        whole[more] += 1
+        shares = []
+        for count in whole.astype(int):
+            shares.append(int(min(count * unit, rows - sum(shares))))
         return shares
+
+    def drop(self, device: int) -> None:
+        """Give a device no more rows."""
+        self.out.add(device)
+        self.weights[device] = 0
+        if not self.weights.any():
+            self._even()
 
     def note(self, rows: Sequence[int], seconds: Sequence[float | None]) -> None:
-        """Take the times of a round; None for a device without rows, or that failed. A round of one device is none."""
+        """Take the times of a round, None for a device without rows. A round of a single device tells nothing."""
         if sum(value is not None for value in seconds) < 2:
             return
-        for speed, count, value in zip(self.speeds, rows, seconds, strict=True):
-            if value is None:
-                speed.rest()
-            else:
+        for k, (speed, count, value) in enumerate(zip(self.speeds, rows, seconds, strict=True)):
+            if value is not None:
                 speed.note(count, value)
+            elif k not in self.out:
+                speed.idle += 1
+                if speed.idle == _IDLE:
+                    speed.seen.clear()
+                    self._even()
+        devices = [k for k in range(len(rows)) if k not in self.out]
+        if any(not self.speeds[k].seen for k in devices):
+            return
+        a, b = np.array([self.speeds[k].line() for k in devices]).T
+        took = max(value for value in seconds if value is not None)
+        level, counts = _level(a, b, sum(rows))
+        if took > _BETTER * level:
+            self.weights[devices] = counts
 
-    def _units(self, units: int, size: int) -> list[int]:
-        devices = [k for k in range(len(self.speeds)) if k not in self.out]
-        lines = [self.speeds[k].line() for k in devices]
-        known = np.array([line for line in lines if line is not None])
-        if known.size and units > 1:
-            usual = tuple(known.mean(0))
-            a, b = np.array([usual if line is None else line for line in lines]).T
-        else:
-            a, b = np.zeros(len(devices)), np.ones(len(devices))
-        counts = _level(a, b * size, units)
-        shares = [0] * len(self.speeds)
-        for k, count in zip(devices, counts, strict=True):
-            shares[k] = int(count)
-        return shares
+    def _even(self) -> None:
+        self.weights = np.array([0.0 if k in self.out else 1.0 for k in range(len(self.speeds))])
 
 
-def _level(a: np.ndarray, b: np.ndarray, units: int) -> np.ndarray:
-    """Whole numbers of units, with the given sum, whose largest time ``a + b units`` is nearly the least."""
-    low, high = float(a.min()), float((a + b * units).min())
-    for _ in range(50):  # the water level: within it the devices can do as much as is asked for
+def _level(a: np.ndarray, b: np.ndarray, rows: int) -> tuple[float, np.ndarray]:
+    """The least time in which devices of ``a + b rows`` seconds can do so many rows, and how many each does."""
+    low, high = float(a.min()), float((a + b * rows).min())
+    for _ in range(50):
         middle = (low + high) / 2
         done = np.clip((middle - a) / b, 0, None).sum()
-        low, high = (middle, high) if done < units else (low, middle)
-    counts = np.floor(np.clip((high - a) / b, 0, None) + 1e-9).astype(int)
-    while counts.sum() > units:
-        counts[(a + b * counts).argmax()] -= 1
-    while counts.sum() < units:  # at most one for each device
-        counts[(a + b * (counts + 1)).argmin()] += 1
-    return counts
+        low, high = (middle, high) if done < rows else (low, middle)
+    return high, np.clip((high - a) / b, 0, None)

@@ -43,7 +43,10 @@ class Crew(ABC):
 
     @abstractmethod
     def run(self, number: int, parts: Sequence[Any], rows: Sequence[int]) -> list[Any]:
-        """The results of a job for the parts of a round, one for each worker; None where a worker has no rows."""
+        """The results of a job for the parts of a round, one for each worker; None where a worker has no rows.
+
+        Where worker 0 has all the rows, it asks nobody, unless a model is spread over several processes.
+        """
 
     @abstractmethod
     def together(self, lead: Callable[[], Outcome], settings: Mapping[str, Any], *reach: Any) -> Outcome:
@@ -56,7 +59,17 @@ class Crew(ABC):
         """
 
 
-def bounds(shares: Sequence[int]) -> list[slice]:
-    """Where the shares lie among the rows."""
+def spread(crew: Crew, number: int, rows: int, part: Callable[[slice], Any], unit: int = 1) -> list[Any]:
+    """The results of a job for so many rows, in pieces, in their order.
+
+    Args:
+        crew: who does it.
+        number: of the job.
+        rows: how many there are.
+        part: what a worker needs for some of them.
+        unit: rows that stay together.
+    """
+    shares = crew.shares(rows, unit)
     ends = [sum(shares[: k + 1]) for k in range(len(shares))]
-    return [slice(end - share, end) for end, share in zip(ends, shares, strict=True)]
+    parts = [part(slice(end - n, end)) if n else None for end, n in zip(ends, shares, strict=True)]
+    return [result for result in crew.run(number, parts, shares) if result is not None]

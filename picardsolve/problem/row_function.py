@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.problem.clock import Clock
-from picardsolve.problem.crew import Copied, Crew, Job, bounds
+from picardsolve.problem.crew import Copied, Crew, Job, spread
 from picardsolve.problem.first_calls import FirstCalls
 from picardsolve.problem.parameters import leaves, reachable
 from picardsolve.problem.user_function import UserFunction
@@ -108,14 +108,15 @@ class RowFunction(Job):
         crew, unit = self._crew, self.layout.batch if self._user.takes == "batch" else 1
         if crew is None or self._number is None or torch.is_grad_enabled():
             return self._in_chunks(t, x, sample)
-        shares = crew.shares(len(t), unit)
-        if shares[0] == len(t):
-            return self._in_chunks(t, x, sample)
         calls, evaluations = self.calls, self.evaluations + x.shape[:-1].numel()
-        parts = [(t[own], x[..., own, :], sample[own], self.clock) for own in bounds(shares)]
-        results = crew.run(self._number, [part if len(part[0]) else None for part in parts], shares)
-        found = [result for result in results if result is not None]
+
+        def part(own: slice) -> tuple[Tensor, Tensor, np.ndarray, Clock]:
+            return t[own], x[..., own, :], sample[own], self.clock
+
+        found = spread(crew, self._number, len(t), part, unit)
         self.calls, self.evaluations = calls + sum(count for _, count in found), evaluations
+        if len(found) == 1:
+            return found[0][0]
         return torch.cat([values for values, _ in found], -2)
 
     def _in_chunks(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:

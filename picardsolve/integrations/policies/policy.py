@@ -1,16 +1,15 @@
 """The policy: makes plans one after the other, each starting from the one before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from picardsolve import FrozenSample, Guess, Iteration, Secant
 from picardsolve.extend import (
-    Index,
     check_callable,
     check_not_negative,
     check_optional_positive_integer,
@@ -25,9 +24,13 @@ from picardsolve.integrations.policies.arguments import (
     numbers_of,
 )
 from picardsolve.integrations.policies.chain import PlanChain, TowardsPlan
+from picardsolve.integrations.policies.model import PlanModel
 from picardsolve.integrations.policies.noise import Noise
 from picardsolve.integrations.policies.solver import Plan, Solver
 from picardsolve.integrations.policies.steps import PlanSteps
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class ParallelPolicy:
@@ -64,6 +67,8 @@ class ParallelPolicy:
         spread: standard deviation that actions are expected to have, given the observation. It changes the number of
             rounds only.
         dtype: dtype of the plans.
+        mesh: as for `picardsolve.solve`: ranks that share the rows of every model call, and make every plan together.
+        devices: as for `picardsolve.solve`: devices of this process that share them.
 
     Raises:
         TypeError: an argument has the wrong type, or the scheduler is not one of these.
@@ -84,6 +89,8 @@ class ParallelPolicy:
         iteration: Iteration | None = None,
         spread: float = 0.1,
         dtype: torch.dtype = torch.float32,
+        mesh: "DeviceMesh | None" = None,
+        devices: Sequence[Any] | None = None,
     ):
         check_callable("model", model)
         check_shape(shape)
@@ -96,7 +103,8 @@ class ParallelPolicy:
         check_iteration(iteration)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}; pass torch.float32.")
-        self._model, self._shape, self._executed, self._tol = model, tuple(shape), executed, tol
+        self._shape, self._executed, self._tol = tuple(shape), executed, tol
+        self._model = PlanModel(model, self._shape, mesh, devices)
         self._max_rounds, self._iteration = max_rounds, iteration or Secant()
         self._steps = PlanSteps.of(scheduler, spread)
         self._ts = torch.cat([self._steps.timesteps, torch.tensor([-1])]).double()
@@ -167,32 +175,20 @@ class ParallelPolicy:
 
     def _planned(self, observation: Any, batch: int, device: torch.device, max_rounds: int | None) -> Plan:
         x, noise = self._noise.draw(batch, device)
-        chain = PlanChain(self._steps.to(x), partial(self._evaluated, observation, batch), x, noise)
+        self._model.stands(device)
+        chain = PlanChain(self._steps.to(x), partial(self._model, observation, batch), x, noise)
         guess: Guess = FrozenSample()
         if self._previous is not None and len(self._previous) == batch and self._warm.any():
             expected = None if self._warm.all() else self._warm.to(device)
             guess = TowardsPlan(self._expected().to(device), expected)
-        return Solver(chain, x, self._shape, self._ts, self._iteration, self._tol).solve(guess, max_rounds)
+        solver = Solver(chain, x, self._shape, self._ts, self._iteration, self._tol)
+        alike = {"observation": observation, "seed": (x, noise), "max_rounds": max_rounds, "tol": self._tol}
+        plan = self._model.together(partial(solver.solve, guess, max_rounds), alike)
+        notes = (*plan.solution.notes, *self._model.notes)
+        return replace(plan, solution=replace(plan.solution, notes=notes)) if notes else plan
 
     def _expected(self) -> Tensor:
         """The last plan without the executed actions, then its last action repeated, ``(B, D)``."""
         assert self._previous is not None
         left, end = self._previous[:, self._executed :], self._previous[:, -1:]
         return torch.cat([left, end.expand(-1, self._shape[0] - left.shape[1], *end.shape[2:])], 1).flatten(1)
-
-    def _evaluated(self, observation: Any, batch: int, x: Tensor, t: Tensor, sample: Index) -> Tensor:
-        """The model's outputs for rows ``(R, D)``."""
-        of = torch.from_numpy(sample)
-
-        def row(leaf: Tensor) -> Tensor:
-            return leaf.expand(len(of), *leaf.shape[1:]) if batch == 1 else leaf.index_select(0, of.to(leaf.device))
-
-        out = self._model(x.view(-1, *self._shape), t, pytree.tree_map(row, observation))
-        out = getattr(out, "sample", out)
-        if not isinstance(out, Tensor) or out.shape != (len(of), *self._shape):
-            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(
-                f"model: expected to return shape {(len(of), *self._shape)} for {len(of)} rows, got {shape}; return "
-                "one prediction for each row of x."
-            )
-        return out.reshape(len(of), -1).to(x.dtype)
