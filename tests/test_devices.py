@@ -40,14 +40,18 @@ def solved(term, devices=None, **given):
 
 
 @pytest.mark.parametrize(
-    "integrator", [ps.Euler(), ps.RK4(), ps.BackwardEuler(), ps.Collocation()], ids=lambda one: type(one).__name__
+    "integrator",
+    [ps.Euler(), ps.RK4(), ps.BackwardEuler(), ps.Collocation(), ps.Dopri5()],
+    ids=lambda one: type(one).__name__,
 )
 @pytest.mark.parametrize("iteration", [None, ps.Newton()], ids=["default", "newton"])
 def test_two_copies_give_the_solution_of_one_bit_for_bit(integrator, iteration):
     model = net()
     given = {"integrator": integrator, "iteration": iteration}
-    if isinstance(integrator, ps.Collocation):
+    if isinstance(integrator, ps.Collocation | ps.Dopri5):
         given["window"] = None
+    if isinstance(integrator, ps.Dopri5):
+        given["iteration"] = None
     term = ps.ODE(lambda t, y: y * (1 - y * y) - model(y) * 0)
     alone, shared = solved(term, **given), solved(term, TWO, **given)
     assert torch.equal(alone.ys, shared.ys)
@@ -65,8 +69,8 @@ def test_each_device_has_a_thread_and_a_copy_that_is_kept():
     assert id(model) in copies
     assert threads == {"picardsolve-cpu-0_0", "picardsolve-cpu-1_0"}
     first = [rows for _, _, rows in seen[8:10]]  # after the four stages of a step of three samples
-    assert sum(first) > 40
-    assert max(first) < 0.7 * sum(first)
+    assert sum(first) == 49  # 16 steps of three samples, and the first state once more
+    assert min(first) > 1
     seen.clear()
     solved(term, TWO)
     assert {copy for copy, _, _ in seen} == copies

@@ -49,6 +49,7 @@ SOLVES = {
     "implicit": lambda **given: ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.BackwardEuler(), window=8, **given),
     "lifted": lambda **given: ps.solve(ps.ODE(of_one, vectorized=False), Y[0], TS, integrator=ps.Heun(), **given),
     "collocation": lambda **given: ps.solve(ps.ODE(drift), Y, TS, integrator=ps.Collocation(), batch_dims=1, **given),
+    "embedded": lambda **given: ps.solve(ps.ODE(drift), Y, TS, integrator=ps.Dopri5(), batch_dims=1, **given),
     "sde": lambda **given: ps.solve(ps.SDE(drift, noise), Y, TS, integrator=ps.EulerMaruyama(), batch_dims=1, **given),
     "milstein": lambda **given: ps.solve(
         ps.SDE(drift, noise), Y, TS, integrator=ps.Milstein(), batch_dims=1, window=8, **given
@@ -334,7 +335,7 @@ def gradients(mesh):
     sol.ys.square().sum().backward()
     found = [y.grad, model.weight.grad, model.bias.grad]
     refused = ps.solve(ps.ODE(lambda t, y: torch.tanh(model(y))), y, TS, integrator=ps.Collocation(), mesh=mesh)
-    with pytest.raises(RuntimeError, match="not recorded by Collocation with mesh="):
+    with pytest.raises(RuntimeError, match="not recorded by adaptive solves with mesh="):
         refused.ys.sum().backward()
     return found
 

@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from picardsolve.fixed_point.sequential import Stepper
-from picardsolve.theory.latency import fitted_line
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators.base import DriftChain, Rows
 from picardsolve.problem.machine import Machine, drive
