@@ -1,6 +1,5 @@
 """A whole solve by steps of an embedded pair: marches, the errors at their ends, sharper marches where they are due."""
 
-from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import ClassVar
@@ -16,14 +15,16 @@ from picardsolve.embedded.control import Control
 from picardsolve.embedded.dense import DenseSteps
 from picardsolve.embedded.failures import Failure, OutOfRounds, Unreachable
 from picardsolve.embedded.lanes import Lanes, Limits
-from picardsolve.embedded.march import Calls, March, Rows
+from picardsolve.embedded.march import March
 from picardsolve.embedded.pair import Coefficients, Pair
 from picardsolve.embedded.path import Recorder, Steps
 from picardsolve.embedded.propagation import Propagated, propagated
-from picardsolve.embedded.stages import Buffered, Recorded
+from picardsolve.embedded.rows import Asks, Rows
+from picardsolve.embedded.stages import Buffered, Recorded, Stages
 from picardsolve.integrators.adaptive import AdaptiveMachine, Given
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.index import on_device
+from picardsolve.problem.parameters import recordable
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.reach import check_reach
 from picardsolve.problem.row_function import RowFunction
@@ -51,8 +52,9 @@ class EmbeddedSolve(AdaptiveMachine):
         ts: ``(T,)`` or ``(T, B)`` times that are asked for.
         start: ``(B, D)``.
         allowed: by the user's tolerance.
-        recording: whether gradients may be wanted.
         only_last: whether the solution keeps the last states only.
+        given: what gradients may be wanted of; None: none are.
+        recording: whether they are.
         path: of the present march.
         steps: of all samples, once a march is over.
         errors: estimated errors at all nodes, what is allowed there, and rounding: of the component that is furthest
@@ -71,8 +73,9 @@ class EmbeddedSolve(AdaptiveMachine):
     ts: Tensor
     start: Tensor
     allowed: Allowed
-    recording: bool
     only_last: bool
+    given: Given | None
+    recording: bool = False
     path: Recorder = field(init=False)
     steps: Steps | None = None
     errors: np.ndarray = field(default_factory=lambda: np.zeros((3, 0)))
@@ -99,16 +102,16 @@ class EmbeddedSolve(AdaptiveMachine):
         """
         ts, allowed = problem.ts[[0, -1]] if only_last else problem.ts, Allowed.of(tolerance)
         clock = Clock.of(ts, problem.layout)
-        wants = given is not None and _requires(given)
-        problem = replace(problem, args=given.args if given is not None and wants else problem.args, parameters=None)
+        problem = replace(problem, args=problem.args if given is None else given.args, parameters=None)
         function = problem.row_function("drift", problem.term.drift, clock=clock)  # pyright: ignore
         sizes = y.abs().cpu().numpy().astype(float)
         rtol, atol = (np.broadcast_to(_host(value), sizes.shape) for value in (allowed.rtol, allowed.atol))
         check_reach(problem.layout.dtype, sizes, rtol, atol)
-        solve = cls(pair, control, limits, function, ts, y, allowed, wants, only_last)
-        return solve
+        return cls(pair, control, limits, function, ts, y, allowed, only_last, given)
 
     def __post_init__(self):
+        if self.given is not None and _requires(self.given):
+            self.start, self.recording = self.given.start, True
         samples = len(self.start)
         times = self.ts.numpy() if self.ts.dim() > 1 else self.ts.numpy()[:, None]
         self.times = np.broadcast_to(times, (len(times), samples))
@@ -137,8 +140,11 @@ class EmbeddedSolve(AdaptiveMachine):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The drift at the rows, ``(R, D)``."""
-        with torch.set_grad_enabled(self.recording and torch.is_grad_enabled()):
-            return self.function(*rows)
+        first = self.given is not None and self.function.calls == 0
+        with torch.set_grad_enabled(rows.recorded and (self.recording or first)):
+            slope = self.function(rows.t, rows.y, rows.sample)
+        self.recording = self.recording or slope.requires_grad
+        return slope
 
     def tell(self, outputs: Tensor | None) -> None:
         """Take the drifts."""
@@ -147,34 +153,66 @@ class EmbeddedSolve(AdaptiveMachine):
         except StopIteration:
             self._rows = None
 
-    def _solving(self) -> Calls:
+    def _solving(self) -> Asks[None]:
         """March; and march samples again, whose errors are beyond the tolerance."""
         samples = len(self.start)
         scale = np.full(samples, _FIRST)
         pending, before = np.arange(samples), None
         coefficients = Coefficients.of(self.pair, self.start)
-        stages = Recorded(coefficients) if self.recording else Buffered(coefficients)
+        start = yield from self._shifted(self.start)
+
+        def make() -> Stages:
+            return (Recorded if self.recording else Buffered)(coefficients)
+
         while len(pending):
             self.marches[pending] += 1
             everyone = len(pending) == samples
             index = on_device(pending, self.start.device)
-            start = self.start if everyone else self.start.index_select(0, index)
+            begin = start if everyone else start.index_select(0, index)
             factor = _FIRST if before is None else self._column(scale[pending])
             allowed = (self.allowed if everyone else self.allowed.at(index)).scaled(factor)
             lanes = Lanes.of(pending, self.times[0, pending], self.times[-1, pending])
             dtype, self.path = self.function.clock.ladder[0], Recorder(samples)
             march = self._march = March(
-                self.pair, self.control, self.limits, allowed, stages, lanes, self.path, dtype, self.failures
+                self.pair, self.control, self.limits, allowed, make, lanes, self.path, dtype, self.failures
             )
-            yield from march.calls(start)
-            with torch.no_grad():
-                pending, scale = yield from self._judged(pending, scale)
+            yield from march.calls(begin)
+            pending, scale = yield from self._judged(pending, scale)
             before = self.steps
+
+    def _shifted(self, start: Tensor) -> Asks[Tensor]:
+        """The start, which moves against the drift where its time does: the values are the same, gradients are not."""
+        times = self._given_times
+        if times is None:
+            return start
+        t = torch.from_numpy(self.times[0].copy())
+        slope = yield Rows(t, start, np.arange(len(start)), recorded=True)
+        first = times[0] - times[0].detach()
+        return start - slope * first.to(start.device, start.dtype).reshape(-1, 1)
+
+    @property
+    def _given_times(self) -> Tensor | None:
+        """The times with their graph, on the host; None where they have none."""
+        ts = None if self.given is None else self.given.ts
+        wanted = isinstance(ts, Tensor) and ts.requires_grad
+        return recordable(ts).to("cpu", torch.float64) if isinstance(ts, Tensor) and wanted else None
+
+    def _with_times(self, path: Tensor, saved: Tensor) -> Tensor:
+        """States ``(T, B, D)`` at times, which move along the drift where their times do."""
+        times = self._given_times
+        if times is None:
+            return path
+        times = times[-len(saved) :]
+        sample = np.tile(np.arange(path.shape[1]), len(path))
+        t = torch.from_numpy(self.times[-len(saved) :].ravel().copy())
+        slope = self.function(t, path.flatten(0, 1).nan_to_num(0), sample).view(path.shape)
+        moved = (times - times.detach()).to(path.device, path.dtype)
+        return path + slope * (moved[..., None] if moved.dim() > 1 else moved[:, None, None])
 
     def _column(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values[:, None]).to(self.start.device, self.start.dtype)
 
-    def _judged(self, marched: np.ndarray, scale: np.ndarray) -> Generator[Rows, Tensor, tuple[np.ndarray, np.ndarray]]:
+    def _judged(self, marched: np.ndarray, scale: np.ndarray) -> Asks[tuple[np.ndarray, np.ndarray]]:
         """The samples that need another march, and by what they multiply the tolerance of a step."""
         found, unit = self.path.steps(), torch.finfo(self.function.layout.dtype).eps
         plain = replace(found, y=found.y.detach(), slope=found.slope.detach())
@@ -197,6 +235,7 @@ class EmbeddedSolve(AdaptiveMachine):
         if full.nodes(self.times)[1].all():
             return np.zeros(self.times.shape)
         unknown = np.zeros(self.times.shape, bool)
+        full = full.detached()
         states = full.at(self.times, unknown)
         less = replace(full, k=full.k - 1).at(self.times, unknown)
         off = ((states - less).abs() / self.allowed(states.abs())).amax(-1)
@@ -206,7 +245,7 @@ class EmbeddedSolve(AdaptiveMachine):
         """By what factors ``(B,)`` the estimates of the march before were too small, as the new one shows."""
         unknown = np.zeros(self.times.shape, bool)
         all_new, _ = before.replaced(found, marched, (self.errors, np.zeros((3, len(found.t)))))
-        old, new = (self._dense(steps).at(self.times, unknown) for steps in (before, all_new))
+        old, new = (self._dense(steps).at(self.times, unknown).detach() for steps in (before, all_new))
         error = self.at_times(0)
         largest = self.allowed(torch.maximum(old.abs(), new.abs()))
         moved = ((new - old).abs() / largest).amax(-1).cpu().numpy().astype(float)
@@ -275,7 +314,7 @@ class EmbeddedSolve(AdaptiveMachine):
         failed = min(self.failures, default=None)
         result = Result.solved if failed is None else self.failures[failed].result
         saved = self.ts[1:] if self.only_last else self.ts
-        path = states.states(saved)
+        path = self._with_times(states.states(saved), saved)
         steps = int(states.steps.count.max()) - 1
         solution = Solution(
             saved,

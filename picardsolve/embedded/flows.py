@@ -1,13 +1,12 @@
 """The derivatives of steps with respect to where they begin, from Jacobians at nodes and between them."""
 
-from collections.abc import Generator
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from picardsolve.embedded.dense import between
 from picardsolve.embedded.path import Steps
+from picardsolve.embedded.rows import Asks, Rows
 from picardsolve.problem.index import on_device
 
 _CHANGES = 0.3  # of the Jacobian times the length over a step, from which one between its ends is taken
@@ -15,7 +14,7 @@ _CHANGES = 0.3  # of the Jacobian times the length over a step, from which one b
 _DERIVATIVE = 50.0  # of the exponent of a step that was accepted: beyond, the difference crossed a jump of the drift
 
 
-def flows(steps: Steps, scale: Tensor, k: int) -> Generator[tuple[Tensor, Tensor, np.ndarray], Tensor, Tensor]:
+def flows(steps: Steps, scale: Tensor, k: int) -> Asks[Tensor]:
     """The derivative of every step, ``(N, D, D)``, with respect to errors in what ``scale`` allows ``(M, D)``.
 
     They are exponentials of the mean Jacobian; where it changes much in a step, of Magnus' expansion to order 4, with
@@ -46,9 +45,7 @@ def flows(steps: Steps, scale: Tensor, k: int) -> Generator[tuple[Tensor, Tensor
     return _exponential(exponent * (after / before)) * (before / after)
 
 
-def _jacobians(
-    t: np.ndarray, y: Tensor, slope: Tensor | None, sample: np.ndarray, scale: Tensor
-) -> Generator[tuple[Tensor, Tensor, np.ndarray], Tensor, Tensor]:
+def _jacobians(t: np.ndarray, y: Tensor, slope: Tensor | None, sample: np.ndarray, scale: Tensor) -> Asks[Tensor]:
     """Derivatives of the drift at rows, ``(R, D, D)``, by differences: one call."""
     rows, numbers = y.shape
     shift = torch.finfo(y.dtype).eps ** 0.5 * torch.maximum(y.abs(), scale)
@@ -57,7 +54,7 @@ def _jacobians(
     if slope is None:
         moved = torch.cat([moved, y[:, None]], 1)
     many = np.repeat(np.arange(rows), moved.shape[1])
-    found = yield torch.from_numpy(t[many]), moved.reshape(-1, numbers), sample[many]
+    found = yield Rows(torch.from_numpy(t[many]), moved.reshape(-1, numbers), sample[many])
     found = found.view(moved.shape)
     base = found[:, -1] if slope is None else slope
     return ((found[:, :numbers] - base[:, None]) / shift[..., None]).mT

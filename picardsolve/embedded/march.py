@@ -1,8 +1,7 @@
 """Samples that step side by side, each with lengths of its own, from their starts to their ends."""
 
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,11 +13,9 @@ from picardsolve.embedded.failures import Failure, OutOfSteps, Stiff, Stuck
 from picardsolve.embedded.lanes import Lanes, Limits
 from picardsolve.embedded.pair import Pair
 from picardsolve.embedded.path import Recorder
+from picardsolve.embedded.rows import Asks, Rows
 from picardsolve.embedded.stages import Stages
 from picardsolve.problem.index import on_device
-
-Rows: TypeAlias = tuple[Tensor, Tensor, np.ndarray]  # times (R,), states (R, D), sample numbers (R,)
-Calls: TypeAlias = Generator[Rows, Tensor, None]  # asks for rows, and gets the drift there
 
 _FULL = 0.75  # of the rows have to be of samples that are not over
 _STIFF = 3.0  # -rate times length, from which on stability may hold steps down
@@ -35,7 +32,7 @@ class March:
         control: of its steps.
         limits: of the user's.
         allowed: error of a step.
-        stages: how slopes are combined.
+        make_stages: after the first call makes what combines slopes.
         lanes: the samples.
         path: gets the nodes.
         failures: gets why samples ended before their time, by number.
@@ -46,16 +43,19 @@ class March:
     control: Control
     limits: Limits
     allowed: Allowed
-    stages: Stages
+    make_stages: Callable[[], Stages]
     lanes: Lanes
     path: Recorder
     time_dtype: torch.dtype
     failures: dict[int, Failure] = field(default_factory=dict)
+    stages: Stages = field(init=False)
+    _some: np.ndarray | None = None  # the samples of a part of the rows
 
-    def calls(self, y: Tensor) -> Calls:
+    def calls(self, y: Tensor) -> Asks[None]:
         """Step from states ``(R, D)``: asks for the drift at rows."""
         lanes, slope = self.lanes, y
-        slope = yield self._times(lanes.t, y), y, lanes.sample
+        slope = yield Rows(self._times(lanes.t, y), y, lanes.sample, recorded=True)
+        self.stages = self.make_stages()
         self.path.add(lanes.sample, lanes.t, lanes.t, (y, slope, torch.zeros_like(y)), ~lanes.over, begins=True)
         yield from self._first_lengths(y, slope)
         while not self.lanes.over.all():
@@ -69,21 +69,21 @@ class March:
         kind = np.float64 if self.time_dtype == torch.float64 else np.float32
         return np.nextafter(t.astype(kind), towards.astype(kind)).astype(float)
 
-    def _first_lengths(self, y: Tensor, slope: Tensor) -> Calls:
+    def _first_lengths(self, y: Tensor, slope: Tensor) -> Asks[None]:
         """Choose the first lengths; costs a call, with one row more, which shows a drift that mixes its rows."""
         lanes = self.lanes
         span = np.abs(lanes.end - lanes.begin)
         if self.limits.first is not None:
             lanes.h = np.minimum(self.limits.first, span)
             return
-        with torch.no_grad():
-            allowed = self.allowed(y.detach().abs())
-            size, speed = _sizes(torch.stack([y.detach(), slope.detach()]) / allowed)
-            trial = trial_length(size, speed, span)
-            moved = y + self._lengths(trial * lanes.sign, y) * slope
-            t = np.append(lanes.t + trial * lanes.sign, lanes.t[:1])
-            other = yield self._times(t, y), torch.cat([moved, y[:1]]), np.append(lanes.sample, lanes.sample[:1])
-            (bend,) = _sizes(((other[:-1] - slope) / allowed)[None])
+        y, slope = y.detach(), slope.detach()
+        allowed = self.allowed(y.abs())
+        size, speed = _sizes(torch.stack([y, slope]) / allowed)
+        trial = trial_length(size, speed, span)
+        moved = y + self._lengths(trial * lanes.sign, y) * slope
+        t = np.append(lanes.t + trial * lanes.sign, lanes.t[:1])
+        other = yield Rows(self._times(t, y), torch.cat([moved, y[:1]]), np.append(lanes.sample, lanes.sample[:1]))
+        (bend,) = _sizes(((other[:-1] - slope) / allowed)[None])
         lanes.h = np.minimum(first_length(size, speed, bend / trial, trial, self.pair.order), span)
 
     def _lengths(self, h: np.ndarray, like: Tensor) -> Tensor:
@@ -99,31 +99,52 @@ class March:
         self.lanes, self.allowed = self.lanes.kept(rows), self.allowed.at(index)
         return y.index_select(0, index), slope.index_select(0, index)
 
-    def _step(self, y: Tensor, slope: Tensor) -> Generator[Rows, Tensor, tuple[Tensor, Tensor]]:
+    def _step(self, y: Tensor, slope: Tensor) -> Asks[tuple[Tensor, Tensor]]:
         """Try a step of every sample."""
         lanes, pair = self.lanes, self.pair
         reached, jumps = self._targets()
         h = reached - lanes.t
         times = lanes.t + np.array(pair.c)[:, None] * h
         times[-2:] = np.where(jumps, self._beside(reached, lanes.t), reached)
-        at, length = self._sent(times, h, y)
-        self.stages.begin(y, slope, length)
-        new = after = y
-        for i in range(1, pair.stages):
-            new = self.stages.state(i)
-            after = yield at[i], new, lanes.sample
-            self.stages.put(i, after)
+        new, after = yield from self._stepped(times, h, y, slope)
         error, rate, local = self._measured(y, new)
         accepted = self._decided(np.abs(h), reached, error, rate)
+        if self.stages.recorded and accepted.any() and not np.isfinite(error).all():
+            new, after = yield from self._alone(accepted, times, h, y, slope)
+        if not accepted.any():
+            return y, slope
         self.path.add(lanes.sample, reached, times[-1], (new, after, local), accepted)
         crossed = accepted & jumps
         y, slope = _where(accepted, new, y), _where(accepted, after, slope)
         if crossed.any():
             t = self._beside(lanes.t, lanes.end)
-            beyond = yield self._times(t, y), y, lanes.sample
+            beyond = yield Rows(self._times(t, y), y, lanes.sample, recorded=True)
             slope = _where(crossed, beyond, slope)
             self.path.add(lanes.sample, lanes.t.copy(), t, (y, slope, torch.zeros_like(y)), crossed, begins=True)
         return y, slope
+
+    def _stepped(self, times: np.ndarray, h: np.ndarray, y: Tensor, slope: Tensor) -> Asks[tuple[Tensor, Tensor]]:
+        """The states after steps with stages at times ``(s, R)``, and their slopes."""
+        at, length = self._sent(times, h, y)
+        self.stages.begin(y, slope, length)
+        new = after = y
+        for i in range(1, self.pair.stages):
+            new = self.stages.state(i)
+            after = yield Rows(at[i], new, self.lanes.sample if self._some is None else self._some, recorded=True)
+            self.stages.put(i, after)
+        return new, after
+
+    def _alone(
+        self, accepted: np.ndarray, times: np.ndarray, h: np.ndarray, y: Tensor, slope: Tensor
+    ) -> Asks[tuple[Tensor, Tensor]]:
+        """The accepted steps once more by themselves: a graph through what is not finite would have no gradients."""
+        rows = np.flatnonzero(accepted)
+        index = on_device(rows, y.device)
+        self._some = self.lanes.sample[rows]
+        part = y.index_select(0, index), slope.index_select(0, index)
+        new, after = yield from self._stepped(times[:, rows], h[rows], *part)
+        self._some = None
+        return y.index_copy(0, index, new), slope.index_copy(0, index, after)
 
     def _targets(self) -> tuple[np.ndarray, np.ndarray]:
         """Where steps end, and whether the drift jumps there."""

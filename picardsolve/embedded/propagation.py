@@ -1,6 +1,5 @@
 """How local errors are carried on to later times, and how far they grow on the way."""
 
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from picardsolve.embedded.flows import flows
 from picardsolve.embedded.local_errors import local_errors
 from picardsolve.embedded.pair import Pair
 from picardsolve.embedded.path import Steps
+from picardsolve.embedded.rows import Asks
 from picardsolve.problem.index import on_device
 
 _FEW = 10  # numbers in a state up to which its Jacobians are taken at all nodes
@@ -34,9 +34,7 @@ class Propagated:
     growth: Tensor
 
 
-def propagated(
-    steps: Steps, pair: Pair, allowed: Allowed, unit: float
-) -> Generator[tuple[Tensor, Tensor, np.ndarray], Tensor, Propagated]:
+def propagated(steps: Steps, pair: Pair, allowed: Allowed, unit: float) -> Asks[Propagated]:
     """Errors along a path; asks for the drift at rows beside its nodes, all in one call."""
     y, device, begins = steps.y, steps.y.device, steps.begins
     sizes, ends = y.abs(), on_device(begins + 1, device)

@@ -9,7 +9,13 @@ from picardsolve.embedded.pair import Coefficients
 
 
 class Stages(ABC):
-    """Slopes of one step of R samples, and the states that follow from them."""
+    """Slopes of one step of R samples, and the states that follow from them.
+
+    Attributes:
+        recorded: whether there is a graph.
+    """
+
+    recorded: bool = False
 
     @abstractmethod
     def begin(self, y: Tensor, slope: Tensor, h: Tensor) -> None:
@@ -58,6 +64,8 @@ class Buffered(Stages):
 
 class Recorded(Stages):
     """As a graph that autograd and `torch.func` can differentiate as often as they like."""
+
+    recorded = True
 
     def __init__(self, coefficients: Coefficients):
         self._coefficients = coefficients
