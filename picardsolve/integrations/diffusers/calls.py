@@ -40,6 +40,7 @@ def sampler(
     max_batch: int | None = None,
     iteration: Iteration | None = None,
     guess: Guess | None = None,
+    batcher: Any = None,
 ) -> Sampler:
     """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
 
@@ -60,17 +61,23 @@ def sampler(
             `picardsolve.Exponential` for schedulers whose step starts from an earlier state (UniPC, Heun).
         guess: initial values of states that enter the window. Default: the last predicted sample is held fixed where
             the sampler draws noise, otherwise the last output.
+        batcher: a `picardsolve.Batcher` of the denoiser, or a request of one: calls are merged with those of other runs
+            in other threads, and with ``window="auto"`` windows follow the load.
 
     Raises:
         TypeError: ``pipe`` has no scheduler, or a scheduler of integer tokens, or a denoiser with a step cache, or
             ``iteration`` is `picardsolve.Parareal` or `Newton`.
         ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
     """
+    return _sampler(pipe, Options(window, tolerance, max_batch, iteration, guess, batcher))
+
+
+def _sampler(pipe: Any, options: Options) -> Sampler:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
         raise TypeError(f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
     modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
-    return Sampler(scheduler, modules, Options(window, tolerance, max_batch, iteration, guess), pipe)
+    return Sampler(scheduler, modules, options, pipe)
 
 
 def sample(
@@ -81,6 +88,7 @@ def sample(
     max_batch: int | None = None,
     iteration: Iteration | None = None,
     guess: Guess | None = None,
+    batcher: Any = None,
     pipeline_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -97,6 +105,7 @@ def sample(
         max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
+        batcher: as for `sampler`.
         pipeline_kwargs: passed on to the pipeline without a check: arguments that the pipeline passes on, and arguments
             of the pipeline with one of the names above.
         **kwargs: passed on to the pipeline.
@@ -108,7 +117,8 @@ def sample(
         TypeError: an argument is not read; see `sampler` for more.
         ValueError: see `sampler`.
     """
-    run = sampler(pipe, window=window, tolerance=tolerance, max_batch=max_batch, iteration=iteration, guess=guess)
+    options = Options(window, tolerance, max_batch, iteration, guess, batcher)
+    run = _sampler(pipe, options)
     refuse_unread_by_pipeline(pipe, kwargs, _OURS)
     kwargs = merged("pipeline_kwargs", pipeline_kwargs, kwargs)
     plain = {name: value for name, value in kwargs.items() if not callable(value)}
@@ -126,7 +136,7 @@ def sample(
                 f"{type(pipe).__name__}: {why}, and what it remembers of that cannot be put back; reload it, and call "
                 "it itself."
             ) from error
-        run = Sampler(pipe.scheduler, run.modules, Options(1, 0.0), pipe)
+        run = Sampler(pipe.scheduler, run.modules, Options(1, 0.0, batcher=batcher), pipe)
         run.why = why
         with run:
             out = pipe(*args, **kwargs)
@@ -151,6 +161,7 @@ def denoise(
     max_batch: int | None = None,
     iteration: Iteration | None = None,
     guess: Guess | None = None,
+    batcher: Any = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     eta: float | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -169,6 +180,7 @@ def denoise(
         max_batch: as for `sampler`.
         iteration: as for `sampler`.
         guess: as for `sampler`.
+        batcher: as for `sampler`.
         generator: passed on to ``scheduler.step``.
         eta: passed on to ``scheduler.step``.
         model_kwargs: passed on to the model without a check: arguments of the model with one of the names above.
@@ -195,7 +207,7 @@ def denoise(
             raise TypeError(f"{name}: {type(scheduler).__name__}.step takes none; leave it out.")
     refuse_unread_by_model(model, conditioning, _OURS)
     conditioning = merged("model_kwargs", model_kwargs, conditioning)
-    run = Sampler(scheduler, [module], Options(window, tolerance, max_batch, iteration, guess))
+    run = Sampler(scheduler, [module], Options(window, tolerance, max_batch, iteration, guess, batcher))
     with torch.no_grad(), run:
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -214,6 +226,4 @@ class _Function(nn.Module):
     def __init__(self, function: Any):
         super().__init__()
         self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        self.forward = function  # itself, so that runs of one function in several threads make the same calls

@@ -1,7 +1,8 @@
 """The options that `sample`, `sampler` and `denoise` share."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -21,6 +22,7 @@ class Options:
     max_batch: int | None = None
     iteration: Iteration | None = None
     guess: Guess | None = None
+    batcher: Any = None
 
     def __post_init__(self):
         window, guess = self.window, self.guess
@@ -34,10 +36,16 @@ class Options:
                 f"{getattr(guess, '__name__', type(guess).__name__)}; pass one of these or None."
             )
         _refuse_iteration(self.iteration)
+        if self.batcher is not None and not hasattr(self.batcher, "for_one_solve"):
+            raise TypeError(f"batcher: expected a picardsolve.Batcher, got {type(self.batcher).__name__}.")
 
     def widest(self, steps: int) -> int:
         """Largest window, in steps."""
         return min(_WIDEST, steps) if self.window == "auto" else self.window
+
+    def place(self) -> AbstractContextManager[Any]:
+        """A context with the run's request at the model that it shares with others; with None if it shares none."""
+        return nullcontext() if self.batcher is None else self.batcher.for_one_solve()
 
     def settled_tolerance(self, dtype: torch.dtype, report: Report) -> float:
         """The tolerance, at least the resolution of the dtype; the report notes a tolerance that was raised."""

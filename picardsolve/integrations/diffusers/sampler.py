@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from threading import Lock
 from typing import Any
 
@@ -48,6 +49,7 @@ class Sampler:
         self._forwards: list[PatchedForward] = []
         self._loops: list[Loop] = []  # the innermost loop is last
         self._watches: list[Watch] = []
+        self._places: dict[Loop, AbstractContextManager[Any]] = {}  # of loops at a model that is shared
         self._bar: Any = None
         self._shown = 0
 
@@ -122,7 +124,10 @@ class Sampler:
         batch = Batch(self._options.max_batch, width if compiled and isinstance(width, int) and width > 1 else None)
         seen = observed(sys._getframe(1), self._pipe, self._scheduler, self.modules)
         step = self._real.get("step")
-        loop = Loop(self._scheduler, step, self._own, timesteps, self._options, batch, self.why, self._join, seen)
+        place = self._options.place()
+        run = self.why, self._join, seen, place.__enter__()
+        loop = Loop(self._scheduler, step, self._own, timesteps, self._options, batch, *run)
+        self._places[loop] = place
         self._watches.append(loop.calls.watch)
         self._loops.append(loop)
         for forward in self._forwards:
@@ -150,6 +155,7 @@ class Sampler:
         if loop in self._loops:
             self.failed = loop.carrying
             self._loops.remove(loop)
+            self._places.pop(loop).__exit__(None, None, None)
             loop.close()
         for forward in self._forwards:
             forward.stop(loop)

@@ -34,10 +34,25 @@ class Batch:
     _repeated: dict[tuple[int, int], tuple[Tensor, int | None, Tensor]] = field(default_factory=dict)
 
     def call(
-        self, function: Callable[..., Any], lanes: list[int], args: tuple, kwargs: dict, like: Any = None
+        self,
+        function: Callable[..., Any],
+        lanes: list[int],
+        args: tuple,
+        kwargs: dict,
+        like: Any = None,
+        through: Any = None,
     ) -> "Outputs":
-        """Call a denoiser for the given lanes of its window arguments; ``like`` is an output for one lane, if known."""
-        samples = _samples(args, kwargs)
+        """Call a denoiser for the given lanes of its window arguments.
+
+        Args:
+            function: the denoiser.
+            lanes: their numbers.
+            args: arguments by position.
+            kwargs: arguments by name.
+            like: an output for one lane, if known.
+            through: ``through(function, args, kwargs, lanes)`` makes a call for so many lanes.
+        """
+        samples, through = _samples(args, kwargs), through or directly
         most = max(len(lanes), self.pad or 1) if self.limit is None else max(1, self.limit // samples)
         even = -(-len(lanes) // -(-len(lanes) // most))
         size = even if self.pad is None else min(self.pad, most)
@@ -46,10 +61,15 @@ class Batch:
             chunk = lanes[start : start + size]
             padded = chunk if self.pad is None else chunk + chunk[-1:] * (size - len(chunk))
             wide = _Widened(padded, samples, self.nested, self._repeated, _device(args, kwargs))
-            out = function(*wide(args), **{key: wide(value, key) for key, value in kwargs.items()})
+            out = through(function, wide(args), {key: wide(part, key) for key, part in kwargs.items()}, len(padded))
             outputs.chunks.append((out, len(padded), len(chunk)))
         outputs.lane(0)  # checks the shapes of the denoiser's outputs
         return outputs
+
+
+def directly(function: Callable[..., Any], args: Any, kwargs: Any, lanes: int) -> Any:
+    """The value of a call for so many lanes."""
+    return function(*args, **kwargs)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import nn
 from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, Watch, WatchedDenoiser
 from picardsolve.integrations.diffusers.predicted_gain import called_before
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, with_another_lane
+from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, directly, with_another_lane
 from picardsolve.integrations.diffusers.run.nested import distance as distance_of
 from picardsolve.integrations.diffusers.run.nested import tensors
 from picardsolve.integrations.diffusers.run.recording import ReplayMode
@@ -40,6 +40,7 @@ class DenoiserCalls:
         batch: makes one call for many lanes.
         replay: the stored calls.
         report: counts the calls.
+        request: of the run at a model that it shares with others; None if it shares none.
         lanes: lanes of this iteration if it is a round; otherwise None.
         replaying: whether this iteration's step is accepted, so that stored outputs answer its calls.
         missed: whether a stored output did not fit in this iteration.
@@ -56,6 +57,7 @@ class DenoiserCalls:
     batch: Batch
     replay: Replay
     report: Report
+    request: Any = None
     lanes: Lanes | None = None
     replaying: bool = False
     missed: bool = False
@@ -281,12 +283,12 @@ class DenoiserCalls:
             self._origin = self._origin or (self.started, self._begun)
         if self.report.sequential is None:
             watched.begin()
-        self._busy = True
+        self._busy, through = True, directly if self.request is None else self.request.call
         try:
             if lanes is None:
-                out, calls, evaluated = original(*args, **kwargs), 1, 1
+                out, calls, evaluated = through(original, args, kwargs, 1), 1, 1
             else:
-                out = self.batch.call(original, lanes, args, kwargs, like)
+                out = self.batch.call(original, lanes, args, kwargs, like, through)
                 calls, evaluated = len(out.chunks), out.evaluated
         finally:
             self._busy = False

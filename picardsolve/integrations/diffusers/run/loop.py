@@ -65,12 +65,13 @@ class Loop:
         why: str | None,
         join: Callable[["Loop"], None] = lambda loop: None,
         observed: bool = True,
+        request: Any = None,
     ):
         self.report = Report(steps=len(timesteps), tolerance=options.tolerance, sequential=why)
         self._scheduler, self._real_step, self._own, self._timesteps = scheduler, step, own, timesteps
         self.carrying, self._join = False, join
         self._names = [] if why is not None else list(inspect.signature(step).parameters)
-        self.calls = DenoiserCalls(batch, Replay(options.tolerance), self.report)
+        self.calls = DenoiserCalls(batch, Replay(options.tolerance), self.report, request)
         self._window = PipelineWindow(options, timesteps, own, self.calls, observed)
         self._steps = AcceptedSteps(scheduler, step, own, timesteps)
         self._lanes: Lanes | None = None  # lanes of this iteration, or of the next one
@@ -87,6 +88,8 @@ class Loop:
                 self._i, self._stepped = i, 0
                 self._join(self)
                 yield from self._iteration()
+                if self.calls.request is not None:
+                    self.calls.request.steps = i + 1
                 self.report.span = Span(perf_counter() - start)
         finally:
             self._steps.catch_up()
@@ -215,7 +218,8 @@ class Loop:
             lanes.close()
             return self._round_by_table(Taken(outputs[0], timestep, first, extra), outputs, samples, states, made)
         self._steps.catch_up()
-        before = self._copy()
+        resting = self._window.resting
+        before = None if resting else self._copy()
         stepped = self._steps.real(self._i, Taken(pick(output, 0), timestep, first, extra))
         if lanes is not None:
             lanes.close()
@@ -236,8 +240,8 @@ class Loop:
                 window.limit.set_back()
             elif count == 1 < self.calls.evaluated:
                 window.limit.set_back()
-            if window.limit.pausing:
-                window.limit.step()
+            if resting:
+                window.rest()
                 return stepped
             if self.calls.renewed:  # earlier measurements belong to another denoiser
                 window.restart(self._i, first)

@@ -45,7 +45,7 @@ class PipelineWindow:
         self._options, self._timesteps, self._own = options, timesteps, own
         self._calls, self._report, self._observed = calls, calls.report, observed
         widest = options.widest(len(timesteps))
-        self._pace = Pace(widest, min(_FIRST, widest)) if options.window == "auto" else None
+        self._pace: Any = None
         self.limit = WindowLimit(len(timesteps), widest)
         self._window: Window | None = None
         calls.replay.tolerance = _SLACK * options.tolerance
@@ -62,6 +62,12 @@ class PipelineWindow:
         report.tolerance = self._options.settled_tolerance(step.state.dtype, report)
         self._calls.replay.tolerance = _SLACK * report.tolerance
         self._window = open_window(self._options, report.tolerance, scheduler, step, self._timesteps, self._own)
+        if self._options.window == "auto":
+            widest, request = self._options.widest(len(self._timesteps)), self._calls.request
+            if request is None:
+                self._pace = Pace(widest, min(_FIRST, widest))
+            else:
+                self._pace = request.pace(widest, len(self._timesteps), self._calls.rows)
 
     def close(self) -> None:
         """Use the window no more."""
@@ -94,6 +100,18 @@ class PipelineWindow:
             self.restart(step + 1, state)
         else:
             self.limit.success()
+
+    @property
+    def resting(self) -> bool:
+        """Whether steps are taken alone for now, with no thought of those ahead."""
+        return self.opened and (self.limit.pausing or (self._pace is not None and self._pace.alone))
+
+    def rest(self) -> None:
+        """Such a step was taken."""
+        if self.limit.pausing:
+            self.limit.step()
+        else:
+            self._pace.note(1, 1, 0.0)
 
     def foresees(self, i: int) -> bool:
         """Whether a verified table may take the accepted steps from ``i`` on, in the place of the scheduler."""
@@ -156,7 +174,7 @@ class PipelineWindow:
             state: its result, which is the first state of the round.
         """
         window, calls = self._window, self._calls
-        stopped = self.limit.pausing or self._report.sequential is not None
+        stopped = self.resting or self._report.sequential is not None
         if window is None or i + 1 != self.begin or stopped or window.done:
             return None
         rows = window.ask()
