@@ -70,6 +70,13 @@ def planned(observation: Any = None, plan: Any = None, reset: Any = None, **give
     return made.rounds, made.converged, made.actions.dtype, increments, made.actions.nan_to_num(9).tolist()
 
 
+def wide(width: int) -> ps.Batcher:
+    """A batcher under a load that makes windows so wide."""
+    batcher = ps.Batcher(model, max_rows=64)
+    batcher.load.width = lambda *_: width
+    return batcher
+
+
 BROKEN = torch.tensor([[torch.nan] * 3, [1.0] * 3])
 SOLVING: dict[str, tuple[Any, Any]] = {
     "window": (2, 6),
@@ -77,6 +84,7 @@ SOLVING: dict[str, tuple[Any, Any]] = {
     "max_batch": (1, None),
     "iteration": (ps.Jacobi(), None),
     "guess": (ps.Copy(), None),
+    "batcher": ({"window": "auto", "batcher": wide(2)}, {"window": "auto", "batcher": wide(8)}),
 }
 FLAT = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
 # every argument of a call, and two values of it between which something changes
