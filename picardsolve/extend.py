@@ -5,7 +5,7 @@
   `StepTable`. `RungeKuttaChain` takes a `Tableau`. `Chain` is a chain whose drift somebody else calls, `Evaluated`
   one evaluation held fixed, `Index` an array of step numbers.
 * Iterations. An `Iteration` returns a `Swept` from a sweep and gets its `Memory` back. `linear_sweep`, `matrix_sweep`,
-  `recurrence`, `matrix_recurrence`, `arriving` and `rms` are the algebra of sweeps.
+  `recurrence`, `matrix_recurrence`, `arriving` and `rms` are the algebra of sweeps, `without_autocast` its precision.
 * Guesses. A `Guess` fills the states that are `Entering`, from a `Trail` of states behind them.
 * Stopping rules. A `Stopping` judges a `Swept` by a `Tolerance`; `Increment`, `Residuals` and `ErrorEstimate` are the
   built-in ones.
@@ -40,6 +40,7 @@ from picardsolve.integrators.linear_multistep import Visit, linear_multistep, li
 from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.integrators.step_table import StepTable
+from picardsolve.problem.autocast import without_autocast
 from picardsolve.problem.checks import (
     check_callable,
     check_count,
@@ -115,4 +116,5 @@ __all__ = [
     "rms",
     "rounds_if_stiff",
     "sample_map",
+    "without_autocast",
 ]

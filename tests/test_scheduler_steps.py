@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
-from hypothesis import given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from pipelines import assert_same, generator
 
@@ -229,11 +229,11 @@ def test_a_path_is_one_image_after_the_other(name):
     probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
     assert probe.reach(steps)
     table, outputs, noise = probe.table, randn(1, steps, 2, 3), randn(2, steps, 2, 3)
-    path = table.path(0, randn(0, 2, 3), outputs, noise)
+    path = table.path(0, randn(0, 1, 2, 3).expand(steps, 2, 3), outputs, noise)
     x = torch.cat([randn(0, 1, 2, 3), path[:-1]])
     assert_same(table.images(0, x, outputs, noise), path, 1e-12)
     past = list(zip(x[:6], outputs[:6], strict=True))
-    ahead = table.path(6, x[6], outputs[6:], noise[6:], past)
+    ahead = table.path(6, x[6:7].expand(steps - 6, 2, 3), outputs[6:], noise[6:], past)
     assert_same(ahead, path[6:], 1e-12)
 
 
@@ -250,7 +250,7 @@ def test_a_path_with_one_output_held_is_a_product(name, first, known):
     past = list(zip(randn(2, known, 2, 3), randn(3, known, 2, 3), strict=True))
     outputs, noise = output.expand(steps - first, 2, 3), randn(4, steps - first, 2, 3)
     held = table.path_of_one(first, start, output, [(0.0, 1.0)] * (steps - first), noise, past)
-    assert_same(held, table.path(first, start, outputs, noise, past), 1e-12)
+    assert_same(held, table.path(first, start.expand(outputs.shape), outputs, noise, past), 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -266,13 +266,70 @@ def test_no_table_for_steps_that_are_not_linear(scheduler):
     assert not probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {}).reach(8)
 
 
-def test_no_table_for_a_memory_that_never_ends():
-    scheduler = diffusers.UniPCMultistepScheduler()
-    scheduler.set_timesteps(20)
+def unipc(**config: Any) -> Any:
+    return diffusers.UniPCMultistepScheduler(**{"final_sigmas_type": "sigma_min", **config})
+
+
+ENDLESS = st.fixed_dictionaries(
+    {
+        "solver_order": st.integers(1, 3),
+        "solver_type": st.sampled_from(["bh1", "bh2"]),
+        "predict_x0": st.booleans(),
+        "lower_order_final": st.booleans(),
+        "disable_corrector": st.lists(st.integers(0, 30), max_size=6),
+        "prediction_type": st.sampled_from(["epsilon", "v_prediction", "sample"]),
+    },
+    optional={"use_karras_sigmas": st.just(True)},
+)
+
+
+def on_its_path(scheduler: Any, outputs: torch.Tensor) -> torch.Tensor:
+    """The states of a scheduler's own loop with given outputs, ``(N + 1, ...)``."""
+    states = [randn(0, *outputs.shape[1:])]
+    for output, t in zip(outputs, scheduler.timesteps, strict=True):
+        states.append(scheduler.step(output, t, states[-1], return_dict=False)[0])
+    return torch.stack(states)
+
+
+@given(config=ENDLESS, steps=st.integers(17, 60), seed=st.integers(0, 5), first=st.integers(0, 16))
+@settings(max_examples=20, phases=[Phase.generate])
+def test_on_its_path_a_memory_that_never_ends_is_a_short_one(config, steps, seed, first):
+    scheduler, outputs = unipc(**config), randn(seed, steps, 1, 3, 2, 2)
+    scheduler.set_timesteps(steps)
     probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
-    assert probe.reach(15)
+    x, out = (part.flatten(2) for part in (on_its_path(scheduler, outputs), outputs))
+    assume(bool(x.isfinite().all()))  # a last step of length zero divides by it
+    assert probe.reach(steps)
+    past = list(zip(x[:first], out[:first], strict=True))
+    found = probe.table.images(first, x[first:-1], out[first:], None, past)
+    assert_same(found, x[first + 1 :], 1e-9)
+    path = probe.table.path(first, x[first].expand(found.shape), out[first:], None, past)
+    assert_same(path, x[first + 1 :], 1e-9)
+
+
+def test_the_table_of_a_thousand_steps():
+    scheduler = unipc(solver_order=3, timestep_spacing="trailing", final_sigmas_type="zero")
+    scheduler.set_timesteps(1000)
+    probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
+    assert probe.reach(1000)
+    outputs = randn(1, 1000, 1, 3)
+    x = on_its_path(scheduler, outputs[..., None, None]).flatten(2)
+    assert_same(probe.table.path(0, x[0].expand(1000, 1, 3), outputs, None), x[1:], 1e-9)
+
+
+def test_a_memory_with_noise_that_never_ends_has_no_table():
+    scheduler = diffusers.SASolverScheduler()
+    scheduler.set_timesteps(20)
+    probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {"generator": None})
     assert not probe.reach(20)
-    assert probe.reach(15)  # what is in the table stays
+
+
+@pytest.mark.parametrize("steps", [12, 24])
+def test_steps_with_endless_memory_count_as_remembering(steps):
+    scheduler = diffusers.UniPCMultistepScheduler()
+    scheduler.set_timesteps(steps)
+    probe = probe_of(scheduler, scheduler.timesteps, scheduler.timesteps, {})
+    assert probe.reach(steps)
     assert not probe.carries_forward()
 
 

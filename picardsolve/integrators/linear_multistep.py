@@ -60,7 +60,7 @@ def linear_multistep_alone(
 def _add_history(total: Tensor, weights: Sequence[Tensor | None], values: Tensor, past: Sequence[Tensor]) -> None:
     """Add ``sum_k weights[k][j] values[known + j - k]`` to ``total[j]``, where ``known`` values precede the window."""
     rows, most = total.shape[0], values.shape[0]  # len() of a tensor takes a microsecond
-    known = most - rows
+    known, earlier = most - rows, None
     for age, weight in enumerate(weights):
         if weight is None:
             continue
@@ -71,5 +71,8 @@ def _add_history(total: Tensor, weights: Sequence[Tensor | None], values: Tensor
             if not whole:
                 part, factor, terms = total[missing:], weight[missing:], values[known + missing - age : most - age]
             part.addcmul_(factor, terms)
-        for j in range(max(0, age - known - len(past)), missing):
-            total[j].addcmul_(weight[j], past[known + j - age])
+        oldest = max(0, age - known - len(past))  # what precedes the past counts as zero
+        if oldest < missing:
+            earlier = torch.stack(past) if earlier is None else earlier
+            begin = len(past) + known + oldest - age
+            total[oldest:missing].addcmul_(weight[oldest:missing], earlier[begin : begin + missing - oldest])

@@ -78,6 +78,7 @@ class Loop:
         self._handed: Handed | None = None
         self._guard = Guard(scheduler, own)
         self._i = self._stepped = 0
+        self._left: tuple[Any, int | None] = (None, None)  # the latest state that the pipeline got, and its version
 
     # ---- iterations
 
@@ -165,11 +166,17 @@ class Loop:
             return stepped
         extra = {**dict(zip(self._names, args, strict=False)), **kwargs}
         output, timestep, sample = (extra.pop(name) for name in ("model_output", "timestep", "sample"))
-        if self.calls.replaying:
-            return self._replay(output, timestep, sample, extra)
-        stepped = self._round(output, timestep, sample, extra)
-        self._time()
+        replaying = self.calls.replaying
+        stepped = (self._replay if replaying else self._round)(output, timestep, sample, extra)
+        self._left = self.report.state, version(self.report.state)
+        if not replaying:
+            self._time()
         return stepped
+
+    def _joins(self, sample: Tensor) -> bool:
+        """Whether a step starts from the very state that the step before led to."""
+        state, written = self._left
+        return sample is state and written is not None and version(sample) == written
 
     def _time(self) -> None:
         """Record this iteration's time, without the work of the window."""
@@ -184,13 +191,13 @@ class Loop:
     # ---- a replay
 
     def _replay(self, output: Tensor, timestep: Any, sample: Tensor, extra: dict[str, Any]) -> Any:
-        taken = Taken(output, timestep, sample, extra)
+        taken, joined = Taken(output, timestep, sample, extra), self._joins(sample)
         stepped = None if self.calls.missed else self._steps.skip(self._i, taken)
         if stepped is None:
             self._steps.drop()
             stepped = self._steps.real(self._i, taken)
         self.report.state = state = state_of(stepped)
-        self._window.replayed(self._i, sample, output, state)
+        self._window.replayed(self._i, sample, output, state, joined)
         if self._i + 1 != self._window.begin:  # another replay follows: nothing is computed ahead
             return stepped
         return self._next(stepped, state)
@@ -209,6 +216,7 @@ class Loop:
         made = None if handed is None or count == 1 else RoundOutputs.of(output, handed.recording)
         outputs, samples = _stack(output, count), _stack(sample, count)
         first, timestep = pick(sample, 0), pick(timestep, 0)
+        joined = intact or (handed is None and self._joins(first))
         if self._window.opened and first.shape != self._window.chain.copies.shape:
             self.report.sequential = "the states change their shape in the loop"
         tape = NoiseTape.of(extra.get("generator"), first.device)
@@ -245,6 +253,7 @@ class Loop:
                 return stepped
             if self.calls.renewed:  # earlier measurements belong to another denoiser
                 window.restart(self._i, first)
+            window.chain.meet(self._i, joined)
             window.chain.stand(self._i, before, states)
             accepted = window.tell(self._i, outputs, samples, state, intact)
             if accepted is not None and made is not None and self._steps.foresees(self._i + 1, extra):
@@ -264,6 +273,7 @@ class Loop:
         """Give the outputs of all lanes to the window, and let the table take all accepted steps."""
         i, window = self._i, self._window
         self.calls.end()
+        window.chain.meet(i, True)
         window.chain.stand(i, self._scheduler, states)
         accepted = window.tell(i, outputs, samples, None, True)
         assert accepted is not None

@@ -92,8 +92,9 @@ class PipelineWindow:
         if step < len(self._timesteps):
             self._window.restart(step, flat(state))
 
-    def replayed(self, step: int, sample: Tensor, output: Tensor, state: Tensor) -> None:
-        """The scheduler has taken an accepted step for real."""
+    def replayed(self, step: int, sample: Tensor, output: Tensor, state: Tensor, joined: bool) -> None:
+        """The scheduler has taken an accepted step for real; ``joined``: from the result of the step before."""
+        self.chain.meet(step, joined)
         self.chain.take(sample, output)
         if self._calls.missed:
             self.limit.set_back()
@@ -151,7 +152,7 @@ class PipelineWindow:
         window.tell(out.flatten(0, 1))
         stride, taken = self.begin - i, None
         if state is None or (stride > 1 and self.foresees(i)):
-            taken = chain.path(i, x, out[:stride])
+            taken = chain.path(i, flat(samples[:stride], 2), out[:stride])
             if state is not None:
                 taken[0] = flat(state)
         chain.take(x, out[0])

@@ -1,7 +1,8 @@
 """The pipeline's scheduler kept in step, while a table takes its steps.
 
 A table gives the states, and leaves the scheduler where it was. Its numbers (how many steps were taken) are put forward
-with every step; what it remembers of states and outputs is made up for when it is needed, by its own last steps.
+with every step; what it remembers of states and outputs is made up for when it is needed, by its own last steps. What
+it remembers of all steps is computed from the latest ones.
 """
 
 from collections import deque
@@ -9,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import immutable, version
 from picardsolve.integrations.diffusers.scheduler.copied_steps import PATCHED, copy_of
+from picardsolve.integrations.diffusers.scheduler.endless_memory import with_states
 from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape
-from picardsolve.integrations.diffusers.scheduler.probe import Probe
+from picardsolve.integrations.diffusers.scheduler.probe import LAGS, Probe
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,11 @@ class Bookkeeping:
 
     @property
     def _reach(self) -> int:
-        """Number of steps that fill all that the scheduler remembers of states and outputs."""
+        """Number of steps that tell all that the scheduler remembers of states and outputs."""
         if self.probe is None:
             return 1
+        if self.probe.table.on_path:
+            return self.probe.remembered + 1
         kept = [value for value in vars(self.probe.stage(len(self.probe.scales))).values() if isinstance(value, list)]
         return max([self.probe.table.lags + 1, *(len(value) for value in kept if _has_states(value, self.probe.unit))])
 
@@ -96,15 +101,17 @@ class Bookkeeping:
 
     def _take_latest(self, scheduler: Any, n: int) -> Any:
         latest, stepped, step = list(self._latest), None, type(scheduler).step
-        self._stand(scheduler, n - len(latest), latest[0].sample)
+        before = 0 if self.probe is None or not self.probe.table.on_path else len(latest) - 1
+        before, latest = latest[:before], latest[before:]
+        self._stand(scheduler, n - len(latest), latest[0].sample, before)
         tape = NoiseTape.of(latest[0].extra.get("generator"), latest[0].sample.device)
         with tape.ahead():  # the noise of these steps was drawn when the table took them
             for taken in latest:
                 stepped = step(scheduler, taken.output, taken.timestep, taken.sample, **taken.extra)
         return stepped
 
-    def _stand(self, scheduler: Any, n: int, like: Tensor) -> None:
-        """Put a scheduler to step ``n``, with zeros for what it remembers of earlier states and outputs."""
+    def _stand(self, scheduler: Any, n: int, like: Tensor, before: list[Taken]) -> None:
+        """Put a scheduler to step ``n``; what it remembers is told by the steps before, and zero without any."""
         if self.probe is None:
             return
         unit, then = self.probe.unit, vars(self.probe.stage(n))
@@ -112,7 +119,7 @@ class Bookkeeping:
             if name not in then:  # it will get this attribute in a later step
                 scheduler.__dict__.pop(name, None)
             elif name not in PATCHED and name != "timesteps" and _moves(then[name], unit):
-                scheduler.__dict__[name] = _with_zeros(then[name], unit, like)
+                scheduler.__dict__[name] = with_states(then[name], unit, lambda part: _told(part, like, before))
 
     def _look(self) -> None:
         self._seen = [
@@ -139,6 +146,8 @@ def _known(first: Any, last: Any, unit: torch.Size) -> bool:
     """Whether an attribute is of a kind that can be put forward, from what it is at first and at last."""
     if isinstance(first, Tensor) and isinstance(last, Tensor) and not _moves(first, unit):  # a table of the scheduler
         return torch.equal(first, last)
+    if isinstance(first, np.ndarray) and isinstance(last, np.ndarray):
+        return np.array_equal(first, last)
     return first is last or (_moves(first, unit) and _moves(last, unit))
 
 
@@ -153,9 +162,11 @@ def _has_states(value: list[Any], unit: torch.Size) -> bool:
     return any(isinstance(part, Tensor) and part.shape == unit for part in value)
 
 
-def _with_zeros(value: Any, unit: torch.Size, like: Tensor) -> Any:
-    if isinstance(value, list):
-        return [_with_zeros(part, unit, like) for part in value]
-    if not isinstance(value, Tensor):
-        return value
-    return torch.zeros_like(like) if value.shape == unit else value.clone()
+def _told(weights: Tensor, like: Tensor, before: list[Taken]) -> Tensor:
+    """The sum over the steps before, by the weights of a probe's stage."""
+    total = torch.zeros_like(like)
+    if before:
+        x, o = weights.flatten()[: 2 * LAGS].reshape(2, LAGS).tolist()
+        for taken, own, given in zip(reversed(before), x[1:], o[1:], strict=False):
+            total.add_(taken.sample, alpha=own).add_(taken.output, alpha=given)
+    return total

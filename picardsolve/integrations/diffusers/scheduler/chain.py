@@ -36,6 +36,8 @@ class SchedulerChain(Chain):
         use_table: whether a table may be used; its rounding differs from the scheduler's in the last bits.
         probe: measures the table; None where a closed form is known.
         agrees: whether the table's latest step that was compared differed from the scheduler's by rounding only.
+        at: the latest step of the loop that is known of.
+        joined: how many of the latest steps started from the results of the steps before them.
     """
 
     scheduler: Any
@@ -43,6 +45,8 @@ class SchedulerChain(Chain):
     use_table: bool
     probe: Probe | None = field(init=False, default=None)
     agrees: bool = field(init=False, default=False)
+    at: int = field(init=False, default=-1)
+    joined: int = field(init=False, default=0)
     _closed: SchedulerTable | None = field(init=False, default=None)
     _noise: dict[int, Tensor] = field(init=False, default_factory=dict)
     _past: list[Visit] = field(init=False, default_factory=list)  # latest accepted steps, for tables with memory
@@ -71,14 +75,14 @@ class SchedulerChain(Chain):
         self._note_tail(first, x, outputs)
         return self._rounded(table.images(first, x, outputs, self._noise_of(table, first, len(x), x), self._past))
 
-    def path(self, first: int, start: Tensor, outputs: Tensor) -> Tensor:
-        """Steps ``first ...`` one after the other from ``start``, with the given outputs."""
+    def path(self, first: int, x: Tensor, outputs: Tensor) -> Tensor:
+        """Steps ``first ...`` one after the other from ``x[0]``, with the given outputs; ``x`` is near the path."""
         table, count = self._table(first + len(outputs)), len(outputs)
         if table is None:
-            return self.copies.path(self.scheduler, first, start, [lambda n, y, out=out: out for out in outputs])
+            return self.copies.path(self.scheduler, first, x[0], [lambda n, y, out=out: out for out in outputs])
         half = None if self.copies.dtype in WIDE else self.copies.dtype
-        path = table.path(first, start, outputs, self._noise_of(table, first, count, start), self._past, half)
-        self._note_tail(first, torch.cat([start[None], path[:-1]]), outputs)
+        path = table.path(first, x, outputs, self._noise_of(table, first, count, x), self._past, half)
+        self._note_tail(first, torch.cat([x[:1], path[:-1]]), outputs)
         return path
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
@@ -95,13 +99,21 @@ class SchedulerChain(Chain):
         drawn = self._noise_of(table, first, count, start)
         guess = table.path_of_one(first, start, held, weights, drawn, past)
         if guess is None:  # clipped by the step's own state
-            return table.path(first, start, source.output.expand(count, *start.shape), drawn, past)
+            starts, outputs = (part.expand(count, *start.shape) for part in (start, source.output))
+            return table.path(first, starts, outputs, drawn, past)
         return guess
 
     # ---- for the pipeline's loop
 
+    def meet(self, step: int, joined: bool) -> None:
+        """Record that the loop has reached ``step``; ``joined`` says that it starts where the step before ended."""
+        if step != self.at + 1:  # steps were taken that nothing is known of
+            self._past, self.joined = [], 0
+        self.joined = self.joined + 1 if joined else 0
+        self.at = step
+
     def stand(self, step: int, scheduler: Any, states: State) -> None:
-        """Record that the loop has reached ``step``, with these states of the scheduler and the random generators."""
+        """Use these states of the scheduler and the random generators, as they are before ``step``."""
         self.scheduler = scheduler
         if not self.copies.tape.found(step, states):
             self._noise.clear()
@@ -182,7 +194,14 @@ class SchedulerChain(Chain):
             return None
         if self.probe is None:
             return self._closed
-        return self.probe.table if self.probe.reach(end) else None
+        return self.probe.table if self.probe.reach(end) and self._knows_past(self.probe) else None
+
+    def _knows_past(self, probe: Probe) -> bool:
+        """Whether the latest steps are known that the table needs."""
+        table = probe.table
+        if table.on_path and (self.copies.ties is not None or self.joined <= min(self.at - 1, probe.remembered)):
+            return False
+        return len(self._past) >= min(table.lags, self.at)
 
     def _rounded(self, states: Tensor) -> Tensor:
         """States in the precision of the scheduler's, where that is less."""
@@ -259,7 +278,7 @@ class _SchedulerSteps(Steps):
         return self.chain.images(self.first, self.x, self.outputs)
 
     def frozen(self, x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        y = self.chain.path(self.first, x[0], self.outputs)
+        y = self.chain.path(self.first, x[:-1], self.outputs)
         return y, torch.sub(y, x[1:], out=scratch), None
 
     def passed(self, change: Tensor) -> Tensor:

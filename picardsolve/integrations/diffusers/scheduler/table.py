@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.extend import Visit, linear_multistep, recurrence
+from picardsolve.extend import Visit, linear_multistep, recurrence, without_autocast
 
 _SMALL = 1e-6  # of the weights of a clipped part
+_WIDE = 4096  # elements of a row above which, on a CPU, computing it takes longer than starting an operation
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class SchedulerTable:
         clip: the clipped part of the step; None where nothing is clipped.
         lags: the largest k with a nonzero weight.
         noise_dtype: dtype in which the noise is drawn; None for the dtype of the output.
+        on_path: whether it holds only where the step before led to the state that a step starts from.
     """
 
     x: np.ndarray
@@ -48,7 +50,9 @@ class SchedulerTable:
     clip: Clip | None = None
     lags: int = 0
     noise_dtype: torch.dtype | None = None
+    on_path: bool = False
     _columns: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    _carries: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     def held_slopes(self) -> Tensor:
         """Derivative of each step with respect to its state, at a fixed output, ``(N,)`` float64.
@@ -60,6 +64,7 @@ class SchedulerTable:
     def forget(self) -> None:
         """Forget what was copied to a device: the table has grown."""
         self._columns.clear()
+        self._carries.clear()
 
     def images(
         self, first: int, x: Tensor, outputs: Tensor, noise: Tensor | None, past: Sequence[Visit] = ()
@@ -80,16 +85,51 @@ class SchedulerTable:
     def path(
         self,
         first: int,
-        start: Tensor,
+        x: Tensor,
         outputs: Tensor,
         noise: Tensor | None,
         past: Sequence[Visit] = (),
         half: torch.dtype | None = None,
     ) -> Tensor:
-        """Steps ``first ...`` one after the other from ``start``, ``(B, D)``, with outputs ``(W, B, D)``.
+        """Steps ``first ...`` one after the other from ``x[0]``, with outputs ``(W, B, D)``.
 
-        Every state is rounded to ``half``, if that is given, as the scheduler's steps round it: small steps may vanish.
+        Args:
+            first: the first step.
+            x: ``(W, B, D)``; all but the first may be any states, best those that the path is near to.
+            outputs: ``(W, B, D)``.
+            noise: ``(W, B, D)``; None for none.
+            past: the steps before.
+            half: every state is rounded to it, as the scheduler's steps round it: small steps may vanish.
         """
+        if self.clip is not None or half is not None or (x.device.type == "cpu" and x[0].numel() >= _WIDE):
+            return self._path_by_steps(first, x[0], outputs, noise, past, half)
+        images = self.images(first, x, outputs, noise, past)
+        if len(x) == 1:
+            return images
+        # how the states that the steps start from change; where they do not, the path is the images exactly
+        at, lags, columns = slice(first, first + len(x)), self.lags + 1, self._on(x)
+        changes = torch.sub(images[:-1], x[1:])
+        if lags == 1:
+            changes = recurrence(columns[0, at][:-1], changes)
+        else:
+            later = slice(first + 1, first + len(x))
+            finite = changes.nan_to_num(0, 0, 0)  # zero times what is not finite would spoil the values before it
+            with without_autocast(x.device):
+                changes.add_(torch.tensordot(self._carried(x)[later, later], finite, 1))
+        for age in range(min(lags, len(changes))):
+            if self.x[at, age][age + 1 :].any():
+                images[age + 1 :].addcmul_(columns[age, at][age + 1 :], changes[: len(changes) - age])
+        return images
+
+    def _path_by_steps(
+        self,
+        first: int,
+        start: Tensor,
+        outputs: Tensor,
+        noise: Tensor | None,
+        past: Sequence[Visit],
+        half: torch.dtype | None,
+    ) -> Tensor:
         lags, columns = self.lags + 1, self._on(start)[:, first : first + len(outputs)].unbind(0)
         q = [
             None if k and not self.o[first : first + len(outputs), k].any() else columns[lags + k] for k in range(lags)
@@ -161,6 +201,19 @@ class SchedulerTable:
         parts += [] if limit is None else [held.clamp(-limit, limit)[None]]
         weights = torch.from_numpy(rows[known + 1 :]).to(start.device, start.dtype)
         return torch.tensordot(weights, torch.cat(parts), 1)
+
+    def _carried(self, like: Tensor) -> Tensor:
+        """What a change of each state does to the later ones at fixed outputs, ``(N, N)``, row by column."""
+        key = like.device, like.dtype
+        if key not in self._carries:
+            follow = np.zeros((len(self.s), len(self.s)))
+            for age in range(min(self.lags + 1, len(follow) - 1)):  # the state at n + 1 is the result of step n
+                np.fill_diagonal(follow[age + 1 :], self.x[age:-1, age])
+            eye = torch.eye(len(follow), dtype=torch.float64)
+            carried = torch.linalg.solve_triangular(eye - torch.from_numpy(follow), eye, upper=False) - eye
+            largest = torch.finfo(like.dtype).max
+            self._carries[key] = carried.nan_to_num(0, largest, -largest).to(like.device, like.dtype)
+        return self._carries[key]
 
     def _on(self, like: Tensor) -> Tensor:
         """All weights on a device, ``(columns, N, 1, 1)``: of states and outputs by age, of noise, and of the clip."""
