@@ -5,6 +5,7 @@ The digits pipeline leaves its timesteps on the host, as `DDPMPipeline` does; St
 
 import copy
 import functools
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -88,6 +89,7 @@ def test_stable_diffusion():
     torch.testing.assert_close(result, images(expected), rtol=1e-7, atol=1e-7)
 
 
+UNIPC = diffusers.UniPCMultistepScheduler
 # kernels a round beside the model, all sizes alike
 LOOPS: dict[str, tuple[Any, int]] = {
     "Euler": (diffusers.EulerDiscreteScheduler, 120),
@@ -95,7 +97,21 @@ LOOPS: dict[str, tuple[Any, int]] = {
     "Heun": (diffusers.HeunDiscreteScheduler, 300),
     "LMS": (diffusers.LMSDiscreteScheduler, 300),
     "DEIS": (diffusers.DEISMultistepScheduler, 300),
+    "DEIS, order 3": (partial(diffusers.DEISMultistepScheduler, solver_order=3), 300),
+    "DPM-Solver++, order 3": (partial(DPMSolverMultistepScheduler, solver_order=3), 300),
     "single steps": (diffusers.DPMSolverSinglestepScheduler, 300),
+    "PNDM": (diffusers.PNDMScheduler, 300),
+    "PLMS": (partial(diffusers.PNDMScheduler, skip_prk_steps=True), 300),
+    "UniPC": (UNIPC, 300),
+    "UniPC, order 3": (partial(UNIPC, solver_order=3), 300),
+    "UniPC, flow": (
+        partial(UNIPC, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+        300,
+    ),
+    "UniPC, Karras, bh1": (
+        partial(UNIPC, use_karras_sigmas=True, solver_type="bh1", final_sigmas_type="sigma_min"),
+        300,
+    ),
 }
 
 
