@@ -83,7 +83,7 @@ class Stepper(Machine):
         self._increments.drop(1)
         self.n += 1
         if self.path is not None:
-            self.path[self.n] = self.y
+            self.path[self.n].copy_(self.y)
         self._unseen.append(self.y)
         if len(self._unseen) == self._every or self.n == self.chain.length:
             self._look()

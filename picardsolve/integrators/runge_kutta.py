@@ -1,7 +1,7 @@
 """Explicit Runge-Kutta methods: Euler, Heun, RK4. Each stage is a round."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class RK4(Integrator):
         return RungeKuttaChain(self, problem, _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS)
 
 
+@final
 class RungeKuttaChain(DriftChain):
     """``Phi_n(x) = x + h_n sum_i b_i k_i`` with stages k_i; the output of a step is its slope ``sum_i b_i k_i``."""
 
@@ -95,7 +96,7 @@ class RungeKuttaChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The slopes, ``(R, D)``, and their derivatives."""
-        first, *later = self._stages.numbers(rows.step)
+        first, *later = self._stages.numbers(rows.step).unbind(0)
         states = rows.dual
         slopes = [self.function(first, states, rows.sample)]
         if not later:
@@ -114,6 +115,10 @@ class RungeKuttaChain(DriftChain):
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The step maps of a window."""
         return AffineSteps(torch.addcmul(x, outputs, self._table.at(n)))
+
+    def image(self, rows: Rows, out: Tensor, past: Tensor | None = None) -> Tensor:
+        """The states after the steps of rows."""
+        return torch.addcmul(rows.state, out, self._table.at(rows.step))
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Steps along a fixed slope."""

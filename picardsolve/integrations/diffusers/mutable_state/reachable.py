@@ -10,8 +10,8 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 from weakref import ReferenceType
 
 import numpy as np
@@ -74,8 +74,27 @@ def immutable(value: Any) -> bool:
 
 def outside(value: Any) -> bool:
     """Whether an object belongs to a library that keeps no state for others."""
-    library = type(value).__module__.partition(".")[0]
-    return library in _CLOSED and not isinstance(value, nn.Module | threading.local)
+    return _traits(type(value)).outside
+
+
+class _Traits(NamedTuple):
+    """What the search asks of a class.
+
+    Attributes:
+        outside: whether it belongs to a library that keeps no state for others.
+        slotted: whether its objects may have attributes in slots.
+        trusted: whether it holds no state itself.
+    """
+
+    outside: bool
+    slotted: bool
+    trusted: bool
+
+
+@lru_cache(maxsize=4096)
+def _traits(cls: type) -> _Traits:
+    closed = cls.__module__.partition(".")[0] in _CLOSED and not issubclass(cls, nn.Module | threading.local)
+    return _Traits(closed, any("__slots__" in vars(base) for base in cls.__mro__), trusted(cls.__module__))
 
 
 def identity(obj: Any) -> Any:
@@ -166,14 +185,15 @@ class Reachable:
         if ident not in self.places:
             place = self.places[ident] = Place(kind, obj)
             if kind.same is None:
+                empty, todo, ignored = self.empty, self._todo, self._ignored
                 for name, child in place.held.items():
                     cls = type(child)
-                    if cls in _SCALARS or (ident, name) in self._ignored:
+                    if cls in _SCALARS or (ignored and (ident, name) in ignored):
                         continue
                     if cls in _MAYBE_EMPTY and not child:
-                        self.empty.append(child)
+                        empty.append(child)
                     else:
-                        self._todo.append((child, ident, name))
+                        todo.append((child, ident, name))
         return ident
 
     def _container(self, obj: Any, holder: Any, key: Any) -> None:
@@ -205,9 +225,9 @@ class Reachable:
 
     def _object(self, obj: Any, holder: Any, key: Any) -> None:
         cls = type(obj)
-        if outside(obj):
+        closed, slotted, known = _traits(cls)
+        if closed:
             return
-        slotted = any("__slots__" in vars(base) for base in cls.__mro__)
         if type(getattr(obj, "__dict__", None)) is dict:
             ident = self._add(ATTRIBUTES, vars(obj), holder, key)
             self.owners[ident] = cls
@@ -217,7 +237,7 @@ class Reachable:
             self._add(SLOTS, obj, holder, key)
         elif isinstance(obj, Iterator):
             self.hidden = holder, key
-        if not trusted(cls.__module__):
+        if not known:
             self._todo.append((cls, holder, key))
 
 
