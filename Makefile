@@ -41,6 +41,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/stiff_chains.py
 	$(BIN)/python tests/benchmarks/brownian.py
 	$(BIN)/python tests/benchmarks/sdes.py
+	$(BIN)/python tests/benchmarks/serving.py
 
 # three tasks, three samplers, fifty episodes each, in the simulator: five to ten minutes
 bench-robot: $(VENV)/installed
