@@ -50,6 +50,16 @@ def test_the_code_about_sdes_runs():
     assert shown["ys"].shape == (5, 16, 3)
 
 
+def test_the_code_about_serving_runs():
+    shown = shown_in("serving.md")
+    assert len(shown["found"]) == 4
+    for seed, y in shown["found"].items():
+        x = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+        model = ps.Denoiser(shown["eps"], shown["schedule"])
+        expected = ps.sequential(model, x, shown["ts"], integrator=ps.DDIM()).ys[-1]
+        assert float((y - expected).norm() / expected.norm()) < 5e-3
+
+
 @given(st.data())
 def test_the_method_in_plain_lines_agrees_bit_for_bit(data):
     """Where no window diverges, which the plain lines know nothing of. Elementwise sums, products and quotients do not
