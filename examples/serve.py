@@ -2,7 +2,8 @@
 
 ``python examples/serve.py`` serves a page at http://127.0.0.1:8000. ``/digit?seed=1&steps=100`` is a stream of
 server-sent events: ``progress`` with the steps that are done, then ``image`` with a picture and the report, or
-``failed``. Whoever hangs up cancels the request. A solve never waits for a client: its thread only counts steps, and another one writes.
+``failed``. Whoever hangs up cancels the request. A solve never waits for a client: its thread only counts steps, and
+another one writes.
 """
 
 import argparse
