@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.adjoint.transformed import transformed
 from picardsolve.collocation import Collocation
 from picardsolve.embedded import Dopri5, Dopri8, Tsit5
 from picardsolve.fixed_point.iterations import Newton, Picard, Secant
@@ -18,6 +19,7 @@ from picardsolve.problem.checks import check_callable
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.state import Layout
 from picardsolve.problem.terms import ODE
+from picardsolve.problem.transforms import is_transformed, transforming
 from picardsolve.results.diagnostics import ConvergenceWarning
 from picardsolve.results.solution import Result, Solution, SolveError
 from picardsolve.solve import solve
@@ -93,6 +95,8 @@ def odeint(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an unknown method or option, or an error of `solve`.
+        RuntimeError: a transform of `torch.func` asks for a derivative that there is not, or varies what the drift
+            closes over; or a tensor has a forward-mode tangent.
         SolveError: an error of `solve`, or the event does not happen within 1e9 times the span of ``t``.
         picardsolve.distributed.RankError: see `solve`.
     """
@@ -106,17 +110,17 @@ def odeint(
     if method not in (*_FIXED, *_ITERATIONS, *_ADAPTIVE):
         known = ", ".join(map(repr, (*_FIXED, *filter(None, _ITERATIONS), *_ADAPTIVE)))
         raise ValueError(f"method: expected None (adaptive) or one of {known}, got {method!r}.")
-    try:
-        grid = grids.given(t)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("ts:", "t:", 1)) from None
-    times = t.to("cpu", torch.float64) if isinstance(t, Tensor) else grid  # with its gradients
     y0 = tuple(y0) if isinstance(y0, list) else y0
     given = dict(options or {})
     full_output = given.pop("full_output", False)
     spread = {"mesh": mesh, "devices": devices}
     term = ODE(func, given.pop("vectorized", False))
     tolerances = _by_component("rtol", rtol, y0), _by_component("atol", atol, y0)
+    if transforming():
+        if event_fn is not None or full_output or any(part is not None for part in spread.values()):
+            raise RuntimeError("event_fn, full_output, mesh, devices: not inside a transform of torch.func; leave out.")
+        return _transformed(term, y0, t, tolerances, method, given)
+    grid, times = _grid(t)
     if event_fn is not None:
         if method in _FIXED:
             raise ValueError(f"event_fn: found between steps, which {method!r} does not know; leave method out.")
@@ -126,11 +130,42 @@ def odeint(
         at = happened.to(t.dtype if isinstance(t, Tensor) else grid.dtype)
         answer = at, pytree.tree_map(lambda *ends: torch.stack(ends), y0, end)
     elif method in _FIXED:
-        answer, solution = _on_grid(term, y0, grid, tolerances, method, given, spread)
+        answer, solution = _on_grid(term, y0, grid, tolerances, method, given, **spread)
     else:
         solution = _adaptive(term, y0, times, tolerances, method, given, **spread)
         answer = solution.ys
     return (answer, solution) if full_output else answer
+
+
+def _grid(t: Any) -> tuple[Tensor, Tensor]:
+    """The times, and the same with their gradients."""
+    try:
+        grid = grids.given(t)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("ts:", "t:", 1)) from None
+    return grid, t.to("cpu", torch.float64) if isinstance(t, Tensor) else grid
+
+
+def _transformed(
+    term: ODE, y0: Any, t: Any, tolerances: tuple[Any, Any], method: str | None, options: dict[str, Any]
+) -> Any:
+    """The states inside transforms of `torch.func`."""
+    starts, structure = pytree.tree_flatten(y0)
+
+    def states(starts: Sequence[Tensor], t: Any, batched: bool) -> tuple[Tensor, ...]:
+        grid, times = _grid(t)
+        within = pytree.tree_map(lambda one: one[None] if batched and isinstance(one, Tensor) else one, tolerances)
+        given = term, pytree.tree_unflatten(starts, structure), times, within, method, options
+        if method in _FIXED:
+            ys, _ = _on_grid(term, given[1], grid, within, method, options, batch_dims=int(batched))
+        else:
+            ys = _adaptive(*given, batch_dims=int(batched)).ys
+        return tuple(pytree.tree_leaves(ys))
+
+    t = t if isinstance(t, Tensor) else grids.given(t)
+    if method in _FIXED and is_transformed(t):
+        raise RuntimeError(f"t: torch.func cannot transform the times of {method!r}, a fixed grid; leave method out.")
+    return pytree.tree_unflatten(transformed(states, starts, t, term), structure)
 
 
 def _by_component(name: str, value: Any, y0: Any) -> Any:
@@ -249,14 +284,14 @@ def _on_grid(
     tolerances: tuple[Any, Any],
     method: str,
     options: dict[str, Any],
-    spread: dict[str, Any],
+    **more: Any,
 ) -> tuple[Any, Solution]:
     given = dict(options)
     step_size = given.pop("step_size", None)
     _refuse(set(given) - _SOLVES - {"window", "iteration", "guess"})
     fine, index = _refined(grid, step_size)
     rtol, atol = (usual if value is None else value for value, usual in zip(tolerances, _usual(y0), strict=True))
-    solution = solve(term, y0, fine, integrator=_FIXED[method], rtol=rtol, atol=atol, **given, **spread)
+    solution = solve(term, y0, fine, integrator=_FIXED[method], rtol=rtol, atol=atol, **given, **more)
     return pytree.tree_map(lambda leaf: leaf[index], solution.ys), solution
 
 

@@ -35,11 +35,25 @@ def test_the_code_about_odes_runs():
     shown = shown_in("odes.md")
     torch.testing.assert_close(shown["fast"], shown["ys"], rtol=0.0, atol=1e-6)
     assert abs(float(shown["states"][-1, 0])) < 1e-8
+    assert shown["paths"].shape == (8, 101, 2)
+    assert shown["sensitivity"].shape == (8, 2, 2)
+    areas = torch.linalg.det(shown["sensitivity"])  # a pendulum without friction keeps them
+    torch.testing.assert_close(areas, torch.ones(8).double(), rtol=0.0, atol=1e-4)
     assert shown["sol"].result is ps.Result.terminated
     torch.testing.assert_close(shown["sol"].events[1].ts, torch.tensor([20 / 9.81]).double(), rtol=0.0, atol=1e-4)
     expected = solve_ivp(shown["lotka_volterra"], (0, 20), [1.0, 1.0], "DOP853", rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(shown["result"].y[:, -1], expected.y[:, -1], rtol=1e-7)
     assert shown["result"].nfev < expected.nfev / 20
+
+
+def test_the_code_about_likelihoods_runs():
+    shown = shown_in("likelihoods.md")
+    assert shown["likelihood"].shape == shown["given"].shape == (64,)
+    assert float(shown["network"][0].weight.grad.abs().max()) > 0
+    back = torch.linspace(1.0, 0.0, 201)
+    ys = ps.odeint(shown["flow"], (shown["x"], torch.zeros(64)), back, method="rk4", options={"vectorized": True})
+    expected = shown["base"].log_prob(ys[0][-1]) - ys[1][-1]
+    torch.testing.assert_close(shown["likelihood"].detach(), expected.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_code_about_sdes_runs():

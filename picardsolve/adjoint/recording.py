@@ -12,6 +12,10 @@ from torch.utils.weak import TensorWeakRef
 from picardsolve.problem.parameters import leaves
 
 _ONCE = "gradient: solutions have first derivatives only; leave create_graph=True out."
+_ONE_BY_ONE = (
+    "gradient: of one cotangent at a time; leave vectorize=True or is_grads_batched=True out, or take "
+    "torch.func.jacrev of picardsolve.odeint."
+)
 
 
 class Inputs:
@@ -87,6 +91,8 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch._C._functorch.is_legacy_batchedtensor(cotangent):  # pyright: ignore
+            raise RuntimeError(_ONE_BY_ONE)
         tensors, adjoint = ctx.saved_tensors, ctx.adjoint  # refuses tensors that were changed since
         args, fresh = adjoint.inputs.apart()
         sums = GradientSums([*fresh, *tensors[ctx.leading + len(fresh) :]], ctx.reach, ctx.versions)

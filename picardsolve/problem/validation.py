@@ -15,6 +15,7 @@ from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import Layout
 from picardsolve.problem.terms import Term
 from picardsolve.problem.tolerances import Stop, Tolerance, read_tolerance
+from picardsolve.problem.transforms import check_untransformed
 
 
 def validated(
@@ -35,7 +36,9 @@ def validated(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument has a wrong value or shape.
+        RuntimeError: a transform of `torch.func` is active, or a tensor has a forward-mode tangent.
     """
+    check_untransformed(y0, ts, args, cond)
     if not isinstance(term, Term):
         raise TypeError(f"term: expected an ODE, SDE or Denoiser, got {type(term).__name__}; pass ps.ODE(f).")
     if isinstance(brownian, type) or not isinstance(brownian, Path | None):

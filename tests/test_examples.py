@@ -1,0 +1,23 @@
+"""The examples run, in small."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import two_moons
+
+
+def test_a_flow_on_two_moons(monkeypatch, capsys, tmp_path):
+    """Both solvers train the same network, and the density that comes out is one."""
+    fits, draw = [], two_moons.picture
+    monkeypatch.setattr(two_moons, "CELLS", 24)
+    monkeypatch.setattr(two_moons, "picture", lambda *given: fits.extend(given[0]) or draw(*given))
+    monkeypatch.setattr(sys, "argv", ["two_moons.py", "--steps", "4", "--out", str(tmp_path)])
+    two_moons.main()
+    ours, theirs = (torch.tensor(fit.losses) for fit in fits)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+    mass = float(capsys.readouterr().out.split("adds up to ")[1].split()[0])
+    assert abs(mass - 1) < 0.02
+    assert (tmp_path / "two_moons.png").stat().st_size > 10_000
