@@ -137,11 +137,11 @@ class RowFunction(Job):
         self.evaluations += x.shape[:-1].numel()
         value = self._user.value if x.dim() == 2 else self._user.value_and_derivatives
         args = self._user.args_of_rows(sample)
-        out = self._evaluated(value, t, x, args)
+        out = self._called(value, t, x, args)
         check_no_tangent(out)  # of what the function closes over
         return out
 
-    def _evaluated(self, value: Callable[[Tensor, Tensor, Any], Tensor], t: Tensor, x: Tensor, args: Any) -> Tensor:
+    def _called(self, value: Callable[[Tensor, Tensor, Any], Tensor], t: Tensor, x: Tensor, args: Any) -> Tensor:
         if self.parameters is not None and self.calls == 1:
             return self._noting_parameters(self.parameters, value, t, x, args)
         if torch.is_grad_enabled():
