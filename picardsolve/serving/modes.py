@@ -1,4 +1,4 @@
-"""Which calls may be merged at all, and the modes of torch that they must share."""
+"""Which calls may be merged at all, the modes of torch that they must share, and the end of their work on a GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,3 +27,10 @@ def modes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     cast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds if kind != "meta"]
     streams = [torch.cuda.current_stream(tensor.device).cuda_stream for tensor in tensors if tensor.is_cuda]
     return torch.is_inference_mode_enabled(), *cast, *dict.fromkeys(streams)
+
+
+def finish(parts: Sequence[Any]) -> None:
+    """Wait until the GPU, if the arguments of a call lie on one, has done what it was given."""
+    device = next((part.device for part in parts if isinstance(part, Tensor) and part.is_cuda), None)
+    if device is not None:
+        torch.cuda.current_stream(device).synchronize()

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from picardsolve.serving.calls import Call, Form, Outputs, Piece, distance, evaluated
 from picardsolve.serving.load import Load
+from picardsolve.serving.modes import finish
 
 Outcome: TypeAlias = Outputs | Exception
 _KEPT = 64  # forms of calls that are remembered
@@ -81,6 +82,9 @@ class Rounds:
     def _timed(self, pieces: Sequence[Piece]) -> list[Outputs]:
         rows, began = sum(piece.rows for piece in pieces), perf_counter()
         outputs = evaluated(pieces)
+        finish(
+            pieces[0].call.parts
+        )  # while a GPU works, other calls gather; and its time is the model's, not a solve's
         self._load.called(rows, perf_counter() - began)
         self.count, self.rows, self.widest = self.count + 1, self.rows + rows, max(self.widest, rows)
         self.merged += len(pieces) > 1
