@@ -82,9 +82,7 @@ class Rounds:
     def _timed(self, pieces: Sequence[Piece]) -> list[Outputs]:
         rows, began = sum(piece.rows for piece in pieces), perf_counter()
         outputs = evaluated(pieces)
-        finish(
-            pieces[0].call.parts
-        )  # while a GPU works, other calls gather; and its time is the model's, not a solve's
+        finish(pieces[0].call.parts)  # while a GPU works other calls gather; its time is the model's
         self._load.called(rows, perf_counter() - began)
         self.count, self.rows, self.widest = self.count + 1, self.rows + rows, max(self.widest, rows)
         self.merged += len(pieces) > 1
