@@ -152,6 +152,14 @@ def test_a_tensor_that_cannot_be_copied_is_refused():
         solved(ps.ODE(Odd()), TWO)
 
 
+def test_forward_mode_of_the_users_own_is_refused():
+    def drift(t, y):
+        return torch.func.jvp(lambda y: y * y, (y,), (y,))[1]
+
+    with pytest.raises(ValueError, match="uses jvp, whose results are wrong where several threads use it"):
+        solved(ps.ODE(drift), TWO)
+
+
 class Fails(torch.nn.Module):
     """Fails in the second device's thread."""
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from picardsolve.problem.parameters import reachable
+from picardsolve.problem.parameters import reachable, visited
 
 _LOCK = Lock()
+_FORWARD = {"jvp", "jacfwd", "hessian", "linearize", "dual_level", "make_dual"}  # names of torch.func and forward_ad
 
 
 class Replicas:
@@ -30,6 +31,7 @@ class Replicas:
         Raises:
             ValueError: it holds a tensor that could not be copied.
         """
+        _refuse_forward_mode(function)
         owner = getattr(function, "__self__", function)
         tensors = list(reachable(function))
         if not tensors:
@@ -44,6 +46,18 @@ class Replicas:
         replica = kept[1] if owner is function else getattr(kept[1], function.__name__)
         _check(function, replica, tensors, self._device)
         return replica
+
+
+def _refuse_forward_mode(function: Any) -> None:
+    """Refuse a function that takes forward-mode derivatives, which torch gets wrong in several threads at once."""
+    codes = [item for item in visited(function) if isinstance(item, FunctionType)]
+    named = {name for code in codes if not code.__module__.startswith("picardsolve.") for name in _names(code)}
+    found = sorted(named & _FORWARD)
+    if found:
+        raise ValueError(
+            f"devices: {getattr(function, '__qualname__', type(function).__name__)} uses {found[0]}, whose results are "
+            "wrong where several threads use it; pass mesh, with a process for each device, or leave devices out."
+        )
 
 
 def _check(function: Any, replica: Any, tensors: list[Any], device: torch.device) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from picardsolve.problem.forward_mode import jvp
+
 
 @dataclass(frozen=True)
 class WithDerivative:
@@ -28,7 +30,7 @@ class WithDerivative:
         """The result in the structure of ``y``, with one dimension more than the diffusion's."""
 
         def along(direction: Any) -> Any:
-            return torch.func.jvp(lambda y: self.diffusion(t, y, *args), (y,), (direction,))[1]
+            return jvp(lambda y: self.diffusion(t, y, *args), (y,), (direction,))[1]
 
         g = self.diffusion(t, y, *args)
         if not self.columns:

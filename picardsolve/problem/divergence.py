@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.problem.checks import check_callable, check_choice, check_optional_positive_integer, check_type
+from picardsolve.problem.forward_mode import jvp
 from picardsolve.problem.state import Layout
 
 Law = Literal["rademacher", "gaussian"]
@@ -114,7 +115,7 @@ class Divergence:
             self._look(t, y, lead, args)
 
         def along(tangent: Tensor) -> Any:
-            return torch.func.jvp(lambda y: self._checked(self.drift(t, y, *args), y), (y,), (tangent,))
+            return jvp(lambda y: self._checked(self.drift(t, y, *args), y), (y,), (tangent,))
 
         y = y.clone(memory_format=torch.contiguous_format)  # jvp refuses some views
         try:
@@ -161,9 +162,7 @@ class Divergence:
         at = torch.zeros(t.shape, dtype=t.dtype, device=t.device) if isinstance(t, Tensor) else t
         try:
             with torch.no_grad():
-                moved = torch.func.jvp(
-                    lambda y: self.drift(at, y, *args), (place.reshape(y.shape),), (first.reshape(y.shape),)
-                )[1]
+                moved = jvp(lambda y: self.drift(at, y, *args), (place.reshape(y.shape),), (first.reshape(y.shape),))[1]
             dependent = bool((moved.reshape(count, -1)[1:].abs() > 0).any())
         except Exception:  # at a place of ours, or with arguments that vmap hides: it says nothing about the solve's
             dependent = False

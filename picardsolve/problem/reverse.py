@@ -9,6 +9,7 @@ from torch import Tensor
 
 from picardsolve.problem import grids
 from picardsolve.problem.checks import check_callable
+from picardsolve.problem.forward_mode import jvp
 from picardsolve.problem.schedules import Schedule
 from picardsolve.problem.terms import SDE
 
@@ -74,7 +75,7 @@ def _coefficients(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """``F`` and ``G^2 = -2 sigma^2 dlambda / dt`` with ``lambda = log(alpha / sigma)``, in float64."""
     t = t.double()
     one = torch.ones_like(t)
-    alpha, d_alpha, *_ = torch.func.jvp(schedule.alpha, (t,), (one,))
-    sigma, d_sigma, *_ = torch.func.jvp(schedule.sigma, (t,), (one,))
+    alpha, d_alpha, *_ = jvp(schedule.alpha, (t,), (one,))
+    sigma, d_sigma, *_ = jvp(schedule.sigma, (t,), (one,))
     growth = d_alpha / alpha
     return growth, (2 * sigma * (d_sigma - growth * sigma)).clamp(min=0)

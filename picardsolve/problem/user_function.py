@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.crew import Copied
+from picardsolve.problem.forward_mode import jvp
 from picardsolve.problem.index import on_device
 from picardsolve.problem.lifting import SINGLE, Lifted, Takes, check_takes_arguments
 from picardsolve.problem.state import Layout, sorted_keys
@@ -102,7 +103,7 @@ class UserFunction:
         state = x[0].clone()  # of a view, torch.func.jvp would give every tangent the size of the view's whole memory
 
         def along(tangent: Tensor) -> Any:
-            return torch.func.jvp(lambda y: self.value(t, y, args), (state,), (tangent,))
+            return jvp(lambda y: self.value(t, y, args), (state,), (tangent,))
 
         value_is_common: Any = (None, 0)
         lifted = torch.func.vmap(along, out_dims=value_is_common)

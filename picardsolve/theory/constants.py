@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.problem.checks import check_positive_integer
+from picardsolve.problem.forward_mode import jvp
 
 
 def sampled_lipschitz(dx: Tensor, df: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def _jacobian(
     out, pull = torch.func.vjp(f, y)[:2]
     if out.shape != y.shape:
         raise ValueError(f"f: expected to return {tuple(y.shape)}, the shape of y, got {tuple(out.shape)}.")
-    return lambda v: torch.func.jvp(f, (y,), (v,))[1], lambda v: pull(v)[0]
+    return lambda v: jvp(f, (y,), (v,))[1], lambda v: pull(v)[0]
 
 
 def _start(y: Tensor, seed: int) -> Tensor:

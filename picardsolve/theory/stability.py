@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from picardsolve.problem.checks import check_not_negative
+from picardsolve.problem.forward_mode import jvp
 from picardsolve.results.diagnostics import STIFF
 
 
@@ -54,7 +55,7 @@ def _step_jacobians(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, times: Ten
         return _runge_kutta(f, times[:-1], times[1:], state)
 
     directions = torch.eye(y.shape[-1]).to(y)
-    return torch.stack([torch.func.jvp(step, (y,), (unit.expand_as(y),))[1] for unit in directions], -1)
+    return torch.stack([jvp(step, (y,), (unit.expand_as(y),))[1] for unit in directions], -1)
 
 
 def _runge_kutta(f: Callable[[Tensor, Tensor], Tensor], t0: Tensor, t1: Tensor, y: Tensor) -> Tensor:
