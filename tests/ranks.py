@@ -47,7 +47,7 @@ def _rank(rank, work, folder, args, ranks, shape, names, patience):
     began, value, error = time.monotonic(), None, None
     try:
         value = work(mesh, *args)
-    except Exception as raised:
+    except BaseException as raised:
         error = f"{type(raised).__name__}: {raised}", getattr(raised, "solution", None)
     torch.save((value, error, time.monotonic() - began), f"{folder}/{rank}.part")
     Path(f"{folder}/{rank}.part").rename(f"{folder}/{rank}.pt")

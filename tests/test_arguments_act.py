@@ -85,6 +85,7 @@ SOLVING: dict[str, tuple[Any, Any]] = {
     "iteration": (ps.Jacobi(), None),
     "guess": (ps.Copy(), None),
     "batcher": ({"window": "auto", "batcher": wide(2)}, {"window": "auto", "batcher": wide(8)}),
+    "mesh": (2, None),
 }
 FLAT = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
 # every argument of a call, and two values of it between which something changes
@@ -129,6 +130,8 @@ CALLS = {
             "iteration": (ps.Jacobi(), None),
             "spread": (0.0, 1.0),
             "dtype": (torch.float64, torch.float32),
+            "mesh": (2, None),
+            "devices": (["nowhere"], None),
         },
     ),
     "plan": (
@@ -162,7 +165,9 @@ def outcome(run: Any, name: str, value: Any) -> Any:
         if name == "args":
             return run(*value)
         return run(**(value if isinstance(value, dict) and name != f"{name[:-7]}_kwargs" else {name: value}))
-    except ps.SolveError:
+    except (ps.SolveError, TypeError, ValueError) as error:
+        if not isinstance(error, ps.SolveError) and not str(error).startswith(f"{name}: "):
+            raise
         return REFUSED
 
 

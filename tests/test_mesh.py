@@ -185,6 +185,35 @@ def test_a_drift_may_use_a_second_dimension_of_the_mesh_itself(tmp_path):
         assert torch.allclose(ys, alone.ys, rtol=0, atol=1e-13)
 
 
+def sharded(mesh):
+    rows = []
+
+    def counted(t, y, k):
+        rows.append(len(y))
+        return drift(t, y, k)
+
+    spread = ps.distributed.shard(counted, mesh)
+    t, y = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None], torch.arange(10.0).reshape(5, 2).double() / 10
+    own = y + 1e-3 * dist.get_rank()  # what rank 0 was called with counts
+    values = [spread(t, own, K[0]), spread(t[:1], own[:1], K[0])]
+    with pytest.raises(ps.distributed.RankError, match="Rank 1 runs with other shapes of arguments than rank 0"):
+        spread(t[: 5 - dist.get_rank()], own[: 5 - dist.get_rank()], K[0])
+    solved = ps.solve(ps.ODE(ps.distributed.shard(drift, mesh)), Y, TS, integrator=ps.Euler(), window=8).ys
+    return values, rows, solved
+
+
+def test_a_sharded_function_gives_every_rank_the_values_at_the_rows_of_rank_0(tmp_path):
+    t, y = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None], torch.arange(10.0).reshape(5, 2).double() / 10
+    alone = ps.solve(ps.ODE(drift), Y, TS, integrator=ps.Euler(), window=8).ys
+    outcomes = ranks.run(sharded, tmp_path)
+    for (values, _, solved), error, _ in outcomes:
+        assert error is None
+        assert torch.equal(values[0], drift(t, y, K[0]))
+        assert torch.equal(values[1], drift(t[:1], y[:1], K[0]))
+        assert torch.equal(solved, alone)
+    assert [rows for (_, rows, _), _, _ in outcomes] == [[3, 1], [2]]
+
+
 # ---- failures
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # Errors of a loop that cannot carry a window of states; it then runs again, one step at a time.
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
@@ -41,6 +44,7 @@ def sampler(
     iteration: Iteration | None = None,
     guess: Guess | None = None,
     batcher: Any = None,
+    mesh: "DeviceMesh | None" = None,
 ) -> Sampler:
     """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
 
@@ -63,13 +67,17 @@ def sampler(
             the sampler draws noise, otherwise the last output.
         batcher: a `picardsolve.Batcher` of the denoiser, or a request of one: calls are merged with those of other runs
             in other threads, and with ``window="auto"`` windows follow the load.
+        mesh: a `torch.distributed` ``DeviceMesh`` whose ranks all run the same pipeline with the same seed. Each
+            evaluates a share of a round's steps, with guidance and ControlNets of a step on one rank; all get the same
+            image. Not with ``window="auto"``. See docs/devices.md.
 
     Raises:
         TypeError: ``pipe`` has no scheduler, or a scheduler of integer tokens, or a denoiser with a step cache, or
-            ``iteration`` is `picardsolve.Parareal` or `Newton`.
+            ``iteration`` is `picardsolve.Parareal` or `Newton`, or ``mesh`` is no mesh.
         ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
+        picardsolve.distributed.RankError: while it runs: a rank was lost or failed, or runs with something else.
     """
-    return _sampler(pipe, Options(window, tolerance, max_batch, iteration, guess, batcher))
+    return _sampler(pipe, Options(window, tolerance, max_batch, iteration, guess, batcher, mesh))
 
 
 def _sampler(pipe: Any, options: Options) -> Sampler:
@@ -89,6 +97,7 @@ def sample(
     iteration: Iteration | None = None,
     guess: Guess | None = None,
     batcher: Any = None,
+    mesh: "DeviceMesh | None" = None,
     pipeline_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -106,6 +115,7 @@ def sample(
         iteration: as for `sampler`.
         guess: as for `sampler`.
         batcher: as for `sampler`.
+        mesh: as for `sampler`.
         pipeline_kwargs: passed on to the pipeline without a check: arguments that the pipeline passes on, and arguments
             of the pipeline with one of the names above.
         **kwargs: passed on to the pipeline.
@@ -117,7 +127,7 @@ def sample(
         TypeError: an argument is not read; see `sampler` for more.
         ValueError: see `sampler`.
     """
-    options = Options(window, tolerance, max_batch, iteration, guess, batcher)
+    options = Options(window, tolerance, max_batch, iteration, guess, batcher, mesh)
     run = _sampler(pipe, options)
     refuse_unread_by_pipeline(pipe, kwargs, _OURS)
     kwargs = merged("pipeline_kwargs", pipeline_kwargs, kwargs)
@@ -162,6 +172,7 @@ def denoise(
     iteration: Iteration | None = None,
     guess: Guess | None = None,
     batcher: Any = None,
+    mesh: "DeviceMesh | None" = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     eta: float | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -181,6 +192,7 @@ def denoise(
         iteration: as for `sampler`.
         guess: as for `sampler`.
         batcher: as for `sampler`.
+        mesh: as for `sampler`.
         generator: passed on to ``scheduler.step``.
         eta: passed on to ``scheduler.step``.
         model_kwargs: passed on to the model without a check: arguments of the model with one of the names above.
@@ -207,7 +219,7 @@ def denoise(
             raise TypeError(f"{name}: {type(scheduler).__name__}.step takes none; leave it out.")
     refuse_unread_by_model(model, conditioning, _OURS)
     conditioning = merged("model_kwargs", model_kwargs, conditioning)
-    run = Sampler(scheduler, [module], Options(window, tolerance, max_batch, iteration, guess, batcher))
+    run = Sampler(scheduler, [module], Options(window, tolerance, max_batch, iteration, guess, batcher, mesh))
     with torch.no_grad(), run:
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x

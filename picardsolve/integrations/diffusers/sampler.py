@@ -16,6 +16,7 @@ from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.batching import Batch
 from picardsolve.integrations.diffusers.run.loop import Loop
 from picardsolve.integrations.diffusers.run.onlookers import observed
+from picardsolve.integrations.diffusers.run.shared_lanes import SharedLanes
 from picardsolve.integrations.diffusers.run.timesteps import Timesteps
 from picardsolve.integrations.diffusers.run.window_tensor import WithoutLoopMode
 
@@ -43,6 +44,7 @@ class Sampler:
         refuse_stateful(self.modules)
         self.report = Report()
         self._scheduler, self._options, self._pipe = scheduler, options, pipe
+        self._shared = None if options.mesh is None else SharedLanes(options.mesh, self.modules)
         self.why = why_sequential(scheduler)
         self.failed = False
         self._methods: list[PatchedMethod] = []
@@ -121,7 +123,8 @@ class Sampler:
         self._patch_modules()
         compiled = any(_is_compiled(module) for module in self.modules)
         width = self._options.window
-        batch = Batch(self._options.max_batch, width if compiled and isinstance(width, int) and width > 1 else None)
+        pad = width if compiled and isinstance(width, int) and width > 1 else None
+        batch = Batch(self._options.max_batch, pad, shared=self._shared)
         seen = observed(sys._getframe(1), self._pipe, self._scheduler, self.modules)
         step = self._real.get("step")
         place = self._options.place()

@@ -5,6 +5,7 @@ Row r of lane j is row ``r * W + j`` of the batch. So rows that the denoiser spl
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from picardsolve.integrations.diffusers.mutable_state import version
 from picardsolve.integrations.diffusers.run.nested import copied, joined, rebuilt, tensors, with_sample
+from picardsolve.integrations.diffusers.run.shared_lanes import Chunks, SharedLanes
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find
 
 _SHARED = ("img_ids", "txt_ids")  # arguments of transformers without a batch dimension
@@ -25,12 +27,14 @@ class Batch:
     Attributes:
         limit: largest number of rows in a call; None for no limit. A single lane is never split.
         pad: number of lanes in every call, filled up with the last lane; None for no padding.
+        shared: ranks that share the lanes; None: this process has them all.
         nested: whether the batch may be ``k`` rows for each row of the state, or the second dimension of an argument.
     """
 
     limit: int | None = None
     pad: int | None = None
     nested: bool = False
+    shared: SharedLanes | None = None
     _repeated: dict[tuple[int, int], tuple[Tensor, int | None, Tensor]] = field(default_factory=dict)
 
     def call(
@@ -52,19 +56,30 @@ class Batch:
             like: an output for one lane, if known.
             through: ``through(function, args, kwargs, lanes)`` makes a call for so many lanes.
         """
-        samples, through = _samples(args, kwargs), through or directly
-        most = max(len(lanes), self.pad or 1) if self.limit is None else max(1, self.limit // samples)
-        even = -(-len(lanes) // -(-len(lanes) // most))
-        size = even if self.pad is None else min(self.pad, most)
-        outputs = Outputs(samples, like)
-        for start in range(0, len(lanes), size):
-            chunk = lanes[start : start + size]
-            padded = chunk if self.pad is None else chunk + chunk[-1:] * (size - len(chunk))
-            wide = _Widened(padded, samples, self.nested, self._repeated, _device(args, kwargs))
-            out = through(function, wide(args), {key: wide(part, key) for key, part in kwargs.items()}, len(padded))
-            outputs.chunks.append((out, len(padded), len(chunk)))
+        samples = _samples(args, kwargs)
+        call = partial(through or directly, function)
+
+        def evaluated(own: list[int]) -> Chunks:
+            return self._chunks(call, own, samples, args, kwargs)
+
+        chunks = evaluated(lanes) if self.shared is None else self.shared(lanes, evaluated, (args, kwargs))
+        outputs = Outputs(samples, like, chunks)
         outputs.lane(0)  # checks the shapes of the denoiser's outputs
         return outputs
+
+    def _chunks(self, call: Callable, lanes: list[int], samples: int, args: tuple, kwargs: dict) -> Chunks:
+        """The outputs of the calls for some lanes."""
+        pad = self.pad if self.pad is None or self.shared is None else -(-self.pad // self.shared.workers)
+        most = max(len(lanes), pad or 1) if self.limit is None else max(1, self.limit // samples)
+        even = -(-len(lanes) // -(-len(lanes) // most))
+        size, chunks = even if pad is None else min(pad, most), []
+        for start in range(0, len(lanes), size):
+            chunk = lanes[start : start + size]
+            padded = chunk if pad is None else chunk + chunk[-1:] * (size - len(chunk))
+            wide = _Widened(padded, samples, self.nested, self._repeated, _device(args, kwargs))
+            out = call(wide(args), {key: wide(part, key) for key, part in kwargs.items()}, len(padded))
+            chunks.append((out, len(padded), len(chunk)))
+        return chunks
 
 
 def directly(function: Callable[..., Any], args: Any, kwargs: Any, lanes: int) -> Any:
@@ -84,7 +99,7 @@ class Outputs:
 
     samples: int
     like: Any = None
-    chunks: list[tuple[Any, int, int]] = field(default_factory=list)
+    chunks: Chunks = field(default_factory=list)
 
     def __len__(self) -> int:
         return sum(count for _, _, count in self.chunks)
