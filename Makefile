@@ -34,6 +34,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/policy.py
 	$(BIN)/python tests/benchmarks/samplers.py
 	$(BIN)/python tests/benchmarks/auto_window.py
+	$(BIN)/python tests/benchmarks/devices.py
 	$(BIN)/python tests/benchmarks/calibration.py
 	$(BIN)/python tests/benchmarks/false_convergence.py
 	$(BIN)/python tests/benchmarks/odes.py

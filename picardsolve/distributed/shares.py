@@ -86,17 +86,20 @@ class Shares:
             self._even()
 
     def note(self, rows: Sequence[int], seconds: Sequence[float | None]) -> None:
-        """Take the times of a round, None for a device without rows. A round of a single device tells nothing."""
-        if sum(value is not None for value in seconds) < 2:
+        """Take the times of a round, None for a device without rows. A round with fewer rows than devices tells nothing."""
+        if sum(rows) < len(rows):
             return
+        alone = sum(value is not None for value in seconds) < 2
         for k, (speed, count, value) in enumerate(zip(self.speeds, rows, seconds, strict=True)):
-            if value is not None:
-                speed.note(count, value)
-            elif k not in self.out:
+            if value is None and k not in self.out:
                 speed.idle += 1
                 if speed.idle == _IDLE:
                     speed.seen.clear()
                     self._even()
+            elif value is not None and not alone:
+                speed.note(count, value)
+        if alone:
+            return
         devices = [k for k in range(len(rows)) if k not in self.out]
         if any(not self.speeds[k].seen for k in devices):
             return

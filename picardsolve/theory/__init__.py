@@ -17,8 +17,10 @@ from picardsolve.theory.constants import logarithmic_norm, sampled_lipschitz, sa
 from picardsolve.theory.precision import hump, largest_contraction
 from picardsolve.theory.rounds import fitted_contraction, predicted_rounds
 from picardsolve.theory.stability import is_stiff, lyapunov_exponent, predictable_span
+from picardsolve.theory.wall_clock import WallClock, wall_clock
 
 __all__ = [
+    "WallClock",
     "binomial_bound",
     "contraction",
     "factorial_bound",
@@ -38,4 +40,5 @@ __all__ = [
     "spectral_norm",
     "step_lipschitz",
     "total_variation",
+    "wall_clock",
 ]
