@@ -86,7 +86,7 @@ class Shares:
             self._even()
 
     def note(self, rows: Sequence[int], seconds: Sequence[float | None]) -> None:
-        """Take the times of a round, None for a device without rows. A round with fewer rows than devices tells nothing."""
+        """Take the times of a round, None for a device without rows. Fewer rows than devices tell nothing."""
         if sum(rows) < len(rows):
             return
         alone = sum(value is not None for value in seconds) < 2
