@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchdiffeq
 from cases import generator, randn
 from torch.autograd import forward_ad
 
@@ -11,7 +12,7 @@ W = randn(generator(0), 2, 2)
 Y, Z = randn(generator(1), 2), randn(generator(2), 3, 2)
 T = torch.linspace(0, 1, 5, dtype=torch.float64)
 SHARP = {"rtol": 1e-9, "atol": 1e-10}
-METHODS = (None, "rk4", "euler")
+METHODS = (None, "rk4", "dopri5")
 methods = pytest.mark.parametrize("method", METHODS)
 vectorized = pytest.mark.parametrize("vectorized", [True, False])
 
@@ -180,6 +181,16 @@ def test_what_would_be_wrong_is_refused(name, method):
     sentence, call = REFUSED[name]
     with pytest.raises(RuntimeError, match=sentence):
         call(method)
+
+
+def test_second_derivatives_are_refused_or_those_of_recorded_steps():
+    for method in (None, "rk4"):
+        with pytest.raises(RuntimeError, match=r"first derivatives only.*Dopri5"):
+            twice(method)
+    leaf = Y.clone().requires_grad_()
+    theirs = loss(torchdiffeq.odeint(drift, leaf, T, method="rk4", options={"step_size": 1 / 64}))
+    (gradient,) = torch.autograd.grad(theirs, leaf, create_graph=True)
+    close(twice("dopri5"), torch.autograd.grad(gradient.sum(), leaf))
 
 
 def test_a_fixed_grid_does_not_vary():

@@ -11,7 +11,10 @@ from torch.utils.weak import TensorWeakRef
 
 from picardsolve.problem.parameters import leaves
 
-_ONCE = "gradient: solutions have first derivatives only; leave create_graph=True out."
+_ONCE = (
+    "gradient: solutions have first derivatives only, but those of an ODE whose steps are recorded; leave "
+    "create_graph=True out, or pass integrator=picardsolve.Dopri5() (in odeint method='dopri5')."
+)
 _ONE_BY_ONE = (
     "gradient: of one cotangent at a time; leave vectorize=True or is_grads_batched=True out, or take "
     "torch.func.jacrev of picardsolve.odeint."

@@ -16,8 +16,8 @@ from picardsolve.problem.parameters import reachable, within_reach
 from picardsolve.problem.transforms import FORWARD, is_transformed
 
 _ONCE = (
-    "gradient: inside torch.func transforms solutions have first derivatives only, once; take second ones by "
-    "torch.autograd.grad(..., create_graph=True) where the method has them (docs/odes.md, gradients)."
+    "gradient: inside torch.func transforms solutions have first derivatives only; leave the transforms out and take "
+    "torch.autograd.grad(..., create_graph=True) of picardsolve.odeint(..., method='dopri5')."
 )
 
 Solve = Callable[[Sequence[Tensor], Tensor, bool], tuple[Tensor, ...]]
