@@ -35,7 +35,7 @@ from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.diagnostics import ConvergenceWarning, half_precision
 from picardsolve.results.progress import Progress
 from picardsolve.results.solution import Result, Solution
-from picardsolve.serving.one_solve import as_one_request, pace_of
+from picardsolve.serving.one_solve import as_one_request, pace_of, refuse_several_devices
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -163,6 +163,8 @@ def solve(
     recording = torch.is_grad_enabled()
     noted = [] if recording and (integrator.adaptive or problem.term.recorded_on_grids) else None
     live, crew = problem.args, crew_of(mesh, devices, problem.layout.device)
+    if crew is not None:
+        refuse_several_devices(term)
     problem = replace(problem, args=pytree.tree_map(detached, live), parameters=noted, crew=crew)
     alike = {**asked, "term": term.settings, "gradients": recording}, term, args, guess, events
     inputs: Any = y0, ts, args if cond is None else cond, _reach(term, args)

@@ -1,6 +1,7 @@
 """A solve over several devices of one process: two copies of a model on the CPU."""
 
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -231,6 +232,23 @@ def test_modes_of_the_caller_hold_in_the_threads():
 def test_devices_that_are_not_there_are_refused(devices, kind, said):
     with pytest.raises(kind, match=said):
         solved(ps.ODE(lambda t, y: -y), devices)
+
+
+def test_the_automatic_window_has_as_many_rows_for_each_device():
+    def drift(t, y):
+        time.sleep(2e-3)
+        return -y
+
+    found = [
+        solved(ps.ODE(drift), devices, integrator=ps.Euler(), window="auto", max_batch=6, tol=1e-2).stats
+        for devices in (None, TWO)
+    ]
+    assert [stats.max_width for stats in found] == [2, 4]  # steps of three samples
+
+
+def test_a_batcher_is_refused():
+    with pytest.raises(ValueError, match="drift: a Batcher gathers rows in one process"):
+        solved(ps.ODE(ps.Batcher(lambda t, y: -y, max_rows=8)), TWO)
 
 
 def test_mesh_and_devices_do_not_go_together():

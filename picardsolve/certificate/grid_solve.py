@@ -96,7 +96,9 @@ class GridSolve:
             meter = ErrorEstimate(tolerance, chain.length, chain.trusts_slopes, implicit=chain.implicit)
         checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT
         path = y.new_full((chain.length + 1, *y.shape), torch.nan) if keeps or checked else None
-        widest = window if window != "auto" else min(chain.length, max((problem.max_batch or _WIDEST) // len(y), 1))
+        workers = 1 if problem.crew is None else problem.crew.workers
+        most = max((problem.max_batch or _WIDEST) * workers // len(y), 1)  # each holds so many rows
+        widest = window if window != "auto" else min(chain.length, most)
         parts = {"guess": guess_for(guess, problem, chain), "stopping": stopping, "meter": meter}
         machine = method.machine(chain, y, path, width=widest, lockstep=problem.term.takes == "batch", **parts)
         pace: Pacing = "auto" if window == "auto" else "single" if window == 1 else "fixed"

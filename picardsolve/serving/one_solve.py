@@ -36,6 +36,16 @@ def pace_of(term: Any, rows: int, steps: int) -> Callable[[int], ChoosesWidth]:
     return Pace
 
 
+def refuse_several_devices(term: Any) -> None:
+    """Refuse a term that has a batcher among its functions: it gathers rows in this process, for one device.
+
+    Raises:
+        ValueError: it has.
+    """
+    for name, _ in _shared(term):
+        raise ValueError(f"{name}: a Batcher gathers rows in one process; leave mesh and devices out.")
+
+
 def _shared(term: Any) -> Iterator[tuple[str, Any]]:
     """The functions of a term that others share, by name."""
     for each in fields(term) if is_dataclass(term) else ():
