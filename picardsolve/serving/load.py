@@ -84,7 +84,7 @@ class LoadPace:
     settled: bool = field(init=False, default=False)
 
     def __post_init__(self):
-        self._widest, self._asked = self.most, 1
+        self._widest, self._asked, self._before = self.most, 1, 1
 
     @property
     def width(self) -> int:
@@ -103,6 +103,8 @@ class LoadPace:
 
     def note(self, width: int, stride: float, seconds: float) -> None:
         """Take a round of ``width`` steps that accepted ``stride`` of them."""
-        if width == self._asked:  # at the end of a grid windows are narrower, and all of their steps may be accepted
+        # at the end of a grid windows are narrower, and all of their steps may be accepted; a new window accepts few
+        if width == self._asked == self._before:
             self.load.strides(self.steps).note(width, stride)
+        self._before = width
         self.told(width)
