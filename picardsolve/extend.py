@@ -9,7 +9,8 @@
 * Guesses. A `Guess` fills the states that are `Entering`, from a `Trail` of states behind them.
 * Stopping rules. A `Stopping` judges a `Swept` by a `Tolerance`; `Increment`, `Residuals` and `ErrorEstimate` are the
   built-in ones.
-* Collocation. `March` is its machine, of an `InitialValueProblem`; `CheckedSegment` a segment that met the tolerance,
+* Collocation. `March` is its machine, of the samples of an `InitialValueProblem`, whose states are those of
+  `NumpyArrays`; `CheckedSegment` is a segment that met the tolerance,
   `Stuck` a failure of a march, and `rounds_if_stiff` the rounds that it is predicted to take on a stiff problem.
 * Adapters of schedulers. `linear_multistep` takes the steps of a window, and `linear_multistep_alone` one step, with
   `Visit` for a state and its output. `sample_map` gives the predicted sample as a linear map. `Hold` says what a guess
@@ -22,11 +23,12 @@
 """
 
 from picardsolve.certificate.evidence import Evidence
-from picardsolve.collocation.check import CheckedSegment
+from picardsolve.collocation.checked_segment import CheckedSegment
 from picardsolve.collocation.failures import Stuck
 from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.iteration_choice import rounds_if_stiff
 from picardsolve.collocation.march import March
+from picardsolve.collocation.numpy_arrays import NumpyArrays
 from picardsolve.fixed_point.automatic_width import Pace
 from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.grid_machine import GridMachine
@@ -81,6 +83,7 @@ __all__ = [
     "March",
     "Memory",
     "Method",
+    "NumpyArrays",
     "Pace",
     "Problem",
     "Residuals",

@@ -149,8 +149,8 @@ class _SegmentAdjoint(Adjoint):
             (product,) = pulled(drift, [states], rows)
             return np.zeros(shape) if product is None else _array(product).reshape(shape)
 
-        problems = [sample.problem for sample in self.solve.samples]
-        residual = min(max(_SHARPER * float(each.rtol.min()), 4 * each.unit) for each in problems)
+        problem = self.solve.problem
+        residual = max(_SHARPER * float(problem.rtol.min()), 4 * problem.unit)
         few, more = min(_FEW, _DIRECTIONS), min(_DIRECTIONS, _NUMBERS // math.prod(shape))
         mu = window.iterated(transposed, following, residual, few)
         if mu is None and more > few:

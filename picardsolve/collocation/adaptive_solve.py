@@ -1,4 +1,4 @@
-"""A whole solve by collocation as a machine: each sample marches by itself, all are evaluated in the same rounds."""
+"""A whole solve by collocation as a machine: the samples march together, and each round is one call of the drift."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.collocation.arrays import Array
 from picardsolve.collocation.certificate import CollocationCertificate
-from picardsolve.collocation.events import Event, EventFunction
-from picardsolve.collocation.failures import OutOfRounds
-from picardsolve.collocation.initial_value import InitialValueProblem
-from picardsolve.collocation.sample import Sample
+from picardsolve.collocation.events import Event, EventFunction, EventWatch, EventWatches
+from picardsolve.collocation.failures import Failure, OutOfRounds
+from picardsolve.collocation.initial_value import InitialValueProblem, Limits
+from picardsolve.collocation.marches import Marches
+from picardsolve.collocation.numpy_arrays import NumpyArrays
+from picardsolve.collocation.path import Path
 from picardsolve.collocation.sweeps import Choice
+from picardsolve.collocation.torch_arrays import TorchArrays
 from picardsolve.collocation.trajectory import DenseStates
 from picardsolve.integrators.adaptive import AdaptiveMachine
 from picardsolve.problem.clock import Clock
@@ -32,7 +36,7 @@ _NUMBERS = 2**22  # in the states of a drift call, which may hold many more numb
 _SCALES = 5.0  # a segment is this much longer than the drift takes to change by its own size
 _SEEN = 6  # drift calls before iterations are compared by their cost
 
-Rows: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+Rows: TypeAlias = tuple[np.ndarray, Array, np.ndarray]
 
 
 @dataclass
@@ -40,7 +44,7 @@ class AdaptiveSolve(AdaptiveMachine):
     """The samples of a batch, solved together: each round is one call of the drift for all that are not over.
 
     Attributes:
-        samples: to be solved.
+        marches: of the samples.
         function: the drift.
         saved: ``(T,)``, or ``(T, B)``: times of the solution.
         width: most rows of a sample in a round so far.
@@ -49,7 +53,7 @@ class AdaptiveSolve(AdaptiveMachine):
 
     most_rounds: ClassVar[int] = 10_000
     records: ClassVar[bool] = False
-    samples: Sequence[Sample]
+    marches: Marches
     function: RowFunction
     saved: Tensor
     width: int = 0
@@ -84,62 +88,86 @@ class AdaptiveSolve(AdaptiveMachine):
         layout, ts = problem.layout, problem.ts[[0, -1]] if only_last else problem.ts
         clock, most = Clock.of(ts, layout), problem.max_batch or max(_NUMBERS // layout.size, 1)
         function = replace(problem, max_batch=most).row_function("drift", term.drift, clock=clock)
-        starts, grid = y.to("cpu", torch.float64).numpy(), ts.numpy()
-        rtol, atol = (_by_component(value, starts.shape) for value in (tolerance.rtol, tolerance.atol))
-        samples = []
-        for i, start in enumerate(starts):
-            _check_reach(layout.dtype, np.abs(start), rtol[i], atol[i])
-            times = grid if grid.ndim == 1 else grid[:, i]
-            own = InitialValueProblem(start, times, rtol[i], atol[i], torch.finfo(layout.dtype).eps, term.second_order)
-            watched = [EventFunction(event, layout, clock, function.args_of(i)) for event in events]
-            samples.append(Sample(own, method, choice, watched))
-        return cls(samples, function, ts[1:] if only_last else ts)
+        starts = y.detach().to("cpu", torch.float64).numpy()
+        rtol, atol = (_by_component(value) for value in (tolerance.rtol, tolerance.atol))
+        _check_reach(layout.dtype, np.abs(starts), rtol, atol)
+        on_host = layout.device.type in ("cpu", "mps")  # mps has no double precision
+        arrays = NumpyArrays() if on_host else TorchArrays(layout.device)
+        start = arrays.of_tensor(y.detach())
+        unit, second_order = torch.finfo(layout.dtype).eps, term.second_order
+        own = InitialValueProblem(start, ts.numpy(), arrays.array(rtol), arrays.array(atol), unit, arrays, second_order)
+        watches = None
+        if events:
+            functions = [
+                [EventFunction(event, layout, clock, function.args_of(i)) for event in events]
+                for i in range(len(starts))
+            ]
+            watches = EventWatches(own, [EventWatch(each, own, i) for i, each in enumerate(functions)])
+        return cls(Marches(own, method, choice, watches), function, ts[1:] if only_last else ts)
+
+    @property
+    def problem(self) -> InitialValueProblem:
+        """The samples."""
+        return self.marches.problem
 
     @property
     def done(self) -> bool:
         """Whether every sample is over."""
-        return all(sample.over for sample in self.samples)
+        return bool(self.marches.over.all())
 
     @property
     def percent(self) -> int:
         """How far the slowest sample has come."""
-        parts = [sample.march.reached / sample.march.span for sample in self.samples if not sample.over]
-        return int(100 * min(parts, default=1.0))
+        return int(100 * self.marches.part)
 
     def ask(self) -> Rows:
         """Times ``(R,)``, states ``(R, D)`` and sample numbers ``(R,)`` of the next round."""
-        active = [i for i, sample in enumerate(self.samples) if not sample.over]
         if len(self._calls) == _SEEN:
-            for i in active:
-                self.samples[i].compare(self._calls)
-        asked = [self.samples[i].ask() for i in active]
-        counts = [len(t) for t, _ in asked]
-        self._active, self._ends, self.width = active, np.cumsum(counts)[:-1], max(self.width, *counts)
-        t, y = asked[0] if len(asked) == 1 else (np.concatenate(part) for part in zip(*asked, strict=True))
-        return t, y, np.repeat(active, counts)
+            self.marches.compare(self._calls)
+        elapsed, states, sample = self.marches.ask()
+        most = len(sample) if self.problem.samples == 1 else int(np.bincount(sample).max())
+        self.width = max(self.width, most)
+        self._sign = self.problem.sign[sample]
+        return self.problem.origin[sample] + self._sign * elapsed, states, sample
 
     @torch.no_grad()
-    def evaluate(self, rows: Rows) -> np.ndarray:
+    def evaluate(self, rows: Rows) -> Tensor:
         """The drift at the rows, ``(R, D)``."""
         t, states, sample = rows
         began, layout = perf_counter(), self.function.layout
-        lengths = [segment.h for i in self._active for segment in self.samples[i].march.queue]
-        self.function.clock.resolves(float(np.abs(t).max()), _SCALES * min(lengths, default=np.inf))
-        x = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
-        drift = self.function(torch.from_numpy(t), x, sample).to("cpu", torch.float64).numpy()
+        self.function.clock.resolves(float(np.abs(t).max()), _SCALES * self.marches.shortest)
+        x = self.problem.arrays.tensor(states).to(layout.device, layout.compute_dtype)
+        drift = self.function(torch.from_numpy(t), x, sample)
         if len(self._calls) <= _SEEN:
             self._calls.append((len(t), perf_counter() - began))
         return drift
 
-    def tell(self, outputs: np.ndarray) -> None:
+    def tell(self, outputs: Tensor) -> None:
         """Take the drifts."""
-        for i, own in zip(self._active, np.split(outputs, self._ends), strict=True):
-            self.samples[i].tell(own)
+        arrays = self.problem.arrays
+        drift, sign = arrays.of_tensor(outputs), self._sign
+        if sign.min() < 0:
+            drift = arrays.array(sign)[:, None] * drift
+        self.marches.tell(drift)
+
+    @property
+    def limits(self) -> Sequence[Limits]:
+        """Of the paths of `states`."""
+        return [march.limits for march in self._with_paths]
+
+    @cached_property
+    def _with_paths(self) -> Sequence[Any]:
+        return [march for march in self.marches.marches.values() if march.accepted.all() is not None]
 
     @cached_property
     def states(self) -> DenseStates:
         """The states at any times, once it is over."""
-        return DenseStates([sample.trajectory for sample in self.samples], self.function.layout)
+        path_of, paths = np.full(self.problem.samples, -1), []
+        for i, march in enumerate(self._with_paths):
+            segments = march.accepted.all()
+            path_of[segments.sample] = i
+            paths.append(Path(self.problem.arrays, march.nodes, segments))
+        return DenseStates(self.problem, self.marches.known, paths, path_of, self.function.layout)
 
     def solution(self, rounds: int, throw: bool) -> Solution:
         """What was found, after so many rounds.
@@ -147,58 +175,64 @@ class AdaptiveSolve(AdaptiveMachine):
         Raises:
             SolveError: a sample failed, and ``throw`` is true; it carries the solution.
         """
-        samples, layout = self.samples, self.function.layout
-        steps = max(len(sample.march.accepted) for sample in samples)
-        failed = next((i for i, sample in enumerate(samples) if sample.failure or not sample.over), None)
-        result = Result.terminated if any(sample.terminated for sample in samples) else Result.solved
-        said, time = "", None
+        marches, layout = self.marches, self.function.layout
+        failures: dict[int, Failure] = {int(i): OutOfRounds() for i in np.flatnonzero(~marches.over)}
+        failures |= marches.failures
+        result = Result.terminated if marches.terminated.any() else Result.solved
+        said, time, failed = "", None, min(failures, default=None)
         if failed is not None:
-            own = samples[failed]
-            time = float(own.problem.time(np.array(own.march.reached)))
-            failure = own.failure or OutOfRounds()
-            result, said = failure.result, failure.explain(own.problem, time)
+            time = float(self.problem.time(marches.reached[failed], failed))
+            result, said = failures[failed].result, failures[failed].explain(self.problem, failed, time)
         solution = Solution(
             self.saved,
             layout.unpack_path(self.states.states(self.saved)),
             result,
-            Stats(steps, rounds, self.function.evaluations, self.function.calls, self.width),
-            notes=tuple(note for sample in samples for note in sample.notes),
-            events=tuple(self._occurrences(event) for event in range(len(samples[0].events))),
+            Stats(int(marches.count.max()), rounds, self.function.evaluations, self.function.calls, self.width),
+            notes=marches.notes,
+            events=self._events(),
             dense=self.states,
-            _certified=partial(CollocationCertificate.of, samples, layout),
+            _certified=partial(CollocationCertificate.of, self.states, self.limits),
         )
         if throw and failed is not None:
             which = f"Sample {failed}: " if layout.batched else ""
             raise SolveError(f"{which}{said} {result.value}", solution, time=time)
         return solution
 
-    def _occurrences(self, event: int) -> Occurrences | tuple[Occurrences, ...]:
-        """When an event happened: one for each sample of a batch."""
-        out, layout = [], self.function.layout
-        for sample in self.samples:
-            found = [] if sample.march.watch is None else sample.march.watch.found[event]
-            times = sample.problem.time(np.array([t for t, _ in found]))
-            states = np.array([state for _, state in found]).reshape(len(found), layout.size)
-            rows = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
-            out.append(Occurrences(torch.from_numpy(times), layout.unpack(rows)))
-        return tuple(out) if layout.batched else out[0]
+    def _events(self) -> tuple[Any, ...]:
+        """When each event happened: one for each sample of a batch."""
+        watches = self.marches.watches
+        if watches is None:
+            return ()
+        count, batched = len(watches.samples[0].functions), self.function.layout.batched
+        found = [tuple(self._occurrences(watch, e) for watch in watches.samples) for e in range(count)]
+        return tuple(each if batched else each[0] for each in found)
+
+    def _occurrences(self, watch: EventWatch, event: int) -> Occurrences:
+        layout, found = self.function.layout, watch.found[event]
+        times = self.problem.time(np.array([t for t, _ in found]), watch.sample)
+        states = np.array([state for _, state in found]).reshape(len(found), layout.size)
+        rows = torch.from_numpy(states).to(layout.device, layout.compute_dtype)
+        return Occurrences(torch.from_numpy(times), layout.unpack(rows))
 
 
-def _by_component(value: float | Tensor, shape: tuple[int, ...]) -> np.ndarray:
+def _by_component(value: float | Tensor) -> np.ndarray:
+    """``(B or 1, d or 1)``."""
     values = np.asarray(value.cpu() if isinstance(value, Tensor) else value, float)
-    return np.broadcast_to(values[:, None] if values.ndim == 1 else values, shape)
+    return values.reshape(-1, 1) if values.ndim < 2 else values
 
 
 def _check_reach(dtype: torch.dtype, sizes: np.ndarray, rtol: np.ndarray, atol: np.ndarray) -> None:
     """Refuse a tolerance below the rounding of a component at the start; a component of 0 tells nothing."""
     unit = torch.finfo(dtype).eps
     least = _REACH * unit * sizes
-    known = sizes > 0 if sizes.any() else np.ones_like(sizes, bool)
+    known = (sizes > 0) | ~sizes.any(1, keepdims=True)
+    rtol, atol = (np.broadcast_to(part, sizes.shape) for part in (rtol, atol))
     beyond = np.where(known & (rtol * sizes + atol <= least), sizes, -1.0)
-    worst = int(beyond.argmax())
-    if beyond[worst] >= 0:
+    sample = int((beyond.max(1) >= 0).argmax())
+    worst = int(beyond[sample].argmax())
+    if beyond[sample, worst] >= 0:
         raise ValueError(
-            f"rtol, atol: got {rtol[worst]:g} and {atol[worst]:g}, less than {dtype} can reach with states of "
-            f"size {sizes[worst]:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= "
-            f"{max(1.1 * least[worst], 1e-300):.1e}."
+            f"rtol, atol: got {rtol[sample, worst]:g} and {atol[sample, worst]:g}, less than {dtype} can reach with "
+            f"states of size {sizes[sample, worst]:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= "
+            f"{max(1.1 * least[sample, worst], 1e-300):.1e}."
         )

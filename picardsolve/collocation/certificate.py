@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.collocation.initial_value import Limits
+from picardsolve.collocation.path import Path, counted
 from picardsolve.collocation.refinement import PropagatedError
-from picardsolve.collocation.sample import Sample
-from picardsolve.problem.state import Layout
+from picardsolve.collocation.trajectory import DenseStates
 from picardsolve.results.abstract_certificate import AbstractCertificate, Kind
 from picardsolve.results.solution import Solution
 
@@ -73,12 +74,16 @@ class CollocationCertificate(AbstractCertificate):
         return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
 
     @staticmethod
-    def of(samples: Sequence[Sample], layout: Layout, solution: Solution) -> "CollocationCertificate":
-        """Read the checks of the accepted segments."""
-        columns = [_of(sample) for sample in samples]
+    def of(states: DenseStates, limits: Sequence[Limits], solution: Solution) -> "CollocationCertificate":
+        """Read the checks of the accepted segments; ``limits`` are those of the paths."""
+        elapsed, layout = states.problem.elapsed, states.layout
         last = slice(-len(solution.ts), None)  # the solution may have kept the last time only
-        error, allowed, floor = (np.stack([column[k] for column in columns], 1)[last] for k in range(3))
-        growth = np.array([column[3] for column in columns])
+        columns, growth = np.full((3, *elapsed.shape), np.nan), np.full(elapsed.shape[1], np.nan)
+        for path, own in zip(states.paths, limits, strict=True):
+            sample = np.unique(path.segments.sample)
+            columns[:, :, sample], growth[sample] = _of(path, own, elapsed[:, sample], sample)
+        error, allowed, floor = (np.ascontiguousarray(column[last]) for column in columns)
+        error[(elapsed > states.reached * (1 + 1e-12))[last]] = np.nan
         warnings = ()
         if np.isnan(growth).any():
             warnings = ("growth: not known for states this large; errors may have grown beyond the estimate.",)
@@ -99,18 +104,20 @@ class CollocationCertificate(AbstractCertificate):
         )
 
 
-def _of(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Error, allowed error and rounding of the worst component at the sample's times ``(T,)``, and the growth."""
-    elapsed, march = sample.problem.elapsed, sample.march
-    if not march.accepted:
-        missing = np.full(len(elapsed), np.nan)
-        return missing, missing, missing, np.nan
-    found = sample.error or PropagatedError.of(march.accepted, march.limits)
-    ends = np.array([segment.end for segment in march.accepted])
-    at = np.minimum(np.searchsorted(ends, elapsed * (1 - 1e-12)), len(ends) - 1)
-    error, allowed, floor = (value[at] for value in (found.at_either_end(), found.allowed, found.floor))
+def _of(path: Path, limits: Limits, elapsed: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Error, allowed error and rounding of the worst component at elapsed times, ``(3, T, A)``, and the growth."""
+    arrays, own, numbers = path.arrays, path.segments, path.segments.error.shape[1]
+    found = PropagatedError.of(own, limits)
+    t, whose = elapsed.ravel(), np.tile(np.arange(len(sample)), len(elapsed))
+    place = counted(own.end, own.sample, t * (1 - 1e-12), sample[whose], before=True)
+    at = found.chains.begins[whose] + np.minimum(place, found.chains.counts[whose] - 1)
+    first = np.flatnonzero(found.chains.level == 0)
+    sizes = arrays.size(found.error)
+    before = arrays.put(arrays.concat([sizes[:1], sizes[:-1]]), first, arrays.zeros(len(first), numbers))
+    either = arrays.larger(before, sizes)
+    rows = (arrays.take(part, at) for part in (either, found.allowed, found.floor))
+    error, allowed, floor = arrays.fetch(*rows)
     rows, worst = np.arange(len(at)), (error / allowed).argmax(1)
-    error, allowed, floor = (value[rows, worst] for value in (error, allowed, floor))
-    beyond = elapsed > sample.reached * (1 + 1e-12)
-    out = (np.where(beyond, np.nan, value) for value in (np.where(elapsed == 0, 0, error), allowed, floor))
-    return (*out, found.growth)  # pyright: ignore[reportReturnType]
+    out = np.stack([part[rows, worst] for part in (error, allowed, floor)])
+    out[0, t == 0] = 0
+    return out.reshape(3, *elapsed.shape), found.growth

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from picardsolve.collocation.check import CheckedSegment
+from picardsolve.collocation.accepted import Segments
+from picardsolve.collocation.checked_segment import CheckedSegment
 from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.nodes import Nodes
 from picardsolve.problem.checks import check_callable
@@ -115,6 +117,49 @@ def _number(value: Any) -> float:
         raise TypeError(f"events: expected a function that returns one number for one state, got {got}.") from None
 
 
+@lru_cache
+def _places(nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
+    """Where in a segment signs are compared, and the interpolation to there."""
+    between = (nodes.points[1:] + nodes.points[:-1]) / 2
+    places = np.sort(np.concatenate([nodes.points, between]))
+    return places, nodes.interpolate(places)
+
+
+@dataclass
+class EventWatches:
+    """Watches for the events of all samples.
+
+    Attributes:
+        problem: the samples.
+        samples: a watch for each.
+    """
+
+    problem: InitialValueProblem
+    samples: "Sequence[EventWatch]"
+
+    def __call__(self, segments: Segments, nodes: Nodes, which: np.ndarray) -> list[int]:
+        """Note the events in some of the segments, ``which``; of those in which a terminal event ends a sample."""
+        (values,) = self.problem.arrays.fetch(segments.values)
+        ended: dict[int, int] = {}
+        for i in which.tolist():
+            sample = int(segments.sample[i])
+            segment = CheckedSegment(float(segments.t[i]), float(segments.h[i]), nodes, values[i])
+            if sample not in ended and self.samples[sample].ends_in(segment):
+                ended[sample] = i
+        return list(ended.values())
+
+    @property
+    def times(self) -> tuple[np.ndarray, np.ndarray]:
+        """Elapsed times of all that was found, and their samples, ``(E,)`` each."""
+        found = [watch.times for watch in self.samples]
+        return np.concatenate(found), np.repeat(np.arange(len(found)), [len(times) for times in found])
+
+    @property
+    def ends(self) -> np.ndarray:
+        """``(B,)`` elapsed times of the events that ended samples; infinity where none did."""
+        return np.array([np.inf if watch.end is None else watch.end for watch in self.samples])
+
+
 class EventWatch:
     """Finds the events of one sample in its accepted segments, in order; the first segment of a march begins again.
 
@@ -123,11 +168,8 @@ class EventWatch:
         end: elapsed time of the event that ended the march; None where none did.
     """
 
-    def __init__(self, functions: Sequence[EventFunction], problem: InitialValueProblem, nodes: Nodes):
-        self.functions, self.problem = functions, problem
-        between = (nodes.points[1:] + nodes.points[:-1]) / 2
-        self._places = np.sort(np.concatenate([nodes.points, between]))  # in a segment, where signs are compared
-        self._to_places = nodes.interpolate(self._places)
+    def __init__(self, functions: Sequence[EventFunction], problem: InitialValueProblem, sample: int):
+        self.functions, self.problem, self.sample = functions, problem, sample
         self._begin()
 
     def _begin(self) -> None:
@@ -155,13 +197,13 @@ class EventWatch:
 
     def _crossings(self, segment: CheckedSegment, e: int) -> list[float]:
         """The places in ``[0, 1]`` of a segment at which an event happens."""
-        function, places = self.functions[e], self._places
+        function, (places, to_places) = self.functions[e], _places(segment.nodes)
 
         def value(x: float) -> float:
-            time = self.problem.time(np.array([segment.t + x * segment.h]))
+            time = self.problem.time(np.array([segment.t + x * segment.h]), self.sample)
             return float(function(time, segment(np.array(x))[None])[0])
 
-        values = function(self.problem.time(segment.t + segment.h * places), self._to_places @ segment.values)
+        values = function(self.problem.time(segment.t + segment.h * places, self.sample), to_places @ segment.values)
         first = self._before[e] is None
         if not first:  # the same to the last bit as at the end of the segment before
             values[0] = self._before[e]

@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from picardsolve.collocation.initial_value import InitialValueProblem
+from picardsolve.collocation.accepted import Segments
+from picardsolve.collocation.initial_value import InitialValueProblem, Limits
 from picardsolve.results.solution import Result
 
 _EXPLODES = 1e4  # growth of a component that points to a solution without a limit
@@ -20,7 +21,7 @@ class Failure(Exception, ABC):
     result: Result
 
     @abstractmethod
-    def explain(self, problem: InitialValueProblem, time: float) -> str:
+    def explain(self, problem: InitialValueProblem, sample: int, time: float) -> str:
         """What happened, in a sentence; the solution is known up to ``time``."""
 
 
@@ -29,7 +30,7 @@ class OutOfRounds(Failure):
 
     result = Result.max_rounds
 
-    def explain(self, problem: InitialValueProblem, time: float) -> str:
+    def explain(self, problem: InitialValueProblem, sample: int, time: float) -> str:
         """How far the solve came."""
         return f"t = {time:g} was reached."
 
@@ -43,7 +44,7 @@ class Stiff(Failure):
         super().__init__(rounds)
         self.rounds = rounds
 
-    def explain(self, problem: InitialValueProblem, time: float) -> str:
+    def explain(self, problem: InitialValueProblem, sample: int, time: float) -> str:
         """How many rounds it would take."""
         return f"{self.rounds:.0f} rounds are predicted; t = {time:g} was reached."
 
@@ -65,13 +66,36 @@ class Stuck(Failure):
         if not_finite is not None:
             self.result = Result.nonfinite_drift
 
-    def explain(self, problem: InitialValueProblem, time: float) -> str:
+    def explain(self, problem: InitialValueProblem, sample: int, time: float) -> str:
         """What the drift or the state does there."""
         if self.not_finite is not None:
-            return f"the drift is not finite at t = {float(problem.time(np.array(self.not_finite))):.6g}."
+            return f"the drift is not finite at t = {float(problem.time(np.array(self.not_finite), sample)):.6g}."
         if self.growth > _EXPLODES:
             return f"the state grows to {self.largest:.1e} at t = {time:.6g}."
         return f"no step is short enough at t = {time:.6g}."
+
+
+def stuck(accepted: Segments | None, limits: Limits, sample: int, t: float, not_finite: float) -> Stuck:
+    """Of a sample that finds no segment short enough at elapsed time t.
+
+    Args:
+        accepted: its segments.
+        limits: of its march.
+        sample: its number.
+        t: elapsed time.
+        not_finite: where the drift of the segment was not; NaN: it was.
+    """
+    bad = None if np.isnan(not_finite) else not_finite
+    if accepted is None or not len(accepted):
+        return Stuck(t, bad, 0.0, 0.0)
+    arrays, start = limits.problem.arrays, limits.problem.start[sample : sample + 1]
+    (scales,) = arrays.fetch(arrays.concat([arrays.size(start), accepted.scale]))
+    early = scales[1:][accepted.end <= accepted.end[-1] / 2]
+    before, now = np.concatenate([scales[:1], early]).max(0), scales[-1]
+    (allowed,) = arrays.fetch(limits.allowed(arrays.array(before[None]), np.array([sample])))
+    growth = now / (before + allowed[0])
+    most = int(growth.argmax())
+    return Stuck(t, bad, float(now[most]), float(growth[most]))
 
 
 class Unreachable(Failure):
@@ -83,9 +107,11 @@ class Unreachable(Failure):
         super().__init__(factor)
         self.factor = factor
 
-    def explain(self, problem: InitialValueProblem, time: float) -> str:
+    def explain(self, problem: InitialValueProblem, sample: int, time: float) -> str:
         """What can be reached."""
-        rtol, atol = (problem.rtol * self.factor).max(), problem.atol * self.factor
+        own = (part[sample if len(part) > 1 else 0] for part in problem.arrays.fetch(problem.rtol, problem.atol))
+        rtol, atol = (part * self.factor for part in own)
+        rtol = rtol.max()
         reachable = "not one digit"
         if rtol < 1 and np.isfinite(self.factor):
             of_several = f"{atol.min():.1e} to " if atol.min() < atol.max() else ""

@@ -1,80 +1,91 @@
 """Jacobians by finite differences: the rows to evaluate, and the Jacobians from their values."""
 
-from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+from picardsolve.collocation.arrays import Array
+from picardsolve.collocation.initial_value import InitialValueProblem
 
 _TYPICAL = 1e-3  # the least size that a component is taken to have, relative to its usual size
 _LEAST = 1e-290  # sizes are at least this, to be divided by
 
 
-@dataclass
 class Differences:
     """Forward differences of the drift with respect to the state, or of the acceleration with respect to the positions.
 
-    Each component has a size of its own, because components may have units of their own.
+    Each component has a size of its own, because components may have units of their own. A step is the square root of
+    the unit roundoff times that.
 
     Attributes:
-        second_order: whether states are (positions, velocities).
-        unit: unit roundoff of the drift; a step is its square root times the size of the component.
-        typical: ``(d,)`` least sizes of the components.
+        problem: whose drift it is.
+        typical: ``(B, d)`` least sizes of the components. Before the first segment a component's usual size is where
+            ``atol`` is ``rtol`` times it.
     """
 
-    second_order: bool
-    unit: float
-    typical: np.ndarray
+    def __init__(self, problem: InitialValueProblem):
+        self.problem, self.arrays, self.second_order = problem, problem.arrays, problem.second_order
+        least = _TYPICAL * problem.atol / self.arrays.larger(problem.rtol, 1e-9)
+        self.typical = self.arrays.zeros(problem.samples, problem.numbers) + self.arrays.larger(least, _LEAST)
 
-    @staticmethod
-    def of(second_order: bool, unit: float, rtol: np.ndarray, atol: np.ndarray) -> "Differences":
-        """Before the first segment: a component's usual size is where ``atol`` is ``rtol`` times it, ``(d,)`` each."""
-        return Differences(second_order, unit, np.maximum(_TYPICAL * atol / np.maximum(rtol, 1e-9), _LEAST))
+    def begin(self, sample: np.ndarray, sizes: Array) -> None:
+        """Take the sizes of components ``(k, d)`` along first segments as usual; a size of 0 is not taken."""
+        before = self.arrays.take(self.typical, sample)
+        now = self.arrays.where(sizes > 0, self.arrays.larger(_TYPICAL * sizes, _LEAST), before)
+        self.typical = self.arrays.put(self.typical, sample, now)
 
-    def begin(self, sizes: np.ndarray) -> None:
-        """Take the sizes of components ``(d,)`` along the first segment as usual; a size of 0 is not taken."""
-        self.typical = np.where(sizes > 0, np.maximum(_TYPICAL * sizes, _LEAST), self.typical)
-
-    def units(self, states: np.ndarray) -> np.ndarray:
+    def units(self, states: Array, sample: np.ndarray) -> Array:
         """Powers of two near the sizes of components around states ``(S, k, d)``: ``(S, d)``."""
-        sizes = np.maximum(np.abs(states).max(1), self.typical)
-        return np.exp2(np.round(np.log2(np.where(np.isfinite(sizes), sizes, 1.0))))
+        sizes = self.arrays.larger(self.arrays.peak(states), self.arrays.take(self.typical, sample))
+        return self.arrays.binary(sizes)
 
-    def steps(self, states: np.ndarray) -> np.ndarray:
+    def _steps(self, states: Array, sample: np.ndarray) -> Array:
         """Steps of the differences at states ``(S, k, d)``, as they are after rounding: ``(S, k, size)``."""
-        moved = states[..., : states.shape[-1] // 2] if self.second_order else states
-        sizes = np.abs(moved)
-        least = np.maximum(sizes.max(1, keepdims=True) * 0.1, self.typical[: moved.shape[-1]])
-        return moved + self.unit**0.5 * np.maximum(sizes, least) - moved
+        arrays, size = self.arrays, self.problem.unknowns
+        moved = states[..., :size]
+        least = arrays.larger(arrays.peak(moved) * 0.1, arrays.take(self.typical, sample)[:, :size])
+        return moved + self.problem.unit**0.5 * arrays.larger(arrays.size(moved), least[:, None]) - moved
 
-    def rows(self, times: np.ndarray, states: np.ndarray, unmoved: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The rows to evaluate at times ``(S, k)`` and states ``(S, k, d)``.
+    def rows(self, states: Array, sample: np.ndarray, unmoved: bool) -> tuple[Array, Array]:
+        """The states to evaluate, ``(S k moves, d)``, and the steps ``(S, k, size)``; see `moves`.
 
         Args:
-            times: of the states.
-            states: where Jacobians are wanted.
+            states: ``(S, k, d)`` where Jacobians are wanted.
+            sample: ``(S,)``.
             unmoved: whether the states themselves are to be among the rows.
         """
-        steps, first = self.steps(states), int(unmoved)
-        size = steps.shape[-1]
-        at = np.arange(size)
-        rows = np.repeat(states[:, :, None, :], size + first, 2)
-        rows[:, :, at + first, at] += steps
-        return np.repeat(times.ravel(), size + first), rows.reshape(-1, states.shape[-1])
+        steps, (count, points, d) = self._steps(states, sample), states.shape
+        which = self.arrays.constant(_moved(self.problem.unknowns, d, unmoved))
+        wide = steps
+        if self.second_order:
+            wide = self.arrays.concat([steps, self.arrays.zeros(count, points, d - steps.shape[-1])], 2)
+        return (states[:, :, None] + wide[:, :, None] * which).reshape(-1, d), steps
 
-    def jacobians(self, states: np.ndarray, drift: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    def moves(self, unmoved: bool) -> int:
+        """How many rows a state has."""
+        return self.problem.unknowns + unmoved
+
+    def jacobians(self, steps: Array, drift: Array | None, rows: Array) -> Array:
         """The Jacobians ``(S, k, size, size)``.
 
         Args:
-            states: ``(S, k, d)``.
+            steps: that `rows` returned.
             drift: at the states, ``(S, k, d)``; None: it is among the rows.
             rows: the drift at the rows.
         """
-        steps = self.steps(states)
-        count, points, size = steps.shape
+        arrays, (count, points, size) = self.arrays, steps.shape
         values = rows.reshape(count, points, -1, rows.shape[-1])
-        if drift is None:
-            drift, values = values[:, :, 0], values[:, :, 1:]
         which = slice(size, None) if self.second_order else slice(None)
-        at = drift[:, :, None, which]
+        if drift is None:
+            at, values = values[:, :, :1, which], values[:, :, 1:]
+        else:
+            at = drift[:, :, None, which]
         rises = values[..., which] - at
-        rises[np.abs(rises) <= self.unit * np.abs(at)] = 0  # a change of the last digit is rounding
-        return (rises / steps[..., None]).swapaxes(-1, -2)
+        rounding = arrays.size(rises) <= self.problem.unit * arrays.size(at)  # a change of the last digit
+        return (arrays.where(rounding, 0.0, rises) / steps[..., None]).swapaxes(-1, -2)
+
+
+@lru_cache
+def _moved(size: int, d: int, unmoved: bool) -> np.ndarray:
+    """Which component each row moves, ``(moves, d)``."""
+    return np.eye(size + unmoved, d + unmoved)[:, int(unmoved) :]

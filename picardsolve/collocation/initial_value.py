@@ -1,9 +1,11 @@
-"""What the march of one sample is given: its initial value problem, and the limits of its segments."""
+"""What is solved: the samples of one equation, and the limits of their segments."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from picardsolve.collocation.arrays import Array, Arrays
 from picardsolve.problem.state import LARGEST_DENSE
 
 _LEAST = 1e-290  # allowed error of a component whose tolerance is 0: one that stays 0, without an absolute tolerance
@@ -11,44 +13,73 @@ _LEAST = 1e-290  # allowed error of a component whose tolerance is 0: one that s
 
 @dataclass(frozen=True)
 class InitialValueProblem:
-    """One sample: where it starts, the times that are asked for, and the tolerance.
+    """The B samples of an equation: where each starts, the times that are asked for, and the tolerance.
 
     Inside, time is counted as ``elapsed`` time: from 0 at the start, and increasing.
 
     Attributes:
-        start: ``(d,)``.
-        ts: ``(T,)`` times of the solution, increasing or decreasing; ``ts[0]`` is the time of the start.
-        rtol, atol: the tolerance, ``(d,)`` each.
+        start: ``(B, d)``.
+        ts: ``(T,)`` or ``(T, B)`` times of the solution, increasing or decreasing; the first is the time of the start.
+        rtol, atol: the tolerance: ``(B or 1, d or 1)`` each.
         unit: unit roundoff of the drift.
+        arrays: of the starts and the tolerance; `ts` are on the host.
         second_order: whether states are (positions, velocities), and the drift's second half, the acceleration, depends
             on positions only.
     """
 
-    start: np.ndarray
+    start: Array
     ts: np.ndarray
-    rtol: np.ndarray
-    atol: np.ndarray
+    rtol: Array
+    atol: Array
     unit: float
+    arrays: Arrays
     second_order: bool = False
 
     @property
-    def sign(self) -> float:
-        """Direction of time, 1 or -1."""
-        return 1.0 if self.ts[-1] > self.ts[0] else -1.0
+    def samples(self) -> int:
+        """B."""
+        return self.start.shape[0]
 
     @property
-    def elapsed(self) -> np.ndarray:
-        """The times ``ts`` as elapsed time."""
-        return self.sign * (self.ts - self.ts[0])
+    def numbers(self) -> int:
+        """In a state: d."""
+        return self.start.shape[1]
 
-    def time(self, elapsed: np.ndarray) -> np.ndarray:
-        """The user's time after an elapsed time."""
-        return self.ts[0] + self.sign * elapsed
+    @cached_property
+    def times(self) -> np.ndarray:
+        """The times of each sample, ``(T, B)``."""
+        columns = self.ts if self.ts.ndim > 1 else self.ts[:, None]
+        return np.broadcast_to(columns, (len(columns), self.samples))
+
+    @cached_property
+    def sign(self) -> np.ndarray:
+        """Direction of time, 1 or -1, ``(B,)``."""
+        return np.where(self.times[-1] > self.times[0], 1.0, -1.0)
+
+    @cached_property
+    def origin(self) -> np.ndarray:
+        """The time of the start, ``(B,)``."""
+        return np.ascontiguousarray(self.times[0])
+
+    @cached_property
+    def elapsed(self) -> np.ndarray:
+        """The times ``ts`` as elapsed time, ``(T, B)``."""
+        return self.sign * (self.times - self.times[0])
+
+    def time(self, elapsed: np.ndarray, sample: np.ndarray | int) -> np.ndarray:
+        """The user's time after an elapsed time of samples."""
+        return self.origin[sample] + self.sign[sample] * elapsed
+
+    def shortest(self, sample: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """Eight times what times around elapsed times of samples can tell apart."""
+        begin = self.origin[sample]
+        now = np.maximum(np.abs(begin + t), np.abs(begin - t))
+        return np.where(now > 1e-300, 8 * np.finfo(float).eps * now, 0.0)
 
     @property
     def unknowns(self) -> int:
         """Numbers that Newton's method differentiates with respect to."""
-        return len(self.start) // 2 if self.second_order else len(self.start)
+        return self.numbers // 2 if self.second_order else self.numbers
 
     @property
     def takes_jacobians(self) -> bool:
@@ -56,34 +87,36 @@ class InitialValueProblem:
         return self.unknowns <= LARGEST_DENSE
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
     """The limits of the segments of a march.
 
     Components may have units of their own. They are compared and added up after division by `allowed`.
 
     Attributes:
-        rtol, atol: tolerance of a segment, ``(d,)`` each; rtol is relative to the largest value of each component.
-        unit: unit roundoff of the drift.
-        in_flight: most segments at once.
+        problem: whose tolerance is that of a segment; rtol is relative to the largest value of each component.
+        scale: ``(B,)`` the tolerance of a segment, divided by that.
+        in_flight: ``(B,)`` most segments at once.
         longest: most time in a segment.
         first: length of the first segment; None: chosen.
-        scale: this tolerance divided by the user's.
     """
 
-    rtol: np.ndarray
-    atol: np.ndarray
-    unit: float
-    in_flight: int
+    problem: InitialValueProblem
+    scale: np.ndarray
+    in_flight: np.ndarray
     longest: float = np.inf
     first: float | None = None
-    scale: float = 1.0
 
-    def allowed(self, largest: np.ndarray) -> np.ndarray:
-        """Allowed error of components with the given largest values ``(..., d)``."""
-        return np.maximum(self.atol + self.rtol * largest, _LEAST)
+    def allowed(self, largest: Array, sample: np.ndarray) -> Array:
+        """Allowed error of components with the given largest values ``(K, d)``, of segments of samples ``(K,)``."""
+        arrays = self.problem.arrays
+        return arrays.larger(self._tolerance(largest, sample) * arrays.array(self.scale[sample])[:, None], _LEAST)
 
-    def sharpened(self, factor: float, in_flight: int) -> "Limits":
-        """A tolerance that is smaller by a factor below 1, with other numbers of segments in flight."""
-        rtol, atol, scale = self.rtol * factor, self.atol * factor, self.scale * factor
-        return replace(self, rtol=rtol, atol=atol, scale=scale, in_flight=in_flight)
+    def of_user(self, largest: Array, sample: np.ndarray) -> Array:
+        """The same by the user's tolerance."""
+        return self.problem.arrays.larger(self._tolerance(largest, sample), _LEAST)
+
+    def _tolerance(self, largest: Array, sample: np.ndarray) -> Array:
+        own = self.problem
+        rtol, atol = (part if len(part) == 1 else own.arrays.take(part, sample) for part in (own.rtol, own.atol))
+        return atol + rtol * largest

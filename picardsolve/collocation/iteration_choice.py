@@ -55,15 +55,14 @@ def newton_pays(calls: Sequence[tuple[int, float]], unknowns: int, nodes: int) -
     return newton < _TIE * _FEWER * picard
 
 
-def rounds_if_stiff(march: March) -> float | None:
-    """The rounds that a march is predicted to take without Jacobians, where they are too many; None: they are not.
+def rounds_if_stiff(march: March, sample: np.ndarray) -> np.ndarray:
+    """The rounds that samples ``(A,)`` are predicted to take without Jacobians, where these are too many; else NaN.
 
     Newton's method with Jacobians at all nodes is never judged, the others in every fiftieth round.
     """
+    rounds, reached, span = march.rounds[sample], march.accepted.reached[sample], march.span[sample]
     if march.sweep.name == "newton":
-        return None
-    looking = not march.reached and march.rounds < 200  # for the length of the first segment
-    if march.rounds % 50 or looking:
-        return None
-    predicted = march.rounds * march.span / max(march.reached, 1e-9 * march.span)
-    return predicted if predicted >= _TOO_MANY else None
+        return np.full(len(sample), np.nan)
+    looking = (reached == 0) & (rounds < 200)  # for the length of the first segment
+    predicted = rounds * span / np.maximum(reached, 1e-9 * span)
+    return np.where((rounds % 50 == 0) & ~looking & (predicted >= _TOO_MANY), predicted, np.nan)

@@ -1,151 +1,101 @@
-"""The linearised equations of a segment: how its states answer to residuals and to a change of its start."""
+"""The linearised equations of segments: how their states answer to residuals and to a change of their starts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
-from scipy.linalg.lapack import dgetrf, dgetrs  # pyright: ignore[reportAttributeAccessIssue]
 
+from picardsolve.collocation.arrays import Array, Arrays
+from picardsolve.collocation.chains import Chains
 from picardsolve.collocation.nodes import Nodes, nodes
 
 _COARSE = 12  # nodes of a guess
-
-
-class Linearization(ABC):
-    """The equations ``delta = residual + integral of J delta`` at the nodes of a segment.
-
-    Attributes:
-        nodes: of the segment.
-        jacobian: J in the order of time, the last at or near the end, ``(k, d, d)``. For a second-order equation: the
-            derivative of the acceleration with respect to the positions, ``(k, d/2, d/2)``.
-        second_order: whether states are (positions, velocities).
-        singular: whether they cannot be solved.
-    """
-
-    nodes: Nodes
-    jacobian: np.ndarray
-    second_order: bool
-    singular: bool
-
-    @abstractmethod
-    def solve(self, residual: np.ndarray) -> np.ndarray:
-        """``delta`` for residuals ``(n, d)``; NaN where there is none."""
-
-    @abstractmethod
-    def answer(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`solve`, and the flow: the derivative of the end with respect to the start, ``(d, d)``."""
-
-    @abstractmethod
-    def follow(self, h: float, drift: np.ndarray) -> np.ndarray:
-        """The linearised flow beyond the end: its change since there at the nodes of a next segment, ``(n, d)``.
-
-        Args:
-            h: length of the next segment.
-            drift: ``(d,)`` at the end.
-        """
-
-    def at_end(self, change: np.ndarray) -> np.ndarray:
-        """The change of the drift at the end for a change of the last state, ``(d,)``."""
-        if not self.second_order:
-            return self.jacobian[-1] @ change
-        half = len(change) // 2
-        return np.concatenate([change[half:], self.jacobian[-1] @ change[:half]])
-
-
-@lru_cache
-def _coarse(fine: Nodes) -> tuple[Nodes, np.ndarray]:
-    """Fewer nodes, and the interpolation to the fine ones of what is 0 at the start."""
-    few = nodes(fine.kind, _COARSE)
-    return few, few.interpolate(fine.c)[:, -few.n :]
+_Stack = TypeVar("_Stack", bound="Linearization")
 
 
 @dataclass
-class DenseLinearization(Linearization):
-    """J at every node and one LU factorisation of ``I - h A J``: as accurate as the nodes, also for stiff equations.
+class Linearization(ABC):
+    """The equations ``delta = residual + integral of J delta`` at the nodes of K segments.
 
-    For a second-order equation only the positions are unknown, and factorisation costs an eighth. The factors are of
-    the equations in ``units`` ``(d,)`` of the components: without them a pivot would depend on the units of the user.
+    All fields but the first three are arrays with an entry for each segment, or None.
+
+    Attributes:
+        arrays: of the others.
+        nodes: of the segments.
+        second_order: whether states are (positions, velocities).
+        h: ``(K,)`` lengths.
+        end: ``(K, d, d)`` J at or near the end. For a second-order equation: the derivative of the acceleration with
+            respect to the positions, ``(K, d/2, d/2)``.
+        units: ``(K, d)`` of the components: without them a pivot would depend on the units of the user.
     """
 
+    arrays: Arrays
     nodes: Nodes
-    h: float
-    jacobian: np.ndarray
     second_order: bool
-    units: np.ndarray
+    h: Array
+    end: Array
+    units: Array
 
-    @staticmethod
-    def of(
-        nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool, units: np.ndarray
-    ) -> "list[DenseLinearization]":
-        """For S segments of lengths ``(S,)``: Jacobians ``(S, n, size, size)`` and units ``(S, d)``."""
-        parts = zip(h.tolist(), jacobians, units, strict=True)
-        return [DenseLinearization(nodes, length, own, second_order, unit) for length, own, unit in parts]
+    @abstractmethod
+    def solve(self, residual: Array) -> Array:
+        """``delta`` for residuals ``(K, n, d)``; NaN where there is none."""
 
-    def __post_init__(self):
-        n, size, _ = self.jacobian.shape
-        block = -(self.h**2) * self.nodes.twice if self.second_order else -self.h * self.nodes.integrate
-        own = self.units[:size]
-        scaled = self.jacobian * (own / own[:, None])
-        matrix = (block[:, None, :, None] * scaled.transpose(1, 0, 2)).reshape(n * size, n * size)
-        matrix.flat[:: n * size + 1] += 1
-        self.singular = not np.isfinite(matrix).all()
-        if not self.singular:
-            self._lu, self._pivots, info = dgetrf(matrix.T, overwrite_a=1)
-            self.singular = info != 0
+    @abstractmethod
+    def answer(self, residual: Array) -> tuple[Array, Array]:
+        """`solve`, and the flow: the derivative of the end with respect to the start, ``(K, d, d)``."""
 
-    def solve(self, residual: np.ndarray) -> np.ndarray:
-        """``delta`` from the factors, for residuals ``(n, d)`` or several of them, ``(n, d, k)``."""
-        if self.singular:
-            return np.full_like(residual, np.nan)
+    @abstractmethod
+    def through(self, chains: Chains, residual: Array, jumps: Array) -> tuple[Array, Array]:
+        """Changes of the states ``(K, n, d)`` and of the starts ``(K, d)`` of segments one behind the other.
+
+        From the first segment of a sample on that has no solution, changes are NaN.
+
+        Args:
+            chains: the order of the segments.
+            residual: ``(K, n, d)``.
+            jumps: ``(K, d)``: the end of each segment less the start of the next.
+        """
+
+    @abstractmethod
+    def ahead(self, rows: np.ndarray, h: Array) -> "Linearization":
+        """The equations with the Jacobian of the end of segments ``(P,)``, for segments of lengths h behind these."""
+
+    @abstractmethod
+    def led(self, fine: Nodes, drift: Array) -> Array:
+        """Of equations that `ahead` made: how states at nodes change, from a drift ``(K, d)`` at the start on."""
+
+    def at_end(self, change: Array) -> Array:
+        """The change of the drift at the end for a change of the last state, ``(K, d)``."""
         if not self.second_order:
-            return self._back(residual)
-        half, integrate = self.jacobian.shape[1], self.h * self.nodes.integrate
-        velocities = residual[:, half:]
-        positions = self._back(residual[:, :half] + np.tensordot(integrate, velocities, 1))
-        pull = np.einsum("nab,nb...->na...", self.jacobian, positions)
-        return np.concatenate([positions, velocities + np.tensordot(integrate, pull, 1)], 1)
+            return (self.end @ change[..., None])[..., 0]
+        half = change.shape[-1] // 2
+        pull = (self.end @ change[..., :half, None])[..., 0]
+        return self.arrays.concat([change[..., half:], pull], 1)
 
-    def _back(self, right: np.ndarray) -> np.ndarray:
-        units = np.tile(self.units[: right.shape[1]], len(right))[:, None]
-        flat = right.reshape(len(units), -1) / units
-        return (units * dgetrs(self._lu, self._pivots, flat, trans=1)[0]).reshape(right.shape)
+    def each(self: _Stack, change: Callable[[Array], Array]) -> _Stack:
+        """The same with all arrays changed."""
+        return replace(self, **{name: change(getattr(self, name)) for name in self._stacked()})
 
-    def answer(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both by one application of the factors."""
-        n, d = residual.shape
-        right = np.empty((n, d, 1 + d))
-        right[..., 0], right[..., 1:] = residual, np.eye(d)
-        answers = self.solve(right)
-        return answers[..., 0], answers[-1, :, 1:]
+    def take(self: _Stack, index: np.ndarray) -> _Stack:
+        """Some of the segments."""
+        return self.each(lambda array: self.arrays.take(array, index))
 
-    def follow(self, h: float, drift: np.ndarray) -> np.ndarray:
-        """With the Jacobian of the end, on fewer nodes."""
-        few, spread = _coarse(self.nodes)
-        constant = np.broadcast_to(self.jacobian[-1], (few.n, *self.jacobian.shape[1:]))
-        ahead = DenseLinearization(few, h, constant, self.second_order, self.units)
-        return spread @ ahead.solve(h * few.c[:, None] * drift)
+    def behind(self: _Stack, other: "Linearization") -> _Stack:
+        """The segments of another, and these behind them."""
+        names: Any = self._stacked()
+        joined = {name: self.arrays.concat([getattr(other, name), getattr(self, name)]) for name in names}
+        return replace(self, **joined)
+
+    def _stacked(self) -> Sequence[str]:
+        names = [each.name for each in fields(self)][3:]
+        return [name for name in names if getattr(self, name) is not None]
 
 
-def solve_in_order(
-    segments: Sequence[Linearization], residual: np.ndarray, jumps: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Changes of the states ``(S, n, d)`` and of the starts ``(S, d)`` of segments one behind the other.
-
-    From the first segment on that has no solution, changes are NaN.
-
-    Args:
-        segments: S of them.
-        residual: ``(S, n, d)``.
-        jumps: ``(S - 1, d)``: the end of each segment less the start of the next.
-    """
-    change, carried = np.full_like(residual, np.nan), np.zeros_like(residual[:, 0])
-    for i, segment in enumerate(segments):
-        if i:
-            carried[i] = jumps[i - 1] + change[i - 1, -1]
-        right = residual[i] + carried[i]
-        if segment.singular or not np.isfinite(right).all():
-            break
-        change[i] = segment.solve(right)
-    return change, carried
+@lru_cache
+def coarse(fine: Nodes) -> tuple[Nodes, np.ndarray]:
+    """Fewer nodes, and the interpolation to the fine ones of what is 0 at the start."""
+    few = nodes(fine.kind, min(_COARSE, fine.n))
+    return few, few.interpolate(fine.c)[:, -few.n :]

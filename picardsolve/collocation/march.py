@@ -1,289 +1,312 @@
-"""The march of one sample: segments in flight one behind the other, as long as the solution allows, until the end."""
+"""The march of samples: segments in flight one behind the other, as long as the solution allows, until the end."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 
-from picardsolve.collocation.check import Check, CheckedSegment
-from picardsolve.collocation.events import EventWatch
-from picardsolve.collocation.failures import Stuck
-from picardsolve.collocation.flight import Flight, Quality
+from picardsolve.collocation.accepted import Accepted, Segments
+from picardsolve.collocation.appending import followers
+from picardsolve.collocation.arrays import Array
+from picardsolve.collocation.beginnings import first_lengths, halves, speeds, straight
+from picardsolve.collocation.check import Check, Verdict
+from picardsolve.collocation.checked_segment import CheckedSegment
+from picardsolve.collocation.failures import Failure, stuck
+from picardsolve.collocation.flight import Flight
+from picardsolve.collocation.grading import Grades, Pace, graded
+from picardsolve.collocation.guide import Guide, fitted
 from picardsolve.collocation.initial_value import InitialValueProblem, Limits
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.segments import Segment, fitted
-from picardsolve.collocation.sweeps import SegmentSweep
-from picardsolve.collocation.trajectory import PiecewisePolynomial
+from picardsolve.collocation.quality import Quality, corrected
+from picardsolve.collocation.sweeps import Followers, Rows, SegmentSweep
 
-_GROWS = 2.0  # at most, from one segment to the next
-_SHRINKS = 0.2  # at most
-_SAFETY = 0.85
-_EASY = 1e-2  # first changes below this: more segments at once
-_KEPT = 1e-3  # relative changes below this: Jacobians are kept
 _RESTART = 0.4  # of a segment that failed
 
-
-class Guide:
-    """An earlier path as the guess of segments that are shorter by a factor."""
-
-    def __init__(self, path: PiecewisePolynomial, factor: float):
-        self.path, self.factor = path, factor
-
-    def segment(self, t: float, start: np.ndarray, left: float) -> Segment:
-        """The segment at elapsed time t with ``left`` to go: along the path, moved to where the segment starts."""
-        h = fitted(self.factor * float(self.path.lengths[self.path.segment_of(t)]), left)
-        moved = start - self.path(np.array([t]))
-        return Segment(t, h, start, self.path(t + h * self.path.nodes.c) + moved)
+EndsIn: TypeAlias = Callable[[Segments, Nodes, np.ndarray], Sequence[int]]  # of these segments, those that end a sample
 
 
-@dataclass
 class March:
-    """One sample's way from elapsed time 0 to ``span``: `ask` says what is to be evaluated, `tell` takes the values.
+    """The way of samples from elapsed time 0 to `span`: `ask` says what is to be evaluated, `tell` takes the values.
+
+    Arrays of samples, ``(B,)``, have places for all samples of the problem, whether they take part or not.
 
     Attributes:
-        problem: of the sample.
+        problem: the samples.
         sweep: the iteration.
         check: the test that every segment passes before it is accepted.
         limits: of the segments.
-        watch: looks for events in every segment that is accepted; None: there are none.
-        guide: an earlier path over the same span, for the guesses; None: the iteration guesses.
-        span: elapsed time to reach; 0: the last of the problem.
+        span: ``(B,)`` elapsed time to reach.
         accepted: the segments that are done.
-        queue: the segments in flight.
-        waiting: the segments with their check in the present round.
-        done: whether the end is reached.
-        rounds: how many there were.
+        flight: the segments in flight; None: there are none.
+        waiting: the segments with their check in the present round; None: there are none.
+        opening: samples that begin in the present round.
+        guide: earlier paths over the same spans, for the guesses.
+        rounds: ``(B,)`` how many there were.
+        finished: samples that reached their ends in the last round.
+        failures: of samples that failed in the last round.
     """
 
-    problem: InitialValueProblem
-    sweep: SegmentSweep
-    check: Check
-    limits: Limits
-    watch: EventWatch | None = None
-    guide: Guide | None = None
-    span: float = 0.0
-    accepted: list[CheckedSegment] = field(default_factory=list)
-    queue: list[Segment] = field(default_factory=list)
-    waiting: list[Segment] = field(default_factory=list)
-    done: bool = False
-    rounds: int = 0
+    def __init__(
+        self,
+        problem: InitialValueProblem,
+        sweep: SegmentSweep,
+        check: Check,
+        limits: Limits,
+        ends_in: EndsIn | None = None,
+    ):
+        self.problem, self.sweep, self.check, self.limits = problem, sweep, check, limits
+        self._ends_in, self.arrays, self.nodes = ends_in, problem.arrays, sweep.nodes
+        count = problem.samples
+        self.span = problem.elapsed[-1].copy()
+        self.accepted = Accepted.of(self.arrays, count)
+        self.guide = Guide(self.arrays, np.full(count, np.nan))
+        self.flight: Flight | None = None
+        self.waiting: Flight | None = None
+        self.opening = np.zeros(0, int)
+        self.rounds = np.zeros(count, int)
+        self.finished = np.zeros(0, int)
+        self._on = np.zeros(count, bool)
+        self.failures: dict[int, Failure] = {}
+        self._new: Segments | None = None
+        self.pace = Pace.of(count)
+        self._not_finite = np.full(count, np.nan)  # where the drift was not, in the leading segments
 
-    def __post_init__(self):
-        self.span = self.span or float(self.problem.elapsed[-1])
-        self._longer: float | None = None  # factor for the next segment's length, once known
-        self._next = np.nan
-        self._burst = 1
-        self._last: Segment | None = None
-        self._not_finite: float | None = None  # where the drift was not, in the leading segment
+    def begin(self, sample: np.ndarray) -> None:
+        """Take in samples, or let them begin again, from elapsed time 0."""
+        self.leave(sample)
+        self.opening = np.sort(np.concatenate([self.opening, sample]))
+        self.rounds[sample], self._on[sample] = 0, True
+
+    def leave(self, sample: np.ndarray) -> None:
+        """Let samples go, and forget what they did."""
+        self.accepted.forget(sample)
+        self.stop(sample)
+
+    def stop(self, sample: np.ndarray) -> None:
+        """Let samples go."""
+        self._on[sample] = False
+        gone = np.zeros(self.problem.samples, bool)
+        gone[sample] = True
+        self.opening = self.opening[~gone[self.opening]]
+        parts = (part and part.without(self.arrays, gone) for part in (self.flight, self.waiting))
+        self.flight, self.waiting = parts
 
     @property
-    def nodes(self) -> Nodes:
-        """Of every segment."""
-        return self.check.nodes
+    def under_way(self) -> bool:
+        """Whether any sample is."""
+        return self.flight is not None or self.waiting is not None or len(self.opening) > 0
 
     @property
-    def reached(self) -> float:
-        """Elapsed time up to which segments are accepted."""
-        return self.accepted[-1].end if self.accepted else 0.0
+    def active(self) -> np.ndarray:
+        """The samples that are under way."""
+        return np.flatnonzero(self._on)
 
-    def ask(self) -> tuple[np.ndarray, np.ndarray]:
-        """Elapsed times ``(R,)`` and states ``(R, d)`` of the next round."""
-        if not self.rounds:
-            return np.zeros(1), self.problem.start[None]
-        rows: list[tuple[np.ndarray, np.ndarray]] = []
-        if self.queue:
-            self._flight = Flight(self.queue, self.nodes, self.limits)
-            rows.append((self._flight.times.ravel(), self._flight.states.reshape(-1, len(self.problem.start))))
-            rows.append(self.sweep.ask(self._flight) or (rows[0][0][:0], rows[0][1][:0]))
-        self._counts = [len(t) for t, _ in rows]
-        if self.waiting:
+    @property
+    def shortest(self) -> float:
+        """The length of the shortest segment in flight; infinity where there is none."""
+        return np.inf if self.flight is None else float(self.flight.h.min())
+
+    def new_segments(self) -> list[CheckedSegment]:
+        """The segments that were accepted in the last round, one by one."""
+        new, self._new = self._new, None
+        return [] if new is None else new.one_by_one(self.arrays, self.nodes)
+
+    # ---- a round
+
+    def ask(self) -> Rows:
+        """Elapsed times ``(R,)``, states ``(R, d)`` and samples ``(R,)`` of the next round."""
+        rows: list[Rows] = []
+        if self.flight is not None:
+            rows += self.sweep.rows(self.flight)
+        if self.waiting is not None:
             rows.append(self.check.ask(self.waiting))
+        if len(self.opening):
+            rows.append((np.zeros(len(self.opening)), self._starts(self.opening), self.opening))
+        self._counts = [len(t) for t, _, _ in rows]
         if len(rows) == 1:
             return rows[0]
-        return np.concatenate([t for t, _ in rows]), np.concatenate([y for _, y in rows])
+        t, states, sample = zip(*rows, strict=True)
+        return np.concatenate(t), self.arrays.concat(states), np.concatenate(sample)
 
-    def tell(self, drift: np.ndarray) -> None:
-        """Take the drifts at the rows that were asked for, ``(R, d)``.
-
-        Raises:
-            Stuck: even the shortest segment fails.
-        """
-        self.rounds += 1
+    def tell(self, drift: Array) -> None:
+        """Take the drifts at the rows that were asked for, ``(R, d)``, as they are in elapsed time."""
         with np.errstate(all="ignore"):
-            if self.rounds == 1:
-                self.queue = [self._opening(drift[0])]
-                return
-            flown = sum(self._counts)
-            failed = self._judge(drift[flown:])
-            if failed is not None:
-                self._restart(failed)
-            elif self.queue:
-                self._advance(
-                    drift[: self._counts[0]].reshape(self._flight.states.shape), drift[self._counts[0] : flown]
-                )
-            else:
-                self.done = True
+            self._tell(drift)
 
-    def extend(self, span: float) -> None:
-        """Go on beyond the end that was reached, to a later one; from there on without a guide."""
-        self.span, self.guide, self.done = span, None, False
-        self._append(0.0, 1.0)
+    def _tell(self, drift: Array) -> None:
+        arrays = self.arrays
+        self.rounds += self._on
+        self.failures = {}
+        places = np.cumsum([0, *self._counts]).tolist()
+        parts = iter([drift[first:last] for first, last in pairwise(places)])
+        flight, waiting, opening = self.flight, self.waiting, self.opening
+        numbers: list[Array] = []
+        if flight is not None:
+            numbers += self._swept(flight, parts)
+        verdict = at_start = grades = None
+        if waiting is not None:
+            verdict = self.check.tell(waiting, next(parts), self.limits)
+            numbers.append(verdict.passed)
+        if len(opening):
+            at_start = next(parts)
+            numbers.append(speeds(self.limits, opening, self._starts(opening), at_start))
+        found = iter(arrays.fetch(*numbers))  # the one wait of a round
 
-    def _opening(self, drift: np.ndarray) -> Segment:
-        """The first segment: half as long as the state takes to change by its own size, with a straight line."""
-        start = self.problem.start
-        if self.guide is not None:
-            first = self.guide.segment(0.0, start, self.span)
-            self._next = first.h
-            return first
-        allowed = self.limits.allowed(np.abs(start))
-        size, speed = (float(np.linalg.norm(value / allowed)) for value in (start, drift))
-        h = max(0.5 * size / speed, 1e-6 * self.span) if size and speed else 1e-3 * self.span
-        if self.limits.first is not None:
-            h = self.limits.first
-        self._next = h = min(h if np.isfinite(h) else 1e-3 * self.span, self.span, self.limits.longest)
-        straight = start + h * self.nodes.c[:, None] * drift
-        if not h * speed < 10 * size:
-            straight = np.tile(start, (self.nodes.n, 1))
-        self.check.differences.begin(np.maximum(np.abs(start), np.abs(straight[-1])))
-        return Segment(0.0, h, start, straight)
+        going = np.ones(self.problem.samples, bool)
+        news: list[Flight] = []
+        self.waiting, self.opening, self.flight = None, opening[:0], None
+        if flight is not None:
+            quality, bad = Quality(*next(found)), next(found).astype(bool)
+            grades = self._graded(flight, quality, bad)
+        if waiting is not None and verdict is not None:
+            news += self._judged(waiting, verdict, next(found).astype(bool), going)
+        if flight is not None and grades is not None:
+            news += self._advanced(flight, quality, grades, going)
+        if at_start is not None:
+            news.append(self._opened(opening, at_start, next(found)))
+        if news:
+            self.flight = Flight.in_order(arrays, news)
+        present = np.zeros(self.problem.samples, bool)
+        for part in (self.flight, self.waiting):
+            if part is not None:
+                present[part.sample] = True
+        done = self._on & ~present
+        self._on = present
+        done[list(self.failures)] = False
+        self.finished = np.flatnonzero(done)
 
-    def _judge(self, drift: np.ndarray) -> Segment | None:
-        """Accept the segments that waited for their check, up to the first that fails, which is returned."""
-        waiting, self.waiting = self.waiting, []
-        judged = self.check.tell(waiting, drift, self.limits) if waiting else []
-        for segment, checked in zip(waiting, judged, strict=True):
-            if checked is None:
-                return segment
-            self.accepted.append(checked)
-            if self.watch is not None and self.watch.ends_in(checked):
-                self.queue, self.span = [], checked.end
-                return None
-        return None
+    def _swept(self, flight: Flight, parts: "Iterator[Array]") -> list[Array]:
+        """Sweep; the numbers of `Quality`, and whether drifts at the nodes of leading segments are not finite."""
+        drift = next(parts).reshape(flight.states.shape)
+        beside = next(parts) if flight.stale.any() and self.sweep.quadratic else None
+        begins = flight.chains.begins
+        leading, states = (self.arrays.take(part, begins) for part in (drift, flight.states))
+        bad = self.arrays.finite(states) & ~self.arrays.finite(leading)
+        correction = self.sweep.sweep(flight, drift, beside)
+        return [corrected(flight, self.nodes, self.limits, correction, drift), bad]
 
-    def _advance(self, drift: np.ndarray, beside: np.ndarray) -> None:
-        """Sweep; release what has converged, shorten what does not resolve the solution, append new segments."""
-        finite = np.isfinite(drift[0]).all(1) | ~np.isfinite(self.queue[0].states).all(1)
-        self._not_finite = None if finite.all() else float(self._flight.times[0, finite.argmin()])
-        quality, queue = self._flight.corrected(self.sweep.sweep(self._flight, drift, beside), drift), self.queue
-        fails = self._first_failing(quality)
-        if fails == 0:
-            self._restart(queue[0])
-            return
-        if fails is not None:
-            self._drop(fails, 0.6)
-        news = [quality.relative[i] for i, segment in enumerate(queue) if segment.age == 1]
-        count, last = self._converged(quality), len(queue) - 1
-        self._choose_length(quality)
-        poor = [i for i in range(count, len(queue)) if quality.tail[i] > 1 and quality.tail_is_known(i)]
-        for i, segment in enumerate(queue):
-            segment.change = quality.change[i]
-            segment.stale = not (self.sweep.quadratic and quality.relative[i] < _KEPT)
-        if poor:
-            last = min(last, self._shorten(poor[0], quality.tail[poor[0]]))
-        self._release(count)
-        if news and self.sweep.quadratic:
-            self._burst = min(2 * self._burst, self.limits.in_flight) if max(news) < _EASY else 1
-        self._append(quality.relative[last], quality.tail[last])
+    def _graded(self, flight: Flight, quality: Quality, bad: np.ndarray) -> Grades:
+        begins = flight.chains.begins
+        at = flight.t[begins] + flight.h[begins] * self.nodes.c[bad.argmax(1)]
+        self._not_finite[flight.sample[begins]] = np.where(bad.any(1), at, np.nan)
+        shortest = self.problem.shortest(flight.sample, flight.t)
+        return graded(flight, quality, self.sweep, self.pace, self.limits.in_flight, shortest)
 
-    def _first_failing(self, quality: Quality) -> int | None:
-        """The first segment whose iteration does not converge."""
-        for i, segment in enumerate(self.queue):
-            slack = 1e-6 if i == 0 else 0.3
-            grows = quality.change[i] > segment.change and quality.relative[i] > slack
-            diverges = not quality.relative[i] < 1e3 or (grows and segment.age > self.sweep.settled)
-            if diverges or segment.age > self.sweep.patience:
-                return i
-        return None
+    # ---- what becomes of segments
 
-    def _converged(self, quality: Quality) -> int:
-        """How many segments from the first have converged to the tolerance, and resolve the solution."""
-        for i, segment in enumerate(self.queue):
-            left = quality.change[i]
-            rate = left / segment.change if segment.change else 0.0
-            if rate < 0.5 and segment.age > 1:
-                left *= min(1.0, max(self.sweep.remainder(segment), rate / (1 - rate)))
-            if left > max(0.5, quality.floor[i]) or quality.tail[i] > 1:
-                return i
-        return len(self.queue)
+    def _judged(self, waiting: Flight, verdict: Verdict, passed: np.ndarray, going: np.ndarray) -> list[Flight]:
+        """Accept the segments that waited for their check; begin again at the first of a sample that fails."""
+        arrays, chains = self.arrays, waiting.chains
+        first = np.minimum.reduceat(np.where(passed, len(waiting), chains.level), chains.begins)
+        right = verdict.segments(waiting, self.check.values)
+        fails = first < chains.counts
+        if self._ends_in is not None:
+            stops = self._ends_in(right, self.nodes, np.flatnonzero(chains.level < first[chains.chain]))
+            for place in stops:
+                chain = chains.chain[place]
+                first[chain], fails[chain] = chains.level[place] + 1, False
+                going[waiting.sample[place]], self.span[waiting.sample[place]] = False, right.end[place]
+        accepted = np.flatnonzero(chains.level < first[chains.chain])
+        if len(accepted):
+            self._new = right if len(accepted) == len(right) else right.take(arrays, accepted)
+            self.accepted.add(self._new)
+        failing = (chains.begins + first)[fails]
+        going[waiting.sample[failing]] = False
+        return self._restarted(waiting, failing)
 
-    def _choose_length(self, quality: Quality) -> None:
-        """From the last segment in flight with a tail that is known."""
-        for i in range(len(self.queue) - 1, -1, -1):
-            if quality.tail_is_known(i):
-                self._longer = self._factor(quality.tail[i])
-                self._next = self.queue[i].h * self._longer
-                return
+    def _restarted(self, flight: Flight, places: np.ndarray) -> list[Flight]:
+        """Begin again where segments failed, shorter and from a constant."""
+        sample, t, h = flight.sample[places], flight.t[places], _RESTART * flight.h[places]
+        self.pace.begin(sample, h)
+        short = h < self.problem.shortest(sample, t)
+        self._fail(sample[short], t[short])
+        sample, t, h, places = (part[~short] for part in (sample, t, h, places))
+        if not len(places):
+            return []
+        return [self._constant(sample, t, h, self.arrays.take(flight.starts, places))]
 
-    def _factor(self, tail: float) -> float:
-        """How much longer a segment should have been: the terms of its polynomial decay geometrically."""
-        best = _SAFETY * (0.5 / max(tail, 1e-30)) ** (1 / self.nodes.n)
-        return min(max(best, _SHRINKS), _GROWS)
+    def _advanced(self, flight: Flight, quality: Quality, grades: Grades, going: np.ndarray) -> list[Flight]:
+        """Release what has converged, shorten what does not resolve the solution, append new segments."""
+        arrays, chains, news = self.arrays, flight.chains, []
+        stuck, fails = grades.stuck & going[grades.sample], grades.fails & going[grades.sample]
+        if stuck.any():
+            self._fail(grades.sample[stuck], flight.t[chains.begins[stuck]])
+        on = going[grades.sample] & ~fails & ~stuck
+        if fails.any():
+            news += self._restarted(flight, chains.begins[fails])
+        if not on.any():
+            return news
+        chain, level, places = chains.chain, chains.level, np.arange(len(flight))
+        released, left, poor = grades.released, grades.left, np.where(on, grades.poor, -1)
+        out = on[chain] & (level < released[chain])
+        kept = on[chain] & (level >= released[chain]) & (level < left[chain]) & (places != poor[chain])
+        lines = followers(flight, quality, grades, on, self.sweep, self.pace, self.limits, self.span, self.guide)
+        appended = [self._appended(flight, new) for new in lines if len(new.h)]
+        moved = on & (released > 0) & (released < left)
+        if moved.any():
+            at = (chains.begins + released)[moved]
+            flight.starts = arrays.put(flight.starts, at, arrays.take(flight.states[:, -1], at - 1))
+        if out.any():
+            self.waiting = flight.take(arrays, np.flatnonzero(out))
+        flight.memory = flight.memory.without(flight.stale)
+        if kept.all():
+            news.append(flight)
+        elif kept.any():
+            news.append(flight.take(arrays, np.flatnonzero(kept)))
+        if poor.max() >= 0:
+            cut = flight.take(arrays, poor[poor >= 0])
+            news += halves(arrays, self.nodes, cut, grades.part[poor >= 0], self.sweep.blank(len(cut)))
+        return news + appended
 
-    def _restart(self, segment: Segment) -> None:
-        """Begin again where a segment failed, shorter and from a constant."""
-        self._next, self._longer, self._burst = _RESTART * segment.h, None, 1
-        if self._next < self._shortest(segment.t):
-            raise self._stuck(segment.t)
-        self.queue, self.waiting = [segment.restarted(_RESTART)], []
+    def _appended(self, flight: Flight, new: Followers) -> Flight:
+        """Segments with the guess of an earlier path, or of the iteration."""
+        if self.guide.guides(new.sample[:1])[0]:
+            return self.guide.followers(flight, new, self.sweep.blank(len(new.h)))
+        starts, states, memory = self.sweep.follow(flight, new, self.limits)
+        return Flight.new(new.sample, new.t, new.h, starts, states, memory)
 
-    def _drop(self, i: int, part: float) -> None:
-        """Drop a segment and those behind it; the next one is a part as long."""
-        self._next, self._longer = min(self._next, part * self.queue[i].h), None
-        del self.queue[i:]
+    # ---- beginnings and ends
 
-    def _shorten(self, i: int, tail: float) -> int:
-        """Split a segment, with its iterate; returns the last segment in flight that is as it was."""
-        segment = self.queue[i]
-        if segment.h >= 4 * self._shortest(segment.t):
-            part = min(self._factor(tail), _SAFETY)
-            self.queue[i : i + 1] = segment.split(self.nodes, part)
-            return len(self.queue)
-        if i == 0:
-            raise self._stuck(segment.t)
-        self._drop(i, 0.5)
-        return i - 1
+    def _starts(self, sample: np.ndarray) -> Array:
+        every = len(sample) == self.problem.samples
+        return self.problem.start if every else self.arrays.take(self.problem.start, sample)
 
-    def _shortest(self, t: float) -> float:
-        """Eight times what times around here can tell apart."""
-        begin = float(self.problem.ts[0])
-        now = max(abs(begin + t), abs(begin - t), 1e-300)
-        return 8 * np.finfo(float).eps * now if now > 1e-300 else 0.0
+    def _opened(self, sample: np.ndarray, drift: Array, sizes: np.ndarray) -> Flight:
+        start, span = self._starts(sample), self.span[sample]
+        h = first_lengths(self.limits, span, *sizes)
+        states = straight(self.nodes, self.limits, start, h, drift, sizes)
+        guided = self.guide.guides(sample)
+        new, led = np.flatnonzero(~guided), np.flatnonzero(guided)
+        if len(new):
+            ends = self.arrays.larger(self.arrays.size(start), self.arrays.size(states[:, -1]))
+            self.check.differences.begin(sample[new], self.arrays.take(ends, new))
+        if len(led):
+            zero, own = np.zeros(len(led)), sample[led]
+            h[led] = self.guide.lengths(own, zero, span[led])
+            along = self.guide.states(own, zero, h[led], zero, self.arrays.take(start, led))
+            states = self.arrays.put(states, led, along)
+        self.pace.begin(sample, h)
+        return Flight.new(sample, np.zeros(len(sample)), h, start, states, self.sweep.blank(len(sample)))
 
-    def _stuck(self, t: float) -> Stuck:
-        if not self.accepted:
-            return Stuck(t, self._not_finite, 0.0, 0.0)
-        start = self.problem.start
-        early = [segment.scale for segment in self.accepted if segment.end <= self.reached / 2]
-        before = np.maximum(np.abs(start), np.max([np.zeros_like(start), *early], 0))
-        now = self.accepted[-1].scale
-        growth = now / (before + self.limits.allowed(before))
-        most = int(growth.argmax())
-        return Stuck(t, self._not_finite, float(now[most]), float(growth[most]))
+    def extend(self, sample: int, span: float) -> None:
+        """Go on beyond the end that a sample has reached, to a later one; from there on without a guide."""
+        which, reached = np.array([sample]), self.accepted.reached[sample]
+        segments = self.accepted.of_samples(which)
+        assert segments is not None
+        self.span[sample], self._on[sample] = span, True
+        self.guide.forget(which)
+        h = fitted(np.minimum(self.pace.next[which], self.limits.longest), span - reached)
+        new = self._constant(which, np.array([reached]), h, segments.values[-1:, -1])
+        self.flight = Flight.in_order(self.arrays, [new] if self.flight is None else [self.flight, new])
 
-    def _release(self, count: int) -> None:
-        """Let converged segments wait for their check."""
-        if count:
-            self._last = self.queue[count - 1]
-            self.waiting += self.queue[:count]
-            del self.queue[:count]
-            if self.queue:
-                self.queue[0].start = self._last.states[-1]
+    def _constant(self, sample: np.ndarray, t: np.ndarray, h: np.ndarray, start: Array) -> Flight:
+        """Segments with constant states."""
+        states = start[:, None] + self.arrays.zeros(1, self.nodes.n, 1)
+        return Flight.new(sample, t, h, start, states, self.sweep.blank(len(sample)))
 
-    def _append(self, settled: float, tail: float) -> None:
-        """Append segments behind the last, once its relative change is small; several where the solution is easy."""
-        length = min(self._next, self.limits.longest)
-        for k in range(self._burst if self.guide is None else self.limits.in_flight):
-            behind = self.queue[-1] if self.queue else self._last
-            assert behind is not None
-            left = self.span - behind.end
-            ready = k > 0 or self.guide is not None or not self.queue or (behind.age > 0 and settled < self.sweep.eager)
-            if left <= 1e-13 * self.span or len(self.queue) >= self.limits.in_flight or not ready:
-                return
-            if self.guide is not None:
-                self.queue.append(self.guide.segment(behind.end, behind.states[-1], left))
-                continue
-            if k and self._longer is None:
-                return
-            self.queue.append(self.sweep.follow(behind, fitted(length, left), self.limits))
-            if self._longer == _GROWS and tail < 1e-3:
-                length = min(_GROWS * length, self.limits.longest)
+    def _fail(self, sample: np.ndarray, t: np.ndarray) -> None:
+        """Even the shortest segment of samples fails, at elapsed times."""
+        for i, time in zip(sample.tolist(), t.tolist(), strict=True):
+            bad = float(self._not_finite[i])
+            self.failures[i] = stuck(self.accepted.of_samples(np.array([i])), self.limits, i, time, bad)

@@ -1,6 +1,5 @@
-"""The adaptive method that a user picks, and the march that it makes for a sample."""
+"""The adaptive method that a user picks, and the march that it makes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
@@ -9,13 +8,15 @@ from torch import Tensor
 
 from picardsolve.collocation.adaptive_solve import AdaptiveSolve
 from picardsolve.collocation.check import Check
-from picardsolve.collocation.events import Event, EventFunction, EventWatch
+from picardsolve.collocation.events import Event
 from picardsolve.collocation.finite_differences import Differences
 from picardsolve.collocation.initial_value import InitialValueProblem, Limits
 from picardsolve.collocation.iteration_choice import usual_iteration, usual_order
-from picardsolve.collocation.march import March
+from picardsolve.collocation.march import EndsIn, March
+from picardsolve.collocation.newton_sweep import NewtonSweep
 from picardsolve.collocation.nodes import Kind, nodes
-from picardsolve.collocation.sweeps import Choice, NewtonSweep, PicardSweep
+from picardsolve.collocation.picard_sweep import PicardSweep
+from picardsolve.collocation.sweeps import Choice
 from picardsolve.integrators.adaptive import AdaptiveMethod, Given
 from picardsolve.problem.checks import check_choice
 from picardsolve.problem.problem import Problem
@@ -97,33 +98,31 @@ class Collocation(AdaptiveMethod):
             )
         return AdaptiveSolve.of(problem, y, self, name, tolerance, Event.of(events), only_last)
 
-    def march(self, problem: InitialValueProblem, choice: Choice | None, events: Sequence[EventFunction] = ()) -> March:
-        """The march of one sample, before its first round.
+    def march(self, problem: InitialValueProblem, choice: Choice | None, ends_in: EndsIn | None = None) -> March:
+        """A march of samples, before the first round; none has begun.
 
         Args:
-            problem: of the sample.
+            problem: the samples.
             choice: the iteration; None: by the size of the state.
-            events: functions whose changes of sign are to be found.
+            ends_in: looks for events.
         """
         choice = choice or usual_iteration(problem, self.order)
         newton = choice in ("newton", "panels")
         at = nodes(self.nodes, (self.order or usual_order(problem.unknowns, choice)) + (self.nodes != "radau"))
-        differences = Differences.of(problem.second_order, problem.unit, problem.rtol, problem.atol)
-        sweep = PicardSweep(at, problem.second_order, choice)
-        if newton:
-            sweep = NewtonSweep(at, differences, choice)
-        in_flight = self.in_flight or min(_IN_FLIGHT, max(_NUMBERS // (at.n * len(problem.start)), 1))
-        lengths = self.max_step or np.inf, self.first_step
-        limits = Limits(problem.rtol, problem.atol, problem.unit, in_flight, *lengths)
-        if not newton:
-            limits = limits.sharpened(_ahead(problem), in_flight)
-        watch = EventWatch(events, problem, at) if events else None
-        return March(problem, sweep, Check(at, differences), limits, watch)
+        differences = Differences(problem)
+        in_flight = self.in_flight or min(_IN_FLIGHT, max(_NUMBERS // (at.n * problem.numbers), 1))
+        scale = np.ones(problem.samples) if newton else _ahead(problem)
+        most = np.full(problem.samples, in_flight)
+        limits = Limits(problem, scale, most, self.max_step or np.inf, self.first_step)
+        sweep = NewtonSweep(at, differences, choice) if newton else PicardSweep(at, problem, limits, choice)
+        return March(problem, sweep, Check(at, differences, newton), limits, ends_in)
 
 
-def _ahead(problem: InitialValueProblem) -> float:
-    """Tolerances that Picard iteration aims at: fewer than one, but not at rounding."""
-    largest = np.abs(problem.start)
+def _ahead(problem: InitialValueProblem) -> np.ndarray:
+    """Tolerances that Picard iteration aims at, ``(B,)``: fewer than one, but not at rounding."""
+    arrays = problem.arrays
+    largest = arrays.size(problem.start)
     allowed = problem.atol + problem.rtol * largest
-    rounding = np.divide(largest, allowed, out=np.zeros_like(largest), where=largest > 0).max()
-    return min(1.0, max(_AHEAD, 64 * problem.unit * float(rounding)))
+    ratios = arrays.where(largest > 0, largest / arrays.where(allowed > 0, allowed, 1.0), 0.0)
+    (rounding,) = arrays.fetch(arrays.largest(ratios))
+    return np.minimum(1.0, np.maximum(_AHEAD, 64 * problem.unit * rounding))

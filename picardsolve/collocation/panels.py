@@ -1,12 +1,13 @@
-"""The linearised equations of a segment, approximately: exponentials of the mean Jacobians on ten panels."""
+"""The linearised equations of segments, approximately: exponentials of the mean Jacobians on ten panels."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial import legendre
 
+from picardsolve.collocation.arrays import Array, Arrays
+from picardsolve.collocation.chains import Chains
 from picardsolve.collocation.linearization import Linearization
 from picardsolve.collocation.nodes import Nodes
 
@@ -47,11 +48,25 @@ def _to_ends(nodes: Nodes) -> np.ndarray:
 
 @lru_cache
 def _hermite(nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
-    """The panel that each node is in, and Hermite's cubics there ``(n, 1, 4)``: of both values, of both slopes."""
+    """Hermite's cubics on the panels, at the nodes: of the values and of the slopes at the ends, ``(n, 11)`` each."""
     panel = np.minimum((nodes.c * _PANELS).astype(int), _PANELS - 1)
-    t = nodes.c * _PANELS - panel
+    t, row = nodes.c * _PANELS - panel, np.arange(nodes.n)
     rise = t**2 * (3 - 2 * t)
-    return panel, np.stack([1 - rise, rise, t * (1 - t) ** 2, t**2 * (t - 1)], 1)[:, None]
+    values, slopes = np.zeros((2, nodes.n, _PANELS + 1))
+    values[row, panel], values[row, panel + 1] = 1 - rise, rise
+    slopes[row, panel], slopes[row, panel + 1] = t * (1 - t) ** 2, t**2 * (t - 1)
+    return values, slopes
+
+
+@lru_cache
+def _identity(d: int) -> np.ndarray:
+    return np.eye(d)[None, None]
+
+
+@lru_cache
+def _velocities(half: int) -> np.ndarray:
+    """That positions change by velocities, ``(half, d)``."""
+    return np.eye(half, 2 * half, half)[None, None]
 
 
 @dataclass
@@ -65,104 +80,101 @@ class PanelLinearization(Linearization):
     next rounds of Newton's method correct that.
 
     Attributes:
-        jacobian: at `POINTS`, or one for the whole segment.
-        units: ``(d,)`` of the components: without them a pivot would depend on the units of the user.
-        x: ``(panels, d, d)``; one for all panels where there is one Jacobian.
-        phi: ``phi_1(x)``, of the shape of x.
-        at_ends: the Jacobians at the panels' ends, times the panels' length.
+        phi: ``phi_1(x)``, ``(K, panels, d, d)``; one for all panels where there is one Jacobian.
+        across: ``I + phi_1(x) x``, the flow of a panel, of the shape of phi.
+        at_ends: the Jacobians at the panels' ends, times the panels' length, ``(K, 11 or 1, d, d)``.
+        response: ``(K, 11, d, d)`` derivative of ``delta`` at the panels' ends with respect to the start; None where
+            it is not needed.
     """
 
-    nodes: Nodes
-    jacobian: np.ndarray
-    units: np.ndarray
-    second_order: bool
-    x: np.ndarray
-    phi: np.ndarray
-    at_ends: np.ndarray
-    singular: bool
+    phi: Array
+    across: Array
+    at_ends: Array
+    response: Array | None = None
 
     @staticmethod
     def of(
-        nodes: Nodes, h: np.ndarray, jacobians: np.ndarray, second_order: bool, units: np.ndarray
-    ) -> "list[PanelLinearization]":
-        """For S segments of lengths ``(S,)``: Jacobians ``(S, 10 or 1, size, size)`` and units ``(S, d)``."""
-        x = at_ends = (_whole(jacobians) if second_order else jacobians) * (h / _PANELS)[:, None, None, None]
-        if x.shape[1] > 1:
-            read = (_on_panels() @ x.reshape(*x.shape[:2], -1)).reshape(len(x), -1, *x.shape[2:])
-            mean, rise, at_ends = np.split(read, [_PANELS, 2 * _PANELS], 1)
+        arrays: Arrays, nodes: Nodes, h: Array, jacobians: Array, second_order: bool, units: Array
+    ) -> "PanelLinearization":
+        """For K segments of lengths ``(K,)``: Jacobians ``(K, 10, size, size)`` and units ``(K, d)``."""
+        made = PanelLinearization._prepared(arrays, nodes, h, jacobians, second_order, units)
+        state = arrays.constant(_identity(units.shape[1])) + arrays.zeros(len(units), 1, 1, 1)
+        states = [state]
+        for p in range(_PANELS):
+            state = made.across[:, p : p + 1] @ state
+            states.append(state)
+        made.response = arrays.concat(states, 1)
+        return made
+
+    @staticmethod
+    def _prepared(
+        arrays: Arrays, nodes: Nodes, h: Array, jacobians: Array, second_order: bool, units: Array
+    ) -> "PanelLinearization":
+        x = at_ends = (_whole(arrays, jacobians) if second_order else jacobians) * (h / _PANELS)[:, None, None, None]
+        count, points, d, _ = x.shape
+        if points > 1:
+            read = (arrays.constant(_on_panels()) @ x.reshape(count, points, -1)).reshape(count, -1, d, d)
+            mean, rise, at_ends = read[:, :_PANELS], read[:, _PANELS : 2 * _PANELS], read[:, 2 * _PANELS :]
             x = mean + (rise @ mean - mean @ rise) / 12
-        matrix = x @ x
-        matrix /= 12
-        matrix -= x / 2
-        matrix.reshape(*x.shape[:2], -1)[..., :: x.shape[-1] + 1] += 1
-        finite = np.asarray(np.isfinite(matrix).all((1, 2, 3)))
-        phi = np.full_like(matrix, np.nan)
+        matrix = x @ x / 12 - x / 2 + arrays.constant(_identity(d))
         ratios = (units[:, None] / units[:, :, None])[:, None]
-        phi[finite] = np.linalg.inv((matrix * ratios)[finite])
-        phi /= ratios
-        parts = zip(jacobians, units, x, phi, at_ends, (~finite).tolist(), strict=True)
-        return [PanelLinearization(nodes, jacobian, own, second_order, *made) for jacobian, own, *made in parts]
+        phi = arrays.inverse(matrix * ratios) / ratios
+        across = phi @ x + arrays.constant(_identity(d))
+        return PanelLinearization(arrays, nodes, second_order, h, jacobians[:, -1], units, phi, across, at_ends)
 
-    def solve(self, residual: np.ndarray) -> np.ndarray:
+    def solve(self, residual: Array) -> Array:
         """``delta`` from panel to panel."""
-        return solve_through([self], residual[None])[0][0]
+        ends = self.arrays.constant(_to_ends(self.nodes)) @ residual
+        return self._between(residual, ends, self._at_ends(ends))
 
-    def answer(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both from panel to panel."""
-        flow, across = np.eye(residual.shape[1]), self.phi @ self.x
+    def answer(self, residual: Array) -> tuple[Array, Array]:
+        """The flow is the end of the response."""
+        assert self.response is not None
+        return self.solve(residual), self.response[:, -1]
+
+    def through(self, chains: Chains, residual: Array, jumps: Array) -> tuple[Array, Array]:
+        """All segments by themselves; then what the ends do to the next starts; then the answers to that."""
+        assert self.response is not None
+        ends = self.arrays.constant(_to_ends(self.nodes)) @ residual
+        answers = self._at_ends(ends)
+        carried = chains.carried(self.arrays, jumps + answers[:, -1], self.response[:, -1])
+        if len(chains.counts) < len(carried):
+            count, places, d = answers.shape
+            moved = self.response.reshape(count, places * d, d) @ carried[..., None]
+            answers = answers + moved.reshape(count, places, d)
+        return self._between(residual, ends, answers), carried
+
+    def ahead(self, rows: np.ndarray, h: Array) -> "PanelLinearization":
+        """One Jacobian for all panels."""
+        end, units = self.arrays.take(self.end, rows), self.arrays.take(self.units, rows)
+        return self._prepared(self.arrays, self.nodes, h, end[:, None], self.second_order, units)
+
+    def led(self, fine: Nodes, drift: Array) -> Array:
+        """From panel to panel."""
+        places = self.arrays.constant(self.nodes.c)[:, None]
+        return self.solve(self.h[:, None, None] * places * drift[:, None])
+
+    def _at_ends(self, ends: Array) -> Array:
+        """``delta`` at the panels' ends, ``(K, 11, d)``, for residuals there."""
+        rises, many = (ends[:, 1:] - ends[:, :-1])[..., None], self.phi.shape[1] > 1
+        added = self.phi @ rises
+        answer = ends[:, :1, :, None]
+        answers = [answer]
         for p in range(_PANELS):
-            flow = flow + across[p % len(across)] @ flow
-        return self.solve(residual), flow
+            which = slice(p * many, p * many + 1)
+            answer = self.across[:, which] @ answer + added[:, p : p + 1]
+            answers.append(answer)
+        return self.arrays.concat(answers, 1)[..., 0]
 
-    def follow(self, h: float, drift: np.ndarray) -> np.ndarray:
-        """With the Jacobian of the end."""
-        length, units = np.array([h]), self.units[None]
-        (ahead,) = PanelLinearization.of(self.nodes, length, self.jacobian[None, -1:], self.second_order, units)
-        return ahead.solve(h * self.nodes.c[:, None] * drift)
-
-    def fill(self, rises: np.ndarray, answers: np.ndarray, slopes: np.ndarray) -> None:
-        """Fill in ``delta`` at the panels' ends ``(11, d)`` behind the first, and its slopes there."""
-        many = len(self.x) > 1
-        for p in range(_PANELS):
-            moved = self.x[p * many].dot(answers[p])
-            moved += rises[p]
-            self.phi[p * many].dot(moved, out=answers[p + 1])
-            answers[p + 1] += answers[p]
-        np.matmul(self.at_ends, answers[..., None], out=slopes[..., None])
+    def _between(self, residual: Array, ends: Array, answers: Array) -> Array:
+        """At the nodes: the answers less the residuals are smooth, and Hermite's cubics interpolate them."""
+        slopes = (self.at_ends @ answers[..., None])[..., 0]
+        of_values, of_slopes = map(self.arrays.constant, _hermite(self.nodes))
+        return residual + of_values @ (answers - ends) + of_slopes @ slopes
 
 
-def _whole(jacobians: np.ndarray) -> np.ndarray:
+def _whole(arrays: Arrays, jacobians: Array) -> Array:
     """Jacobians of the whole drift, ``(..., d, d)``, from those of the acceleration with respect to the positions."""
-    half = jacobians.shape[-1]
-    out = np.zeros((*jacobians.shape[:-2], 2 * half, 2 * half))
-    out[..., :half, half:] = np.eye(half)
-    out[..., half:, :half] = jacobians
-    return out
-
-
-def solve_through(
-    segments: Sequence[PanelLinearization], residual: np.ndarray, jumps: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Changes of the states ``(S, n, d)`` and of the starts ``(S, d)`` of segments.
-
-    Args:
-        segments: S of them.
-        residual: ``(S, n, d)``.
-        jumps: ``(S - 1, d)``, for segments one behind the other: the end of each segment less the start of the next.
-            None: no start moves.
-    """
-    nodes, (count, _, d) = segments[0].nodes, residual.shape
-    ends = _to_ends(nodes) @ residual
-    rises = ends[:, 1:] - ends[:, :-1]
-    answers, slopes = np.empty((2, count, _PANELS + 1, d))
-    carried = np.zeros((count, d))
-    for i, segment in enumerate(segments):
-        if i and jumps is not None:
-            np.add(jumps[i - 1], answers[i - 1, -1], out=carried[i])
-        np.add(ends[i, 0], carried[i], out=answers[i, 0])
-        segment.fill(rises[i], answers[i], slopes[i])
-    # the answers less the residuals are smooth: Hermite's cubics interpolate them
-    panel, weights = _hermite(nodes)
-    smooth = answers - ends
-    four = np.stack([smooth[:, panel], smooth[:, panel + 1], slopes[:, panel], slopes[:, panel + 1]], 2)
-    return residual + (weights @ four)[:, :, 0], carried
+    count, points, half, _ = jacobians.shape
+    above = arrays.constant(_velocities(half)) + arrays.zeros(count, points, 1, 1)
+    return arrays.concat([above, arrays.concat([jacobians, arrays.zeros(count, points, half, half)], 3)], 2)

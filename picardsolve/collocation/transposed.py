@@ -38,31 +38,35 @@ class Stack:
 
     @staticmethod
     def several(solve: AdaptiveSolve, elapsed: np.ndarray, cotangent: np.ndarray) -> "list[Stack]":
-        """One stack for each kind of nodes.
+        """One stack for each path.
 
         Args:
             solve: that is over.
             elapsed: ``(T, B)`` elapsed times of states; NaN: unknown.
             cotangent: ``(T, B, d)`` of those states.
         """
-        kinds: dict[Nodes, list[tuple[np.ndarray, ...]]] = {}
-        for i, (sample, trajectory) in enumerate(zip(solve.samples, solve.states.samples, strict=True)):
-            path, own = trajectory.path, sample.problem
-            if path is None:
-                continue
-            values = np.zeros_like(path.values)
-            known = ~np.isnan(elapsed[:, i])
-            at, weights = path.weights(elapsed[known, i])
-            np.add.at(values, at, weights[:, :, None] * cotangent[known, i, None])
-            extra = len(path.nodes.points) - path.nodes.n  # the start is no node of "radau"
-            starts = values[:, 0] if extra else np.zeros_like(values[:, 0])
-            times = path.begins[:, None] + path.lengths[:, None] * path.nodes.c
-            where = np.full(len(times), i), own.sign * path.lengths, own.ts[0] + own.sign * times
-            allowed = sample.march.limits.allowed(np.abs(path.values).max(1))
+        states, problem = solve.states, solve.problem
+        t, flat = elapsed.ravel(), cotangent.reshape(-1, cotangent.shape[-1])
+        sample = np.tile(np.arange(elapsed.shape[1]), len(elapsed))
+        found = dict(zip(map(id, states.paths), solve.limits, strict=True))
+        asked = {id(path): own for path, own in states.queries(elapsed)}
+        stacks = []
+        for path in states.paths:
+            own, nodes, at = path.segments, path.nodes, asked.get(id(path), np.zeros(0, int))
+            (values,) = problem.arrays.fetch(own.values)
+            pulled = np.zeros_like(values)
+            place, weights = path.weights(t[at], sample[at])
+            np.add.at(pulled, place, weights[:, :, None] * flat[at, None])
+            extra = len(nodes.points) - nodes.n  # the start is no node of "radau"
+            starts = pulled[:, 0] if extra else np.zeros_like(pulled[:, 0])
+            sign = problem.sign[own.sample]
+            times = problem.origin[own.sample, None] + sign[:, None] * (own.t[:, None] + own.h[:, None] * nodes.c)
+            largest = problem.arrays.peak(own.values)
+            (allowed,) = problem.arrays.fetch(found[id(path)].allowed(largest, own.sample))
             units = np.exp2(np.round(np.log2(allowed)))
-            rows = path.values[:, extra:], values[:, extra:], starts, units
-            kinds.setdefault(path.nodes, []).append((*where, *rows))
-        return [Stack(at, *map(np.concatenate, zip(*rows, strict=True))) for at, rows in kinds.items()]
+            parts = values[:, extra:], pulled[:, extra:], starts, units
+            stacks.append(Stack(nodes, own.sample, sign * own.h, times, *parts))
+        return stacks
 
     def windows(self, longest: int, most: int) -> "Iterator[TransposedWindow]":
         """Windows of at most ``most`` segments, at most ``longest`` of one sample; the last segments come first."""

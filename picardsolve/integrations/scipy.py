@@ -2,19 +2,29 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy.integrate import DenseOutput, OdeSolver
 
 from picardsolve import Collocation
-from picardsolve.extend import CheckedSegment, InitialValueProblem, Machine, March, Stuck, drive, rounds_if_stiff
+from picardsolve.extend import (
+    CheckedSegment,
+    InitialValueProblem,
+    Machine,
+    March,
+    NumpyArrays,
+    Stuck,
+    drive,
+    rounds_if_stiff,
+)
 
 Nodes: TypeAlias = Literal["radau", "lobatto", "chebyshev"]
 Iteration: TypeAlias = Literal["picard", "secant", "newton"]
 
 _UNIT = float(np.finfo(float).eps)
+_ONE = np.zeros(1, int)  # the sample of a march
 _PIECES = 8  # steps that a segment is cut into: scipy finds an event from the signs at the ends of a step only
 
 
@@ -26,35 +36,45 @@ class _Ahead(Machine):
         march: under way.
         function: the drift at the user's times ``(k,)`` and real states ``(k, d)``.
         taken: steps that scipy has taken of this march.
+        accepted: the segments of those steps, and the next ones.
     """
 
     march: March
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
     taken: int = 0
+    accepted: list[CheckedSegment] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
         """Whether the next step is known."""
-        return self.taken < _PIECES * len(self.march.accepted)
+        return self.taken < _PIECES * len(self.accepted)
 
     def ask(self) -> tuple[np.ndarray, np.ndarray]:
         """Elapsed times and states of the next round."""
-        return self.march.ask()
+        elapsed, states, _ = self.march.ask()
+        return elapsed, states
 
     def evaluate(self, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """The drift there, in the direction of time."""
         problem, (elapsed, states) = self.march.problem, rows
-        return problem.sign * self.function(problem.time(elapsed), states)
+        return problem.sign * self.function(problem.time(elapsed, 0), states)
 
     def tell(self, outputs: np.ndarray) -> None:
-        """Take the drifts."""
+        """Take the drifts.
+
+        Raises:
+            Stuck: even the shortest segment fails.
+        """
         self.march.tell(outputs)
+        if self.march.failures:
+            raise self.march.failures[0]
+        self.accepted += self.march.new_segments()
 
     def take(self) -> tuple[CheckedSegment, float]:
         """The next step: its segment, and the place in it where the step ends."""
         segment, part = divmod(self.taken, _PIECES)
         self.taken += 1
-        return self.march.accepted[segment], (part + 1) / _PIECES
+        return self.accepted[segment], (part + 1) / _PIECES
 
 
 class ParallelCollocation(OdeSolver):
@@ -141,8 +161,11 @@ class ParallelCollocation(OdeSolver):
         """A march from where scipy stands."""
         self.y = np.ascontiguousarray(self.y)
         span, rtol = np.array([self.t, self.t_bound]), np.full(len(self.atol), self.rtol)
-        problem = InitialValueProblem(self.y.view(float), span, rtol, self.atol, _UNIT)
-        return self.method.march(problem, iteration)
+        arrays = NumpyArrays()
+        problem = InitialValueProblem(self.y.view(float)[None], span, rtol[None], self.atol[None], _UNIT, arrays)
+        march = self.method.march(problem, iteration)
+        march.begin(_ONE)
+        return march
 
     def _step_impl(self) -> tuple[bool, str | None]:
         try:
@@ -153,19 +176,20 @@ class ParallelCollocation(OdeSolver):
             self.njev = self.nlu = self._jacobians + self._ahead.march.sweep.linearizations
         self._segment, part = self._ahead.take()
         march, segment = self._ahead.march, self._segment
-        last = part == 1 and segment.end >= march.span * (1 - 1e-12)
-        self.t = self.t_bound if last else float(march.problem.time(np.array(segment.t + part * segment.h)))
+        last = part == 1 and segment.end >= march.span[0] * (1 - 1e-12)
+        self.t = self.t_bound if last else float(march.problem.time(np.array(segment.t + part * segment.h), 0))
         self.y = segment(np.array(part)).view(self.y.dtype)
         return True, None
 
     def _reconsider(self, rounds: int) -> None:
         """Go on with Newton's method where another iteration finds the equation stiff."""
         march = self._ahead.march
-        if self._iteration is not None or march.done or self._ahead.done or not march.problem.takes_jacobians:
+        done = not march.under_way or self._ahead.done
+        if self._iteration is not None or done or not march.problem.takes_jacobians:
             return
-        if rounds_if_stiff(march) is not None:
+        if not np.isnan(rounds_if_stiff(march, _ONE)[0]):
             self._jacobians += march.sweep.linearizations
-            self._ahead.march, self._ahead.taken = self._march("newton"), 0
+            self._ahead = _Ahead(self._march("newton"), self._evaluated)
 
     def _dense_output_impl(self) -> DenseOutput:
         return _Piece(self.t_old, self.t, self._ahead.march.problem, self._segment, self.y.dtype)
@@ -173,8 +197,10 @@ class ParallelCollocation(OdeSolver):
     def _failed(self, stuck: Stuck) -> str:
         time = self._ahead.march.problem.time
         if stuck.not_finite is not None:
-            return f"{self.TOO_SMALL_STEP} fun is not finite at t = {float(time(np.array(stuck.not_finite))):.6g}."
-        return f"{self.TOO_SMALL_STEP} At t = {float(time(np.array(stuck.t))):.6g} y may have no limit, or fun jumps."
+            return f"{self.TOO_SMALL_STEP} fun is not finite at t = {float(time(np.array(stuck.not_finite), 0)):.6g}."
+        return (
+            f"{self.TOO_SMALL_STEP} At t = {float(time(np.array(stuck.t), 0)):.6g} y may have no limit, or fun jumps."
+        )
 
     def _evaluated(self, t: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The drift at times ``(k,)`` and real states ``(k, d)``."""
@@ -219,7 +245,7 @@ class _Piece(DenseOutput):
 
     def __init__(self, t_old: Any, t: float, problem: InitialValueProblem, segment: CheckedSegment, dtype: np.dtype):
         super().__init__(t_old, t)
-        self.begin, self.h = float(problem.time(np.array(segment.t))), problem.sign * segment.h
+        self.begin, self.h = float(problem.time(np.array(segment.t), 0)), float(problem.sign[0]) * segment.h
         self.segment, self.dtype = segment, dtype
 
     def _call_impl(self, t: np.ndarray) -> np.ndarray:
