@@ -28,7 +28,8 @@ pytestmark = [
 # on average of a round beside the network, beginning and end included: kernels, copies to the device, waits
 KINDS = ("kernel", "copy to the device", "wait")
 LIMITS = {"DDIM": (115, 5, 3), "DDPM": (130, 7, 3), "DPM-Solver++": (90, 4, 2.5)}
-NETWORK = ("run/denoiser_calls.py _call", "run/batching.py call")  # the innermost functions of ours around the network
+# the innermost functions of ours around the network
+NETWORK = ("run/denoiser_calls.py _call", "run/batching.py call", "run/batching.py directly")
 SCHEDULERS = {
     "DDIM": (DDIMScheduler, 36, 12),
     "DDPM": (DDPMScheduler, 64, 32),
