@@ -182,8 +182,10 @@ SIGMAS = [
 ]
 
 
-def stepped(scheduler: Any, x: torch.Tensor, outputs: torch.Tensor, g: torch.Generator) -> tuple[list, list]:
-    """The scheduler's own steps, each from its own state, and the noise that it drew."""
+def stepped(
+    scheduler: Any, x: torch.Tensor, outputs: torch.Tensor, g: torch.Generator, along: bool = False
+) -> tuple[list, list]:
+    """The scheduler's own steps, each from its own state, and the noise that it drew; ``along``: x becomes its path."""
     takes = "generator" in inspect.signature(scheduler.step).parameters
     images, noises = [], []
     for n, t in enumerate(scheduler.timesteps):
@@ -192,6 +194,8 @@ def stepped(scheduler: Any, x: torch.Tensor, outputs: torch.Tensor, g: torch.Gen
         before = g.get_state()
         extra = {"generator": g} if takes else {}
         images.append(scheduler.step(outputs[n], t, x[n], **extra, return_dict=False)[0])
+        if along and n + 1 < len(x):
+            x[n + 1] = images[n]
         drew = not torch.equal(before, g.get_state())
         g.set_state(before)
         dtype = torch.float32 if "DPMSolver" in type(scheduler).__name__ else x.dtype  # as they draw it
@@ -212,7 +216,7 @@ def test_a_probed_table_is_the_schedulers_own_step(name, steps, seed, first):
     assert probe.reach(len(timesteps))
     assert torch.equal(torch.get_rng_state(), before)
     x, outputs = randn(seed, len(timesteps), 1, 3, 2, 2), randn(seed + 9, len(timesteps), 1, 3, 2, 2)
-    images, noises = stepped(scheduler, x, outputs, generator(seed))
+    images, noises = stepped(scheduler, x, outputs, generator(seed), probe.table.on_path)
     flat_x, flat_out, expected, noise = (
         torch.stack(list(items)).flatten(2).double() for items in (x, outputs, images, noises)
     )

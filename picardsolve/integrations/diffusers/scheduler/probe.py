@@ -21,6 +21,7 @@ from picardsolve.integrations.diffusers.scheduler.noise_tape import NoiseTape, s
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
 
 LAGS = 16  # longest memory of a table in steps; the longest in diffusers is 13 (PNDM with its Runge-Kutta start)
+_MANY = 5  # steps of a short loop: memory of all of them is an endless one
 _SPARE = 2  # further columns of zeros; their results are the noise
 _SMALL = 1e-6  # smaller weights are rounding errors, where noise is drawn in single precision
 _KEPT = 8  # number of schedulers with a cached table
@@ -134,7 +135,7 @@ class Probe:
             for n in range(self._reached, end):
                 self._take(range(n, n + 1))
             return
-        for stop in (min(end, LAGS), end):  # the first steps show already whether the memory is too long
+        for stop in (min(len(self.scales), LAGS), end):  # the first steps show already whether the memory is too long
             if self._reached < stop and not self._take(range(self._reached, stop)):
                 self._start(self._stages[0], len(self.scales), on_path=True)
                 self._measure(end)
@@ -188,8 +189,8 @@ class Probe:
                 self.linear = False
                 return True
             weights = self._by_age(n, unit)
-            if not self.table.on_path and np.abs(weights[:, -1]).max() >= _SMALL:
-                return False  # as is it would be taken for a shorter memory
+            if not self.table.on_path and self._endless(n, weights):
+                return False
             kept = self._kept(n, weights)
             if kept is None:
                 self.linear = False
@@ -201,6 +202,11 @@ class Probe:
             self._noted = n + 1
             table.lags = max(table.lags, *np.flatnonzero(kept.any(0)).tolist(), 0)
         return True
+
+    def _endless(self, n: int, weights: np.ndarray) -> bool:
+        """Whether a step reaches back as far as it could; with as many columns as ages that would look shorter."""
+        short = n > _MANY and len(self.table.s) <= LAGS
+        return bool(np.abs(weights[:, n if short else -1]).max() >= _SMALL)
 
     def _by_age(self, n: int, unit: np.ndarray) -> np.ndarray:
         """Weights by column as weights by age, ``(2, A)``, seen from step ``n``."""
