@@ -146,7 +146,7 @@ class AdaptiveSolve(AdaptiveMachine):
         """Take the drifts."""
         arrays = self.problem.arrays
         drift, sign = arrays.of_tensor(outputs), self._sign
-        if sign.min() < 0:
+        if self._backward:
             drift = arrays.array(sign)[:, None] * drift
         self.marches.tell(drift)
 
@@ -154,6 +154,10 @@ class AdaptiveSolve(AdaptiveMachine):
     def limits(self) -> Sequence[Limits]:
         """Of the paths of `states`."""
         return [march.limits for march in self._with_paths]
+
+    @cached_property
+    def _backward(self) -> bool:
+        return bool((self.problem.sign < 0).any())
 
     @cached_property
     def _with_paths(self) -> Sequence[Any]:

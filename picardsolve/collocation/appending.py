@@ -42,7 +42,7 @@ def followers(
     guided = guide.guides(sample)
     ready, out = on & (guided | (flying == 0) | settled), []
     for which, most in ((ready & ~guided, pace.burst), (ready & guided, limits.in_flight)):
-        if which.any():
+        if np.count_nonzero(which):
             own, at = sample[which], behind[which]
             room = np.minimum(most[own], limits.in_flight[own] - flying[which])
             easy = (pace.longer[own] == GROWS) & (quality.tail[at] < 1e-3)
@@ -70,9 +70,10 @@ def _line(
         more = (left > 1e-13 * span) & (level < most)
         if level:
             more &= known
-        if not more.any():
+        count = np.count_nonzero(more)
+        if not count:
             break
-        if not more.all():
+        if count < len(more):
             each = sample, behind, end, most, span, length, easy, known, left, before
             sample, behind, end, most, span, length, easy, known, left, before = (part[more] for part in each)
         h = guide.lengths(sample, end, left) if led else fitted(length, left)

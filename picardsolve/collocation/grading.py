@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from picardsolve.collocation.flight import Flight
+from picardsolve.collocation.initial_value import Limits
 from picardsolve.collocation.quality import Quality
 from picardsolve.collocation.sweeps import SegmentSweep
 
@@ -70,9 +71,7 @@ def longer(tail: np.ndarray, n: int) -> np.ndarray:
     return np.minimum(np.maximum(best, _SHRINKS), GROWS)
 
 
-def graded(
-    flight: Flight, quality: Quality, sweep: SegmentSweep, pace: Pace, in_flight: np.ndarray, shortest: np.ndarray
-) -> Grades:
+def graded(flight: Flight, quality: Quality, sweep: SegmentSweep, pace: Pace, limits: Limits) -> Grades:
     """Judge the segments; the flight's changes and the pace become those of the next round.
 
     Args:
@@ -80,8 +79,7 @@ def graded(
         quality: of its segments.
         sweep: the iteration.
         pace: of all samples.
-        in_flight: ``(B,)`` most segments at once.
-        shortest: ``(K,)`` length of a segment that times can tell apart.
+        limits: of segments.
     """
     chains = flight.chains
     begins, counts, chain, level = chains.begins, chains.counts, chains.chain, chains.level
@@ -90,7 +88,7 @@ def graded(
 
     fails, left, alive = np.zeros(len(begins), bool), counts.copy(), np.ones(len(flight), bool)
     diverging = _diverging(flight, quality, relative, sweep)
-    if diverging.any():
+    if np.count_nonzero(diverging):
         first = np.minimum.reduceat(np.where(diverging, level, len(flight)), begins)
         fails, left = first == 0, np.minimum(first, counts)
         dropped = np.flatnonzero((left < counts) & ~fails)
@@ -102,17 +100,18 @@ def graded(
 
     known = alive & quality.tail_is_known
     factor = longer(quality.tail, n)
-    if known.any():
+    if np.count_nonzero(known):
         tells = np.maximum.reduceat(np.where(known, places, -1), begins)
         told = tells >= 0
         at, of = tells[told], sample[told]
         pace.longer[of], pace.next[of] = factor[at], flight.h[at] * factor[at]
     poor, stuck, part = np.full(len(begins), -1), np.zeros(len(begins), bool), np.ones(len(begins))
     unresolved = known & (quality.tail > 1) & (level >= released[chain])
-    if unresolved.any():
+    if np.count_nonzero(unresolved):
         poor = np.minimum.reduceat(np.where(unresolved, places, len(flight)), begins)
         poor[poor == len(flight)] = -1
-        short = (poor >= 0) & (flight.h[poor] < 4 * shortest[poor])
+        shortest = limits.problem.shortest(sample, flight.t[poor])
+        short = (poor >= 0) & (flight.h[poor] < 4 * shortest)
         stuck = short & (poor == begins)
         cut = np.flatnonzero(short & ~stuck)
         _drop(pace, sample[cut], 0.5 * flight.h[poor[cut]])
@@ -123,7 +122,7 @@ def graded(
     if sweep.quadratic:
         flight.stale = ~(relative < _KEPT)
         news = np.maximum.reduceat(np.where(alive & (flight.age == 1), relative, -1.0), begins)
-        more = np.where(news < _EASY, np.minimum(2 * pace.burst[sample], in_flight[sample]), 1)
+        more = np.where(news < _EASY, np.minimum(2 * pace.burst[sample], limits.in_flight[sample]), 1)
         pace.burst[sample] = np.where(news >= 0, more, pace.burst[sample])
     return Grades(sample, fails, released, left, poor, part, stuck, relative)
 

@@ -173,25 +173,26 @@ class March:
                 present[part.sample] = True
         done = self._on & ~present
         self._on = present
-        done[list(self.failures)] = False
+        if self.failures:
+            done[list(self.failures)] = False
         self.finished = np.flatnonzero(done)
 
     def _swept(self, flight: Flight, parts: "Iterator[Array]") -> list[Array]:
         """Sweep; the numbers of `Quality`, and whether drifts at the nodes of leading segments are not finite."""
         drift = next(parts).reshape(flight.states.shape)
-        beside = next(parts) if flight.stale.any() and self.sweep.quadratic else None
+        beside = next(parts) if self.sweep.quadratic and flight.stale.any() else None
         begins = flight.chains.begins
-        leading, states = (self.arrays.take(part, begins) for part in (drift, flight.states))
-        bad = self.arrays.finite(states) & ~self.arrays.finite(leading)
+        bad = ~self.arrays.finite(self.arrays.take(drift, begins))
         correction = self.sweep.sweep(flight, drift, beside)
         return [corrected(flight, self.nodes, self.limits, correction, drift), bad]
 
     def _graded(self, flight: Flight, quality: Quality, bad: np.ndarray) -> Grades:
         begins = flight.chains.begins
-        at = flight.t[begins] + flight.h[begins] * self.nodes.c[bad.argmax(1)]
-        self._not_finite[flight.sample[begins]] = np.where(bad.any(1), at, np.nan)
-        shortest = self.problem.shortest(flight.sample, flight.t)
-        return graded(flight, quality, self.sweep, self.pace, self.limits.in_flight, shortest)
+        self._not_finite[flight.sample[begins]] = np.nan
+        if np.count_nonzero(bad):
+            at = flight.t[begins] + flight.h[begins] * self.nodes.c[bad.argmax(1)]
+            self._not_finite[flight.sample[begins]] = np.where(bad.any(1), at, np.nan)
+        return graded(flight, quality, self.sweep, self.pace, self.limits)
 
     # ---- what becomes of segments
 
@@ -230,12 +231,12 @@ class March:
         """Release what has converged, shorten what does not resolve the solution, append new segments."""
         arrays, chains, news = self.arrays, flight.chains, []
         stuck, fails = grades.stuck & going[grades.sample], grades.fails & going[grades.sample]
-        if stuck.any():
+        if np.count_nonzero(stuck):
             self._fail(grades.sample[stuck], flight.t[chains.begins[stuck]])
         on = going[grades.sample] & ~fails & ~stuck
-        if fails.any():
+        if np.count_nonzero(fails):
             news += self._restarted(flight, chains.begins[fails])
-        if not on.any():
+        if not np.count_nonzero(on):
             return news
         chain, level, places = chains.chain, chains.level, np.arange(len(flight))
         released, left, poor = grades.released, grades.left, np.where(on, grades.poor, -1)
@@ -244,17 +245,17 @@ class March:
         lines = followers(flight, quality, grades, on, self.sweep, self.pace, self.limits, self.span, self.guide)
         appended = [self._appended(flight, new) for new in lines if len(new.h)]
         moved = on & (released > 0) & (released < left)
-        if moved.any():
+        if np.count_nonzero(moved):
             at = (chains.begins + released)[moved]
             flight.starts = arrays.put(flight.starts, at, arrays.take(flight.states[:, -1], at - 1))
-        if out.any():
+        if np.count_nonzero(out):
             self.waiting = flight.take(arrays, np.flatnonzero(out))
         flight.memory = flight.memory.without(flight.stale)
-        if kept.all():
+        if np.count_nonzero(kept) == len(kept):
             news.append(flight)
-        elif kept.any():
+        elif np.count_nonzero(kept):
             news.append(flight.take(arrays, np.flatnonzero(kept)))
-        if poor.max() >= 0:
+        if np.count_nonzero(poor >= 0):
             cut = flight.take(arrays, poor[poor >= 0])
             news += halves(arrays, self.nodes, cut, grades.part[poor >= 0], self.sweep.blank(len(cut)))
         return news + appended

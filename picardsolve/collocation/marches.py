@@ -116,6 +116,8 @@ class Marches:
 
     def _reconsider(self, march: March) -> None:
         """Take Newton's method where an iteration would take too many rounds."""
+        if march.sweep.name == "newton":
+            return
         sample = march.active
         sample = sample[(self.times[sample] == 1) & ~self.over[sample]]
         rounds = rounds_if_stiff(march, sample)
