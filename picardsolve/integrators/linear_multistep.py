@@ -73,6 +73,6 @@ def _add_history(total: Tensor, weights: Sequence[Tensor | None], values: Tensor
             part.addcmul_(factor, terms)
         oldest = max(0, age - known - len(past))  # what precedes the past counts as zero
         if oldest < missing:
-            earlier = torch.stack(past) if earlier is None else earlier
+            earlier = torch.stack(list(past)) if earlier is None else earlier
             begin = len(past) + known + oldest - age
             total[oldest:missing].addcmul_(weight[oldest:missing], earlier[begin : begin + missing - oldest])

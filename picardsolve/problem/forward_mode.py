@@ -15,4 +15,5 @@ def jvp(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[
     Two threads in it at once get other numbers without an error.
     """
     with _ONE:
-        return torch.func.jvp(function, primals, tangents)
+        value, derivative = torch.func.jvp(function, primals, tangents)  # pyright: ignore[reportAssignmentType]
+        return value, derivative

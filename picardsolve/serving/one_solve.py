@@ -48,7 +48,7 @@ def refuse_several_devices(term: Any) -> None:
 
 def _shared(term: Any) -> Iterator[tuple[str, Any]]:
     """The functions of a term that others share, by name."""
-    for each in fields(term) if is_dataclass(term) else ():
+    for each in fields(term) if is_dataclass(term) and not isinstance(term, type) else ():
         function = getattr(term, each.name)
         if hasattr(function, "for_one_solve"):
             yield each.name, function

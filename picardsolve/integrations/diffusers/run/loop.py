@@ -168,7 +168,8 @@ class Loop:
         output, timestep, sample = (extra.pop(name) for name in ("model_output", "timestep", "sample"))
         replaying = self.calls.replaying
         stepped = (self._replay if replaying else self._round)(output, timestep, sample, extra)
-        self._left = self.report.state, version(self.report.state)
+        state = self.report.state
+        self._left = state, None if state is None else version(state)
         if not replaying:
             self._time()
         return stepped
