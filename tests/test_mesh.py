@@ -1,7 +1,11 @@
 """A solve over the ranks of a mesh: the solution of one process, on every rank, and clean ends where a rank fails."""
 
 import os
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import ranks
@@ -212,6 +216,17 @@ def test_a_sharded_function_gives_every_rank_the_values_at_the_rows_of_rank_0(tm
         assert torch.equal(values[1], drift(t[:1], y[:1], K[0]))
         assert torch.equal(solved, alone)
     assert [rows for (_, rows, _), _, _ in outcomes] == [[3, 1], [2]]
+
+
+def test_the_script_of_the_docs_runs_under_torchrun(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "devices.md").read_text()
+    script = tmp_path / "many.py"
+    script.write_text(re.search(r"```python\n(# many.py.*?)```", page, re.DOTALL)[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    lines = [line.split() for line in sorted(done.stdout.splitlines())]
+    assert [line[0] for line in lines] == ["0", "1"], done.stderr
+    assert lines[0][1:] == lines[1][1:]
 
 
 # ---- failures
