@@ -56,6 +56,6 @@ def _rank(rank, work, folder, args, ranks, shape, names, patience):
 
 def _leave(folder, rank, ranks):
     """Stay until the others are done: a process that ends is an error of its own to those that wait for it."""
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 8
     while time.monotonic() < ends and not all((Path(folder) / f"{other}.pt").exists() for other in range(ranks)):
         time.sleep(0.05)

@@ -232,6 +232,19 @@ def test_the_script_of_the_docs_runs_under_torchrun(tmp_path):
 # ---- failures
 
 
+def not_finite(mesh):
+    return ps.solve(ps.ODE(lambda t, y: y / (0.5 - t).clamp(min=0)), Y[0], TS, integrator=ps.Euler(), mesh=mesh)
+
+
+def test_an_error_of_the_solve_itself_is_the_same_on_every_rank(tmp_path):
+    with pytest.raises(ps.SolveError) as alone:
+        not_finite(None)
+    for _, (error, solution), _ in ranks.run(not_finite, tmp_path):
+        assert error == f"SolveError: {alone.value}"
+        assert solution.result is ps.Result.nonfinite
+        assert torch.equal(solution.ys.nan_to_num(), alone.value.solution.ys.nan_to_num())
+
+
 class Wrong:
     """A drift that fails on a rank, at its third call there."""
 
