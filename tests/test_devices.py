@@ -40,6 +40,11 @@ def solved(term, devices=None, **given):
     return ps.solve(term, Y, TS, devices=devices, **given)
 
 
+def nearly(one, other):
+    """Equal but for the last bits of matrix products, which depend on the rows beside a row."""
+    return torch.allclose(one, other, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "integrator",
     [ps.Euler(), ps.RK4(), ps.BackwardEuler(), ps.Collocation(), ps.Dopri5()],
@@ -83,9 +88,9 @@ def test_a_copy_is_made_anew_where_the_weights_have_changed():
     solved(term, TWO)
     with torch.no_grad():
         model.net[0].weight.mul_(0.5)
-    assert torch.equal(solved(term, TWO).ys, solved(term).ys)
+    assert nearly(solved(term, TWO).ys, solved(term).ys)
     model.net[0].weight = torch.nn.Parameter(0.5 * model.net[0].weight.detach())
-    assert torch.equal(solved(term, TWO).ys, solved(term).ys)
+    assert nearly(solved(term, TWO).ys, solved(term).ys)
 
 
 MODEL = net()
@@ -136,7 +141,7 @@ def test_functions_are_copied_with_what_they_hold(function):
     assert not own & {id(tensor) for tensor in reachable(replica)}
     t, y = torch.zeros(3, 1, dtype=torch.float64), Y
     assert torch.equal(function(t, y), replica(t, y))
-    assert torch.equal(solved(ps.ODE(function), TWO).ys, solved(ps.ODE(function)).ys)
+    assert nearly(solved(ps.ODE(function), TWO).ys, solved(ps.ODE(function)).ys)
 
 
 class Odd:
@@ -177,7 +182,7 @@ class Fails(torch.nn.Module):
 def test_rows_of_a_device_that_fails_are_evaluated_on_the_others_and_a_note_says_so():
     term = ps.ODE(Fails())
     shared = solved(term, TWO)
-    assert torch.equal(shared.ys, solved(term).ys)
+    assert nearly(shared.ys, solved(term).ys)
     assert len(shared.notes) == 1
     assert shared.notes[0].startswith("cpu failed (")
     assert "no room" in shared.notes[0]
@@ -205,7 +210,7 @@ def test_gradients_are_those_of_one_device():
             )
             sol.ys.square().sum().backward()
         found.append([y.grad, *(p.grad for p in model.parameters())])
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert all(nearly(*pair) for pair in zip(*found, strict=True))
 
 
 def test_modes_of_the_caller_hold_in_the_threads():
