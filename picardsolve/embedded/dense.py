@@ -70,10 +70,10 @@ class DenseSteps:
         """Rows ``(T, B, D)`` at times ``(T, B)``; NaN where ``unknown``."""
         steps, device = self.steps, self.steps.y.device
         node, exact = self.nodes(t)
-        if exact.all():
-            out = steps.y.index_select(0, on_device(node, device))
-        else:
-            out = between(steps, t.ravel(), self.located(t), self.k)
+        out = steps.y.index_select(0, on_device(node, device))
+        if not exact.all():
+            other = between(steps, t.ravel(), self.located(t), self.k)
+            out = torch.where(on_device(exact, device)[:, None], out, other)
         out = out.view(*unknown.shape, -1)
         if unknown.any():
             out = out.masked_fill(on_device(unknown, device)[..., None], torch.nan)

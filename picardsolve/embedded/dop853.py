@@ -129,5 +129,7 @@ DOP853 = Pair(
         ),
     ),
     nodes=6,
-    window=6,
+    window=8,
+    cap=1.0,
+    first=0.3,
 )

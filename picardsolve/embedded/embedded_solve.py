@@ -31,10 +31,9 @@ from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Result, Solution, SolveError, Stats
 
-_FIRST = 0.3  # tolerances that a step of the first march may be off by
 _MARCHES = 5  # at most
 _ENOUGH = 1.0  # tolerances that the estimated error may be
-_AIM = 0.2  # tolerances that another march aims at
+_AIM = 0.4  # tolerances that another march aims at
 _SHARPER = 1e-2  # times the tolerance of a step, at most, from one march to the next
 _FINEST = 4.0  # units of rounding: the least error of a step
 _HOPELESS = 10.0  # tolerances
@@ -156,7 +155,7 @@ class EmbeddedSolve(AdaptiveMachine):
     def _solving(self) -> Asks[None]:
         """March; and march samples again, whose errors are beyond the tolerance."""
         samples = len(self.start)
-        scale = np.full(samples, _FIRST)
+        scale = np.full(samples, self.pair.first)
         pending, before = np.arange(samples), None
         coefficients = Coefficients.of(self.pair, self.start)
         start = yield from self._shifted(self.start)
@@ -169,7 +168,7 @@ class EmbeddedSolve(AdaptiveMachine):
             everyone = len(pending) == samples
             index = on_device(pending, self.start.device)
             begin = start if everyone else start.index_select(0, index)
-            factor = _FIRST if before is None else self._column(scale[pending])
+            factor = self.pair.first if before is None else self._column(scale[pending])
             allowed = (self.allowed if everyone else self.allowed.at(index)).scaled(factor)
             lanes = Lanes.of(pending, self.times[0, pending], self.times[-1, pending])
             dtype, self.path = self.function.clock.ladder[0], Recorder(samples)

@@ -5,13 +5,12 @@ import torch
 from torch import Tensor
 
 from picardsolve.embedded.hermite import difference, neighbours
+from picardsolve.embedded.pair import Pair
 from picardsolve.embedded.path import Steps
 from picardsolve.problem.index import on_device
 
-_CAP = 10.0  # times the pair's estimate
 
-
-def local_errors(steps: Steps, order: int, k: int, scale: Tensor) -> Tensor:
+def local_errors(steps: Steps, pair: Pair, scale: Tensor) -> Tensor:
     """Signed errors of the N steps, ``(N, D)``.
 
     A divided difference over k states and their slopes vanishes on smooth solutions. What it shows are the local errors
@@ -20,7 +19,7 @@ def local_errors(steps: Steps, order: int, k: int, scale: Tensor) -> Tensor:
     hundred times as large. On loose ones it is up to fifty times as large; there it counts up to a multiple of the
     pair's. Where there are fewer nodes the pair's is taken.
     """
-    begins = steps.begins
+    begins, k, order = steps.begins, pair.window, pair.order
     first, last = steps.bounds
     low, high = neighbours(begins, begins + 1, first[begins], last[begins], steps.t, k)
     full = high - low + 1 == k
@@ -37,7 +36,7 @@ def local_errors(steps: Steps, order: int, k: int, scale: Tensor) -> Tensor:
     of_states, of_slopes = of_states / response[:, None], of_slopes * (length / response)[:, None]
     found = combined(steps, index, of_states, of_slopes)
     larger = torch.linalg.vector_norm(found / scale, dim=-1) / torch.linalg.vector_norm(own / scale, dim=-1)
-    found = found * (_CAP / larger).clamp(max=1).nan_to_num(1)[:, None]
+    found = found * (pair.cap / larger).clamp(max=1).nan_to_num(1)[:, None]
     return torch.where(on_device(full, own.device)[:, None], found, own)
 
 

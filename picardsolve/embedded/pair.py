@@ -19,6 +19,9 @@ class Pair:
         errors: rows ``(s,)``, differences to solutions of lower order. Two of them estimate as in Hairer's DOP853.
         nodes: states that a polynomial between steps goes through, with their slopes.
         window: states that local errors are seen by.
+        cap: what is seen counts up to this many times the pair's own estimate.
+        first: tolerances that a step of the first march may be off by. Above 1 where errors are well below the pair's
+            estimate: what is held to the tolerance is the end, and a sample that misses it is solved again.
     """
 
     order: int
@@ -27,6 +30,8 @@ class Pair:
     errors: Sequence[Sequence[float]]
     nodes: int
     window: int
+    cap: float
+    first: float
 
     @property
     def stages(self) -> int:

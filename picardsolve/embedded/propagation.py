@@ -41,7 +41,7 @@ def propagated(steps: Steps, pair: Pair, allowed: Allowed, unit: float) -> Asks[
     largest = sizes.index_copy(0, ends, torch.maximum(sizes.index_select(0, ends - 1), sizes.index_select(0, ends)))
     scale = allowed.at(on_device(steps.sample, device))(largest)
     own = scale.index_select(0, ends)
-    local = local_errors(steps, pair.order, pair.window, own) / own  # in what is allowed
+    local = local_errors(steps, pair, own) / own  # in what is allowed
     rounding = unit * sizes.index_select(0, ends) / own
     if y.shape[1] > _FEW:
         return _added(steps, scale, local, rounding)
