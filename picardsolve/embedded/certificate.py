@@ -22,7 +22,8 @@ class EmbeddedCertificate(AbstractCertificate):
     Attributes:
         error: estimated error of the component that is largest in tolerances: local errors, seen by a divided
             difference over several steps, propagated by the linearised equation. States of more than ten numbers have
-            no linearised equation here: the sizes of their errors are added up.
+            one only if they have at most 64 and all samples together at most 256: for the others the sizes of errors
+            are added up.
         allowed: error of that component that the tolerance allows.
         bound: NaN: no bound is claimed.
         kind: "estimated".

@@ -74,7 +74,7 @@ class DenseSteps:
         if not exact.all():
             other = between(steps, t.ravel(), self.located(t), self.k)
             out = torch.where(on_device(exact, device)[:, None], out, other)
-        out = out.view(*unknown.shape, -1)
+        out = out.view(*unknown.shape, steps.y.shape[1])
         if unknown.any():
             out = out.masked_fill(on_device(unknown, device)[..., None], torch.nan)
         return out
@@ -108,8 +108,9 @@ def between(steps: Steps, t: np.ndarray, node: np.ndarray, k: int) -> Tensor:
     first, last = steps.bounds
     ends = np.minimum(node + 1, last[node])
     low, high = neighbours(node, ends, first[node], last[node], steps.t, k)
-    index = np.minimum(low[:, None] + np.arange(k), len(steps.t) - 1)
-    used = low[:, None] + np.arange(k) <= high[:, None]
+    index = low[:, None] + np.arange(k)
+    used = index <= high[:, None]
+    index = np.where(used, index, low[:, None])  # never another sample's, which may not be finite
     length = np.where(ends > node, steps.t[ends] - steps.t[node], 1.0)
     x, nodes = (t - steps.t[node]) / length, (steps.t[index] - steps.t[node][:, None]) / length[:, None]
     of_states, of_slopes = interpolation(x, nodes, used)

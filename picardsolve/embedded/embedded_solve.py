@@ -1,5 +1,6 @@
 """A whole solve by steps of an embedded pair: marches, the errors at their ends, sharper marches where they are due."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import ClassVar
@@ -13,6 +14,7 @@ from picardsolve.embedded.allowed import Allowed
 from picardsolve.embedded.certificate import EmbeddedCertificate
 from picardsolve.embedded.control import Control
 from picardsolve.embedded.dense import DenseSteps
+from picardsolve.embedded.events import Occurred, occurred
 from picardsolve.embedded.failures import Failure, OutOfRounds, Unreachable
 from picardsolve.embedded.lanes import Lanes, Limits
 from picardsolve.embedded.march import March
@@ -23,13 +25,14 @@ from picardsolve.embedded.rows import Asks, Rows
 from picardsolve.embedded.stages import Buffered, Recorded, Stages
 from picardsolve.integrators.adaptive import AdaptiveMachine, Given
 from picardsolve.problem.clock import Clock
+from picardsolve.problem.events import Event, EventFunction
 from picardsolve.problem.index import on_device
 from picardsolve.problem.parameters import recordable
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.reach import check_reach
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.tolerances import Tolerance
-from picardsolve.results.solution import Result, Solution, SolveError, Stats
+from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
 
 _MARCHES = 5  # at most
 _ENOUGH = 1.0  # tolerances that the estimated error may be
@@ -51,6 +54,7 @@ class EmbeddedSolve(AdaptiveMachine):
         ts: ``(T,)`` or ``(T, B)`` times that are asked for.
         start: ``(B, D)``.
         allowed: by the user's tolerance.
+        events: to be found.
         only_last: whether the solution keeps the last states only.
         given: what gradients may be wanted of; None: none are.
         recording: whether they are.
@@ -72,6 +76,7 @@ class EmbeddedSolve(AdaptiveMachine):
     ts: Tensor
     start: Tensor
     allowed: Allowed
+    events: Sequence[Event]
     only_last: bool
     given: Given | None
     recording: bool = False
@@ -91,6 +96,7 @@ class EmbeddedSolve(AdaptiveMachine):
         problem: Problem,
         y: Tensor,
         tolerance: Tolerance,
+        events: Sequence[Event],
         only_last: bool,
         given: Given | None,
     ) -> "EmbeddedSolve":
@@ -106,7 +112,7 @@ class EmbeddedSolve(AdaptiveMachine):
         sizes = y.abs().cpu().numpy().astype(float)
         rtol, atol = (np.broadcast_to(_host(value), sizes.shape) for value in (allowed.rtol, allowed.atol))
         check_reach(problem.layout.dtype, sizes, rtol, atol)
-        return cls(pair, control, limits, function, ts, y, allowed, only_last, given)
+        return cls(pair, control, limits, function, ts, y, allowed, events, only_last, given)
 
     def __post_init__(self):
         if self.given is not None and _requires(self.given):
@@ -117,6 +123,7 @@ class EmbeddedSolve(AdaptiveMachine):
         self.sign = np.where(self.times[-1] > self.times[0], 1.0, -1.0)
         self.growth, self.marches = np.full(samples, np.nan), np.zeros(samples, np.int64)
         self.between = np.zeros(self.times.shape)
+        self.occurred: list[Occurred | None] = [None] * samples
         self._calls, self._rows = self._solving(), None
         self.tell(None)
 
@@ -215,7 +222,7 @@ class EmbeddedSolve(AdaptiveMachine):
         """The samples that need another march, and by what they multiply the tolerance of a step."""
         found, unit = self.path.steps(), torch.finfo(self.function.layout.dtype).eps
         plain = replace(found, y=found.y.detach(), slope=found.slope.detach())
-        carried = yield from propagated(plain, self.pair, self.allowed, unit)
+        carried = yield from propagated(plain, self.pair, self.allowed, unit, len(self.start))
         errors, growth = _worst(carried)
         before, self.growth[marched] = self.steps, growth[marched]
         if before is None:
@@ -225,7 +232,38 @@ class EmbeddedSolve(AdaptiveMachine):
             errors[0] *= missed[found.sample]
             self.steps, self.errors = before.replaced(found, marched, (self.errors, errors))
         self.between = self._between()
+        self._look_for_events(marched)
         return self._again(marched, scale, unit)
+
+    def _look_for_events(self, marched: np.ndarray) -> None:
+        """Find the events of samples; a failure after a terminal one does not count."""
+        assert self.steps is not None
+        if not self.events:
+            return
+        dense, function = self._dense(self.steps), self.function
+        for sample in marched.tolist():
+            watched = [
+                EventFunction(each, function.layout, function.clock, function.args_of(sample)) for each in self.events
+            ]
+            self.occurred[sample] = found = occurred(dense, sample, watched)
+            if found.end is not None:
+                self.failures.pop(sample, None)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """``(B,)`` elapsed times of terminal events, infinity where there are none."""
+        ends = [np.nan if each is None or each.end is None else each.end for each in self.occurred]
+        return np.where(np.isnan(ends), np.inf, self.sign * (np.array(ends) - self.times[0]))
+
+    def _at_events(self, k: int) -> np.ndarray:
+        """The largest of row k of the errors at events, ``(B,)``."""
+        assert self.steps is not None
+        out, dense = np.zeros(len(self.start)), self._dense(self.steps)
+        for sample, each in enumerate(self.occurred):
+            for t in np.concatenate(each.times) if each is not None else ():
+                node = int(dense.located(np.broadcast_to(t, (1, len(out))))[sample])
+                out[sample] = max(out[sample], *self.errors[k][node : node + 2])
+        return out
 
     def _between(self) -> np.ndarray:
         """Errors ``(T, B)`` of the polynomials at the times asked for, in what is allowed: against one node less."""
@@ -253,18 +291,31 @@ class EmbeddedSolve(AdaptiveMachine):
         return np.where(np.isfinite(factor), np.maximum(factor, 1.0), 1.0)
 
     def _again(self, marched: np.ndarray, scale: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
-        going = marched[[sample not in self.failures for sample in marched]]
+        stuck = [
+            s for s in marched.tolist() if s in self.failures and self.failures[s].may_pass and self.marches[s] == 1
+        ]
+        for sample in stuck:
+            del self.failures[sample]
+        going = marched[[sample not in self.failures and sample not in stuck for sample in marched.tolist()]]
         with np.errstate(all="ignore"):
-            error, floor = (np.nan_to_num(self.at_times(k).max(0)[going], nan=np.inf) for k in (0, 2))
+            counts = self.sign * (self.times - self.times[0]) <= self.ends
+            worst = (np.where(counts, self.at_times(k), 0).max(0) for k in (0, 2))
+            error, floor = (
+                np.maximum(np.nan_to_num(w, nan=np.inf), self._at_events(k))[going]
+                for w, k in zip(worst, (0, 2), strict=True)
+            )
         rounding = self._rounding(unit)[going]
         factor = np.maximum(np.maximum(_AIM / np.maximum(error, 1e-300), _SHARPER), _FINEST * rounding / scale[going])
-        hopeless = (floor > _HOPELESS) | ((error > _HOPELESS) & ((factor >= 1) | (self.marches[going] >= _MARCHES)))
+        hopeless = ((floor > _HOPELESS) & (self.marches[going] > 2)) | (
+            (error > _HOPELESS) & ((factor >= 1) | (self.marches[going] >= _MARCHES))
+        )
         for sample, off in zip(going[hopeless], np.maximum(error, floor)[hopeless], strict=True):
             self.failures[int(sample)] = self._unreachable(float(off))
         again = ~hopeless & (error > _ENOUGH) & (factor < 1) & (self.marches[going] < _MARCHES)
         scale = scale.copy()
         scale[going[again]] *= factor[again]
-        return going[again], scale
+        scale[stuck] *= _SHARPER
+        return np.sort(np.concatenate([going[again], np.array(stuck, np.int64)])), scale
 
     def _rounding(self, unit: float) -> np.ndarray:
         """The rounding of the largest states in what is allowed, ``(B,)``."""
@@ -298,8 +349,8 @@ class EmbeddedSolve(AdaptiveMachine):
     @cached_property
     def states(self) -> DenseSteps:
         """The states at any times, once it is over."""
-        steps = self.path.steps() if self.steps is None else self.steps
-        return self._dense(steps)
+        dense = self._dense(self.path.steps() if self.steps is None else self.steps)
+        return replace(dense, reached=np.minimum(dense.reached, self.ends))
 
     def solution(self, rounds: int, throw: bool) -> Solution:
         """What was found, after so many rounds.
@@ -311,7 +362,8 @@ class EmbeddedSolve(AdaptiveMachine):
         if not self.done:
             self.failures.update((int(s), OutOfRounds()) for s in self._march.lanes.sample[~self._march.lanes.over])
         failed = min(self.failures, default=None)
-        result = Result.solved if failed is None else self.failures[failed].result
+        result = Result.terminated if np.isfinite(self.ends).any() else Result.solved
+        result = result if failed is None else self.failures[failed].result
         saved = self.ts[1:] if self.only_last else self.ts
         path = self._with_times(states.states(saved), saved)
         steps = int(states.steps.count.max()) - 1
@@ -321,6 +373,7 @@ class EmbeddedSolve(AdaptiveMachine):
             result,
             Stats(steps, rounds, self.function.evaluations, self.function.calls, 1),
             notes=self._notes(),
+            events=tuple(self._occurrences(e) for e in range(len(self.events))),
             dense=states,
             _certified=partial(EmbeddedCertificate.of, self._certified(), self.growth, layout.batched),
         )
@@ -329,6 +382,17 @@ class EmbeddedSolve(AdaptiveMachine):
             which = f"Sample {failed}: " if layout.batched else ""
             raise SolveError(f"{which}{self.failures[failed].explain(time)} {result.value}", solution, time=time)
         return solution
+
+    def _occurrences(self, event: int) -> Occurrences | tuple[Occurrences, ...]:
+        """When an event happened: one for each sample of a batch."""
+        out, layout = [], self.function.layout
+        for sample, each in enumerate(self.occurred):
+            t = np.zeros(0) if each is None else each.times[event]
+            known = np.zeros((len(t), len(self.start)), bool)
+            at = np.where(np.arange(len(self.start)) == sample, t[:, None], self.times[0])
+            rows = self.states.at(at, known)[:, sample].detach()
+            out.append(Occurrences(torch.from_numpy(t), layout.unpack(rows)))
+        return tuple(out) if layout.batched else out[0]
 
     def _certified(self) -> np.ndarray:
         if self.steps is None:

@@ -12,9 +12,11 @@ class Failure(ABC):
 
     Attributes:
         result: how; its value is a sentence that follows `explain`'s.
+        may_pass: whether sharper steps may not end that way.
     """
 
     result: Result
+    may_pass: ClassVar[bool] = False
 
     @abstractmethod
     def explain(self, time: float) -> str:
@@ -68,6 +70,7 @@ class Stuck(Failure):
     t: float
     finite: bool
     growth: float = 1.0
+    may_pass: ClassVar[bool] = True
     explodes: ClassVar[float] = 1e4
 
     @property

@@ -15,6 +15,7 @@ from picardsolve.embedded.lanes import Limits
 from picardsolve.embedded.pair import Pair
 from picardsolve.embedded.tsitouras import TSIT5
 from picardsolve.integrators.adaptive import AdaptiveMethod, Given
+from picardsolve.problem.events import Event
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE, Term
 from picardsolve.problem.tolerances import Tolerance
@@ -69,10 +70,9 @@ class EmbeddedMethod(AdaptiveMethod):
         """Begin a solve."""
         if iteration is not None:
             raise TypeError(f"iteration: {type(self).__name__} steps without iterating; leave it out.")
-        if events is not None:
-            raise ValueError("events: only picardsolve.Collocation() knows them so far.")
         control = Control(self.pair.order, self.safety, self.dfactor, self.ifactor)
-        return EmbeddedSolve.of(self.pair, control, self._limits(), problem, y, tolerance, only_last, given)
+        watched = Event.of(events)
+        return EmbeddedSolve.of(self.pair, control, self._limits(), problem, y, tolerance, watched, only_last, given)
 
     def _limits(self) -> Limits:
         stops, jumps = (_times(name, getattr(self, name)) for name in ("step_t", "jump_t"))

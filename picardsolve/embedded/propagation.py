@@ -13,8 +13,10 @@ from picardsolve.embedded.pair import Pair
 from picardsolve.embedded.path import Steps
 from picardsolve.embedded.rows import Asks
 from picardsolve.problem.index import on_device
+from picardsolve.problem.state import LARGEST_DENSE
 
 _FEW = 10  # numbers in a state up to which its Jacobians are taken at all nodes
+_TOGETHER = 256  # numbers in all samples, up to which they are taken for states of up to `LARGEST_DENSE`
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Propagated:
     growth: Tensor
 
 
-def propagated(steps: Steps, pair: Pair, allowed: Allowed, unit: float) -> Asks[Propagated]:
+def propagated(steps: Steps, pair: Pair, allowed: Allowed, unit: float, samples: int) -> Asks[Propagated]:
     """Errors along a path; asks for the drift at rows beside its nodes, all in one call."""
     y, device, begins = steps.y, steps.y.device, steps.begins
     sizes, ends = y.abs(), on_device(begins + 1, device)
@@ -43,7 +45,8 @@ def propagated(steps: Steps, pair: Pair, allowed: Allowed, unit: float) -> Asks[
     own = scale.index_select(0, ends)
     local = local_errors(steps, pair, own) / own  # in what is allowed
     rounding = unit * sizes.index_select(0, ends) / own
-    if y.shape[1] > _FEW:
+    numbers = y.shape[1]
+    if numbers > _FEW and (numbers > LARGEST_DENSE or numbers * samples > _TOGETHER):
         return _added(steps, scale, local, rounding)
     flow = yield from flows(steps, scale, pair.nodes)
     return _carried(steps, scale, local, rounding, flow)
