@@ -67,6 +67,7 @@ class Accepted:
     reached: np.ndarray
     count: np.ndarray
     _blocks: list[Segments] = field(default_factory=list)
+    _unread: int = 0
 
     @staticmethod
     def of(arrays: Arrays, samples: int) -> "Accepted":
@@ -78,6 +79,11 @@ class Accepted:
         self._blocks.append(new)
         np.maximum.at(self.reached, new.sample, new.end)
         np.add.at(self.count, new.sample, 1)
+
+    def unread(self, nodes: Nodes) -> list[CheckedSegment]:
+        """Those that were added since this was called last, one by one."""
+        new, self._unread = self._blocks[self._unread :], len(self._blocks)
+        return [segment for block in new for segment in block.one_by_one(self.arrays, nodes)]
 
     def forget(self, sample: np.ndarray) -> None:
         """Drop all segments of some samples."""

@@ -70,6 +70,10 @@ class InitialValueProblem:
         """The user's time after an elapsed time of samples."""
         return self.origin[sample] + self.sign[sample] * elapsed
 
+    def starts(self, sample: np.ndarray) -> Array:
+        """Where samples start, ``(k, d)``."""
+        return self.start if len(sample) == self.samples else self.arrays.take(self.start, sample)
+
     def shortest(self, sample: np.ndarray, t: np.ndarray) -> np.ndarray:
         """Eight times what times around elapsed times of samples can tell apart."""
         begin = self.origin[sample]

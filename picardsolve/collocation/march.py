@@ -11,7 +11,6 @@ from picardsolve.collocation.appending import followers
 from picardsolve.collocation.arrays import Array
 from picardsolve.collocation.beginnings import first_lengths, halves, speeds, straight
 from picardsolve.collocation.check import Check, Verdict
-from picardsolve.collocation.checked_segment import CheckedSegment
 from picardsolve.collocation.failures import Failure, stuck
 from picardsolve.collocation.flight import Flight
 from picardsolve.collocation.grading import Grades, Pace, graded
@@ -68,7 +67,6 @@ class March:
         self.finished = np.zeros(0, int)
         self._on = np.zeros(count, bool)
         self.failures: dict[int, Failure] = {}
-        self._new: Segments | None = None
         self.pace = Pace.of(count)
         self._not_finite = np.full(count, np.nan)  # where the drift was not, in the leading segments
 
@@ -107,11 +105,6 @@ class March:
         """The length of the shortest segment in flight; infinity where there is none."""
         return np.inf if self.flight is None else float(self.flight.h.min())
 
-    def new_segments(self) -> list[CheckedSegment]:
-        """The segments that were accepted in the last round, one by one."""
-        new, self._new = self._new, None
-        return [] if new is None else new.one_by_one(self.arrays, self.nodes)
-
     # ---- a round
 
     def ask(self) -> Rows:
@@ -122,7 +115,7 @@ class March:
         if self.waiting is not None:
             rows.append(self.check.ask(self.waiting))
         if len(self.opening):
-            rows.append((np.zeros(len(self.opening)), self._starts(self.opening), self.opening))
+            rows.append((np.zeros(len(self.opening)), self.problem.starts(self.opening), self.opening))
         self._counts = [len(t) for t, _, _ in rows]
         if len(rows) == 1:
             return rows[0]
@@ -150,7 +143,7 @@ class March:
             numbers.append(verdict.passed)
         if len(opening):
             at_start = next(parts)
-            numbers.append(speeds(self.limits, opening, self._starts(opening), at_start))
+            numbers.append(speeds(self.limits, opening, self.problem.starts(opening), at_start))
         found = iter(arrays.fetch(*numbers))  # the one wait of a round
 
         going = np.ones(self.problem.samples, bool)
@@ -210,8 +203,7 @@ class March:
                 going[waiting.sample[place]], self.span[waiting.sample[place]] = False, right.end[place]
         accepted = np.flatnonzero(chains.level < first[chains.chain])
         if len(accepted):
-            self._new = right if len(accepted) == len(right) else right.take(arrays, accepted)
-            self.accepted.add(self._new)
+            self.accepted.add(right if len(accepted) == len(right) else right.take(arrays, accepted))
         failing = (chains.begins + first)[fails]
         going[waiting.sample[failing]] = False
         return self._restarted(waiting, failing)
@@ -269,12 +261,8 @@ class March:
 
     # ---- beginnings and ends
 
-    def _starts(self, sample: np.ndarray) -> Array:
-        every = len(sample) == self.problem.samples
-        return self.problem.start if every else self.arrays.take(self.problem.start, sample)
-
     def _opened(self, sample: np.ndarray, drift: Array, sizes: np.ndarray) -> Flight:
-        start, span = self._starts(sample), self.span[sample]
+        start, span = self.problem.starts(sample), self.span[sample]
         h = first_lengths(self.limits, span, *sizes)
         states = straight(self.nodes, self.limits, start, h, drift, sizes)
         guided = self.guide.guides(sample)

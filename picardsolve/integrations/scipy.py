@@ -68,7 +68,7 @@ class _Ahead(Machine):
         self.march.tell(outputs)
         if self.march.failures:
             raise self.march.failures[0]
-        self.accepted += self.march.new_segments()
+        self.accepted += self.march.accepted.unread(self.march.nodes)
 
     def take(self) -> tuple[CheckedSegment, float]:
         """The next step: its segment, and the place in it where the step ends."""
