@@ -397,6 +397,15 @@ CALLS |= {
     "RK4": built(ps.RK4, lambda rule: solved(integrator=rule), rule="3/8"),
     "DDIM": built(ps.DDIM, denoised, eta=1.0),
     "DPMSolver": built(ps.DPMSolver, denoised, order=1, sde=True),
+    "Batcher": built(
+        ps.Batcher,
+        # what a lone call shows of it; test_batcher.py has company
+        lambda made: (made(torch.zeros(1), Y), torch.tensor([made.load.max_rows, made.max_wait])),
+        {"model": drift, "max_rows": 8},
+        model=lambda t, y: -y,
+        max_rows=2,
+        max_wait=0.01,
+    ),
     "ODE": built(ps.ODE, lambda term: solved(term=term), {"drift": drift}, drift=lambda t, y: -y, vectorized=False),
 }
 EARLIER = ps.solve(**SOLVE)
@@ -406,6 +415,23 @@ CALLS |= {
         lambda method: solved(integrator=method, ts=TS[[0, -1]]),
         **{"nodes": "chebyshev", "order": 9, "in_flight": 1, "first_step": 1e-2, "max_step": 0.05},
     ),
+    **{
+        method.__name__: built(
+            method,
+            lambda made: solved(integrator=made, ts=TS[[0, -1]], throw=False),
+            {"first_step": 0.05, "max_num_steps": 1000},  # where factors of the next lengths are felt
+            first_step=1e-2,
+            min_step=0.2,
+            max_step=0.02,
+            max_num_steps=1,
+            step_t=(0.111,),
+            jump_t=(0.111,),
+            safety=0.5,
+            ifactor=1.5,
+            dfactor=0.9,
+        )
+        for method in (ps.Dopri5, ps.Dopri8, ps.Tsit5)
+    },
     "SDE": built(
         ps.SDE,
         lambda term: solved(term=term, integrator=ps.Milstein()),
@@ -502,6 +528,7 @@ BESIDE |= {
 # what comes back from calls, and is not made by users
 RESULTS = {
     "Analysis",
+    "Cancelled",
     "Certificate",
     "ConvergenceWarning",
     "Expected",
