@@ -101,3 +101,24 @@ def test_samples_of_a_large_batch_are_solved_as_alone(iteration):
     together = solved(list(range(count)))
     for i in (0, 17, 101, 199):
         assert torch.equal(together.ys[:, i], solved([i]).ys[:, 0])
+
+
+@pytest.mark.parametrize("iteration", ITERATIONS, ids=repr)
+def test_samples_that_all_append_several_segments_at_once(iteration):
+    """Linear equations, whose segments are released all at once, and followed by several; to the closed form."""
+    rates, tol = torch.tensor([0.5, 1.0, 2.0, 3.0]).double(), torch.tensor([1e-3, 1e-5, 1e-7, 1e-9]).double()
+    y0 = torch.ones(4, 2).double()
+
+    def turning(t, y, rate):
+        return rate[:, None] * torch.stack([y[..., 1], -y[..., 0]], -1)
+
+    def solved(which: list[int]) -> ps.Solution:
+        how = {"integrator": ps.Collocation(), "iteration": iteration, "batch_dims": 1}
+        args = {"args": (rates[which],), "rtol": tol[which], "atol": tol[which]}
+        return ps.solve(ps.ODE(turning), y0[which], [0.0, 5.0], **args, **how)
+
+    together = solved([0, 1, 2, 3])
+    exact = torch.stack([(5 * rates).cos() + (5 * rates).sin(), (5 * rates).cos() - (5 * rates).sin()], -1)
+    assert ((together.ys[-1] - exact).abs() <= 10 * tol[:, None]).all()
+    for i in range(4):
+        assert torch.equal(together.ys[:, i], solved([i]).ys[:, 0])

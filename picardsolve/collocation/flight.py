@@ -115,14 +115,13 @@ class Flight:
     @staticmethod
     def in_order(arrays: Arrays, parts: "Sequence[Flight]") -> "Flight":
         """Segments of several flights, sample by sample."""
-        first = parts[0]
-        if len(parts) == 1:
-            return first
-        names = "sample", "t", "h", "age", "change", "stale"
-        host = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-        states = {name: arrays.concat([getattr(part, name) for part in parts]) for name in ("starts", "states")}
-        memory = first.memory.joined([part.memory for part in parts[1:]])
-        together = Flight(**host, **states, memory=memory)
+        together = parts[0]
+        if len(parts) > 1:
+            names = "sample", "t", "h", "age", "change", "stale"
+            host = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+            states = {name: arrays.concat([getattr(part, name) for part in parts]) for name in ("starts", "states")}
+            memory = together.memory.joined([part.memory for part in parts[1:]])
+            together = Flight(**host, **states, memory=memory)
         order = np.lexsort((together.t, together.sample))
         return together if (order[1:] > order[:-1]).all() else together.take(arrays, order)
 
