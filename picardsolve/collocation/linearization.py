@@ -80,7 +80,10 @@ class Linearization(ABC):
         return replace(self, **{name: change(getattr(self, name)) for name in self._stacked()})
 
     def take(self: _Stack, index: np.ndarray) -> _Stack:
-        """Some of the segments."""
+        """Some of the segments; of neighbours no copy is made."""
+        first, last = int(index[0]), int(index[-1]) + 1
+        if last - first == len(index) and bool((index[1:] > index[:-1]).all()):
+            return self.each(lambda array: array[first:last])
         return self.each(lambda array: self.arrays.take(array, index))
 
     def behind(self: _Stack, other: "Linearization") -> _Stack:
