@@ -240,3 +240,18 @@ def test_the_certificate_is_of_the_tolerance_that_was_asked_for():
     allowed = torch.as_tensor(sol.certificate.allowed)
     assert 1e-4 <= float(allowed[-1].min()) <= float(allowed[-1].max()) <= 1e-4 + 1e-6 * float(sol.ys.abs().max())
     assert isinstance(sol.certificate.warnings, tuple | list)
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-5, 1e-8])
+def test_no_segment_takes_a_state_out_of_sight(tol):
+    """Of a state of 1e50 every error looks small: such a segment was accepted, and the solve refused for its errors."""
+    a, b, c, d = 1.051992791279199, 0.9816930230545464, 3.8666437276908194, 0.9393668823417103
+
+    def drift(t, y):
+        prey, predators = y.unbind(-1)
+        return torch.stack([a * prey - b * prey * predators, -c * predators + d * prey * predators], -1)
+
+    y0 = torch.tensor([1.5771626927714495, 1.139110878146913]).double()  # rounded, as it was found
+    sol = ps.solve(ps.ODE(drift), y0, [0.0, 6.189171718788531], integrator=ps.Collocation(), rtol=tol, atol=tol)
+    expected = torch.tensor([6.78197546250, 2.90841304088], dtype=torch.float64)
+    assert ((sol.ys[-1] - expected).abs() <= tol * (1 + expected)).all()

@@ -15,6 +15,7 @@ from picardsolve.collocation.sweeps import Rows
 from picardsolve.problem.state import LARGEST_DENSE
 
 _LIMIT = 10.0  # tolerances that a node may be off by
+_GROWS = 1e6  # times the start of a segment, at most, both in tolerances: of what is larger all errors look small
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,15 @@ class Check:
         noise = limits.problem.unit * (scale + h[:, None] * arrays.peak(at))
         error, flow = (rho, None) if linear is None else linear.answer(rho)
         most = arrays.larger(_LIMIT * limits.allowed(scale, sample), 50 * noise)
-        passed = (arrays.peak(error) <= most).all(1)
+        passed = (arrays.peak(error) <= most).all(1) & self._plausible(waiting, scale, limits)
         return Verdict(passed, flow, error[:, -1], noise, scale)
+
+    def _plausible(self, waiting: Flight, scale: Array, limits: Limits) -> Array:
+        """Whether states stay within sight of their start, ``(W,)``; a start of nearly 0 tells nothing."""
+        arrays, start = self.arrays, self.arrays.size(waiting.starts)
+        allowed = limits.allowed(start, waiting.sample)
+        begin = arrays.largest(start / allowed)
+        return (arrays.largest(scale / allowed) <= _GROWS * begin) | (begin < 1)
 
     @property
     def values(self) -> Array:
