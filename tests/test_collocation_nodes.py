@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from numpy.polynomial import Legendre
 from scipy import interpolate, special
 
-from picardsolve.collocation.check import CheckedSegment
-from picardsolve.collocation.march import Guide
+from picardsolve.collocation.accepted import Segments
+from picardsolve.collocation.guide import Guide
 from picardsolve.collocation.nodes import Nodes, nodes
-from picardsolve.collocation.trajectory import PiecewisePolynomial
+from picardsolve.collocation.numpy_arrays import NumpyArrays
+from picardsolve.collocation.path import Path
 
 KINDS = ("radau", "lobatto", "chebyshev")
 families = st.sampled_from(KINDS)
@@ -102,21 +103,31 @@ def test_last_terms_are_legendre_coefficients(set_, seed):
 
 def test_a_path_is_the_polynomials_of_its_segments():
     """At a joint the later one; beyond the ends the first and the last go on. A guide follows it from elsewhere."""
-    set_ = nodes("radau", 7)
+    set_, arrays = nodes("radau", 7), NumpyArrays()
     begins, lengths = np.array([0.0, 0.5, 2.0]), np.array([0.5, 1.5, 1.0])
     pieces = [polynomial(seed, 7) for seed in range(3)]
-    parts = zip(begins, lengths, pieces, strict=True)
-    path = PiecewisePolynomial([segment(t, h, set_, p(set_.points)[:, None]) for t, h, p in parts])
+    values = np.stack([p(set_.points)[:, None] for p in pieces])
+    both, nothing = np.array([0, 0, 0, 2, 2, 2]), np.zeros((6, 1))  # samples; the second has the pieces times 3
+    twice = (np.tile(part, 2) for part in (begins, lengths))
+    path = Path(arrays, set_, Segments(both, *twice, np.concatenate([values, 3 * values]), None, *[nothing] * 3))
     t, on = np.array([-0.1, 0.0, 0.3, 0.5, 1.9, 2.0, 2.7, 3.0, 3.1]), np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    expected = [pieces[k]((at - begins[k]) / lengths[k]) for at, k in zip(t, on, strict=True)]
-    np.testing.assert_allclose(path(t)[:, 0], expected, atol=EXACT)
+    expected = np.array([pieces[k]((at - begins[k]) / lengths[k]) for at, k in zip(t, on, strict=True)])
+    for sample, factor in ((0, 1), (2, 3)):
+        own = np.full(len(t), sample)
+        np.testing.assert_allclose(path(t, own)[:, 0], factor * expected, atol=3 * EXACT)
+        mixed = np.where(np.arange(len(t)) % 2, sample, 2 - sample)
+        other = np.where(np.arange(len(t)) % 2, factor, 4 - factor)
+        np.testing.assert_allclose(path(t, mixed)[:, 0], other * expected, atol=3 * EXACT)
 
-    guess = Guide(path, 0.5).segment(0.25, path(np.array([0.25]))[0] + 1, left=9.0)
-    assert (guess.t, guess.h) == (0.25, 0.25)
-    np.testing.assert_allclose(guess.states, path(0.25 + 0.25 * set_.c) + 1, atol=EXACT)
-    assert [Guide(path, 0.5).segment(0.25, np.ones(1), left).h for left in (0.4, 0.2)] == [0.2, 0.2]
-
-
-def segment(t: float, h: float, set_: Nodes, values: np.ndarray) -> CheckedSegment:
-    nothing = np.zeros(1)
-    return CheckedSegment(t, h, set_, values, None, nothing, nothing, nothing)
+    guide, second = Guide(arrays, np.full(3, np.nan)), np.array([2])
+    guide.add(second, path, np.array([0.5]))
+    assert guide.guides(np.arange(3)).tolist() == [False, False, True]
+    begin = np.array([0.25])
+    assert [guide.lengths(second, begin, np.array([left])).tolist() for left in (9.0, 0.4, 0.2)] == [
+        [0.25],
+        [0.2],
+        [0.2],
+    ]
+    moved = guide.states(second, begin, begin, begin, path(begin, second) + 1)
+    along = path(0.25 + 0.25 * set_.c, np.full(len(set_.c), 2))
+    np.testing.assert_allclose(moved[0], along + 1, atol=3 * EXACT)

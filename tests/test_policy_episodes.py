@@ -83,9 +83,9 @@ def test_the_same_seed_is_the_same_sequence_of_episodes_and_no_two_are_alike(see
         episodes = []
         for _ in range(4):
             policy.reset()
-            policy._model.calls.clear()
+            policy._model._model.calls.clear()
             policy.plan(seen(0))
-            episodes.append(policy._model.calls[0][0][0])  # the noise that the first step leaves from
+            episodes.append(policy._model._model.calls[0][0][0])  # the noise that the first step leaves from
         return episodes
 
     first, again = starts(policy_of(kind, seed=seed)), starts(policy_of(kind, seed=seed))
@@ -114,9 +114,9 @@ def test_no_plan_is_kept_over_a_reset():
     policy.plan(seen(1))
     for one in (policy, fresh):
         one.reset(11)
-        one._model.calls.clear()
+        one._model._model.calls.clear()
         one.plan(seen(2))
-    for ours, theirs in zip(policy._model.calls, fresh._model.calls, strict=True):
+    for ours, theirs in zip(policy._model._model.calls, fresh._model._model.calls, strict=True):
         assert torch.equal(ours[0], theirs[0])
 
 
@@ -139,7 +139,7 @@ def test_a_reset_of_some_robots_changes_no_bit_of_the_others(some, form, seed, k
     for policy in (one, other):
         policy.plan(seen(0, ROBOTS))
     one.reset(seed, robots=form(some))
-    one._model.calls.clear()
+    one._model._model.calls.clear()
     for number in range(1, 4):
         plans = [policy.plan(seen(number, ROBOTS)).actions for policy in (one, other)]
         assert torch.equal(plans[0][others], plans[1][others])
@@ -152,7 +152,7 @@ def test_a_reset_of_some_robots_changes_no_bit_of_the_others(some, form, seed, k
     if seed is not None:
         cold.reset(seed, robots=some)
     cold.plan(seen(1, ROBOTS))
-    ours, theirs = (p._model.calls[0][0].reshape(STEPS, ROBOTS, *SHAPE)[:, some] for p in (one, cold))
+    ours, theirs = (p._model._model.calls[0][0].reshape(STEPS, ROBOTS, *SHAPE)[:, some] for p in (one, cold))
     assert torch.equal(ours, theirs)
 
 
@@ -231,7 +231,7 @@ def test_batches_may_change_their_size(sizes, kind):
     for number, size in enumerate(sizes):
         expected = sequential(Expert(scheduler), scheduler, seen(number, size), g)
         assert float((policy.plan(seen(number, size)).actions - expected).abs().max()) <= 1e-4
-        policy._model.calls.clear()
+        policy._model._model.calls.clear()
 
 
 # ---- who disturbs whom
@@ -281,10 +281,10 @@ def test_a_call_that_fails_leaves_the_policy_as_it_was(wrong):
     for policy in (one, other):
         policy.plan(seen(0, ROBOTS))
         policy.reset(9, robots=[1])
-    model, one._model = one._model, lambda x, t, observation: wrong(x)
+    model, one._model._model = one._model._model, lambda x, t, observation: wrong(x)
     with pytest.raises(ValueError, match="model: expected to return shape"):
         one.plan(seen(1, ROBOTS))
-    one._model = model
+    one._model._model = model
     assert torch.equal(*(policy.plan(seen(1, ROBOTS)).actions for policy in (one, other)))
 
 
