@@ -176,7 +176,9 @@ SERVED = [
     "HeunDiscrete",
     "LCM",
     "LMSDiscrete",
+    "PNDM",
     "TCD",
+    "UniPCMultistep",
 ]
 
 
