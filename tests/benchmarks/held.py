@@ -41,6 +41,8 @@ class ChainOf:
 CHAINS = (
     ChainOf("moons-mlp", "DDIM", 100, 25),
     ChainOf("roll-mlp", "DDPM", 200, 32),
+    ChainOf("roll-mlp", "DDIM", 100, 25),
+    ChainOf("roll-mlp", "DPM-Solver++(2M)", 50, 25),
     ChainOf("digits-convolutional", "DDIM", 100, 16, 2.0),
     ChainOf("digits-convolutional", "DDPM", 100, 32, 2.0),
     ChainOf("digits-convolutional", "DDIM", 60, 60),
