@@ -19,9 +19,7 @@ _LEAST_SLOPE = 1e-6  # slopes are taken for no smaller in a product
 _MOST_GROWTH = 1e4  # a step's share of the tolerance is divided by at most this
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of larger ones
 _UNPREDICTED = 4.0  # units of rounding of a change that no sweep predicts: the change is added, and may cancel
-_BORROWED = (
-    8.0  # times the ratio of the steps before it, of a denoiser's step that was evaluated once: 9 in 10 are less
-)
+_BORROWED = 8.0  # ratios of a denoiser's later steps exceed earlier ones by no more, in nine of ten
 _SAFETY = 2.0  # where slopes are trusted; estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
 
