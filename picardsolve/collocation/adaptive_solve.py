@@ -24,6 +24,7 @@ from picardsolve.collocation.trajectory import DenseStates
 from picardsolve.integrators.adaptive import AdaptiveMachine
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.problem import Problem
+from picardsolve.problem.reach import check_reach
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
@@ -31,7 +32,6 @@ from picardsolve.results.solution import Occurrences, Result, Solution, SolveErr
 if TYPE_CHECKING:
     from picardsolve.collocation.method import Collocation
 
-_REACH = 16.0  # units of rounding: the least tolerance
 _NUMBERS = 2**22  # in the states of a drift call, which may hold many more numbers inside
 _SCALES = 5.0  # a segment is this much longer than the drift takes to change by its own size
 _SEEN = 6  # drift calls before iterations are compared by their cost
@@ -90,7 +90,7 @@ class AdaptiveSolve(AdaptiveMachine):
         function = replace(problem, max_batch=most).row_function("drift", term.drift, clock=clock)
         starts = y.detach().to("cpu", torch.float64).numpy()
         rtol, atol = (_by_component(value) for value in (tolerance.rtol, tolerance.atol))
-        _check_reach(layout.dtype, np.abs(starts), rtol, atol)
+        check_reach(layout.dtype, np.abs(starts), rtol, atol)
         on_host = layout.device.type in ("cpu", "mps")  # mps has no double precision
         arrays = NumpyArrays() if on_host else TorchArrays(layout.device)
         start = arrays.of_tensor(y.detach())
@@ -223,20 +223,3 @@ def _by_component(value: float | Tensor) -> np.ndarray:
     """``(B or 1, d or 1)``."""
     values = np.asarray(value.cpu() if isinstance(value, Tensor) else value, float)
     return values.reshape(-1, 1) if values.ndim < 2 else values
-
-
-def _check_reach(dtype: torch.dtype, sizes: np.ndarray, rtol: np.ndarray, atol: np.ndarray) -> None:
-    """Refuse a tolerance below the rounding of a component at the start; a component of 0 tells nothing."""
-    unit = torch.finfo(dtype).eps
-    least = _REACH * unit * sizes
-    known = (sizes > 0) | ~sizes.any(1, keepdims=True)
-    rtol, atol = (np.broadcast_to(part, sizes.shape) for part in (rtol, atol))
-    beyond = np.where(known & (rtol * sizes + atol <= least), sizes, -1.0)
-    sample = int((beyond.max(1) >= 0).argmax())
-    worst = int(beyond[sample].argmax())
-    if beyond[sample, worst] >= 0:
-        raise ValueError(
-            f"rtol, atol: got {rtol[sample, worst]:g} and {atol[sample, worst]:g}, less than {dtype} can reach with "
-            f"states of size {sizes[sample, worst]:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= "
-            f"{max(1.1 * least[sample, worst], 1e-300):.1e}."
-        )

@@ -1,25 +1,24 @@
 """How far a solution by collocation is from the solution of its equation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from picardsolve.collocation.initial_value import Limits
 from picardsolve.collocation.path import Path, counted
 from picardsolve.collocation.refinement import PropagatedError
 from picardsolve.collocation.trajectory import DenseStates
-from picardsolve.results.abstract_certificate import AbstractCertificate, Kind
+from picardsolve.results.adaptive_certificate import AdaptiveCertificate
 from picardsolve.results.solution import Solution
 
 _COMPARE = "solve again with a tenth of rtol and atol, or with other nodes, and compare the states"
 
 
 @dataclass(frozen=True)
-class CollocationCertificate(AbstractCertificate):
+class CollocationCertificate(AdaptiveCertificate):
     """How far a solution by collocation is from the solution of the equation itself.
 
     Fields of shape ``(T,)`` or, for samples, ``(T, B)`` belong to the times of the solution.
@@ -39,16 +38,6 @@ class CollocationCertificate(AbstractCertificate):
         solution: the solution that this is about.
     """
 
-    error: Tensor
-    allowed: Tensor
-    bound: Tensor
-    kind: Kind
-    precision_floor: Tensor
-    growth: Tensor
-    rounds: int
-    warnings: tuple[str, ...] = ()
-    solution: Solution | None = field(repr=False, default=None)
-
     def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> NoReturn:
         """Refused: raises a TypeError."""
         raise TypeError(
@@ -66,42 +55,16 @@ class CollocationCertificate(AbstractCertificate):
         """Refused: raises a TypeError."""
         raise TypeError(f"verify: Collocation has no sequential solver; {_COMPARE}.")
 
-    def __str__(self) -> str:
-        known = self.error[~self.error.isnan()]
-        worst = float(known.max()) if len(known) else float("nan")
-        text = f"estimated distance to the solution of the equation, at most {worst:.1e}"
-        growth = float(self.growth.max())
-        return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
-
     @staticmethod
     def of(states: DenseStates, limits: Sequence[Limits], solution: Solution) -> "CollocationCertificate":
         """Read the checks of the accepted segments; ``limits`` are those of the paths."""
         elapsed, layout = states.problem.elapsed, states.layout
-        last = slice(-len(solution.ts), None)  # the solution may have kept the last time only
         columns, growth = np.full((3, *elapsed.shape), np.nan), np.full(elapsed.shape[1], np.nan)
         for path, own in zip(states.paths, limits, strict=True):
             sample = np.unique(path.segments.sample)
             columns[:, :, sample], growth[sample] = _of(path, own, elapsed[:, sample], sample)
-        error, allowed, floor = (np.ascontiguousarray(column[last]) for column in columns)
-        error[(elapsed > states.reached * (1 + 1e-12))[last]] = np.nan
-        warnings = ()
-        if np.isnan(growth).any():
-            warnings = ("growth: not known for states this large; errors may have grown beyond the estimate.",)
-
-        def shown(value: np.ndarray) -> Tensor:
-            return torch.from_numpy(value if layout.batched else np.array(value[..., 0]))
-
-        return CollocationCertificate(
-            error=shown(error),
-            allowed=shown(allowed),
-            bound=shown(np.full_like(error, np.nan)),
-            kind="estimated",
-            precision_floor=shown(floor),
-            growth=shown(growth),
-            rounds=solution.stats.rounds,
-            warnings=warnings,
-            solution=solution,
-        )
+        columns[0, elapsed > states.reached * (1 + 1e-12)] = np.nan
+        return CollocationCertificate.read(columns, growth, layout.batched, solution)
 
 
 def _of(path: Path, limits: Limits, elapsed: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

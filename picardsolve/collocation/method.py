@@ -20,7 +20,6 @@ from picardsolve.collocation.sweeps import Choice
 from picardsolve.integrators.adaptive import AdaptiveMethod, Given
 from picardsolve.problem.checks import check_choice
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE, Term
 from picardsolve.problem.tolerances import Tolerance
 
 _IN_FLIGHT = 12  # segments, usually
@@ -72,13 +71,6 @@ class Collocation(AdaptiveMethod):
                 raise TypeError(f"{name}: expected a number > 0, got {step!r}.")
             if step is not None and not step > 0:
                 raise ValueError(f"{name}: expected a number > 0, got {step!r}.")
-
-    def check_term(self, term: Term) -> None:
-        """Refuse what is not an ordinary differential equation."""
-        if not isinstance(term, ODE | SecondOrderODE | SemilinearODE):
-            raise TypeError(
-                f"integrator: Collocation takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
-            )
 
     def begin(
         self,

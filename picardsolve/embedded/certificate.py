@@ -1,20 +1,17 @@
 """How far a solution by steps of an embedded pair is from the solution of its equation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from picardsolve.results.abstract_certificate import AbstractCertificate, Kind
-from picardsolve.results.solution import Solution
+from picardsolve.results.adaptive_certificate import AdaptiveCertificate
 
 _COMPARE = "solve again with a tenth of rtol and atol, or with another method, and compare the states"
 
 
 @dataclass(frozen=True)
-class EmbeddedCertificate(AbstractCertificate):
+class EmbeddedCertificate(AdaptiveCertificate):
     """How far a solution by steps of an embedded pair is from the solution of the equation itself.
 
     Fields of shape ``(T,)`` or, for samples, ``(T, B)`` belong to the times of the solution.
@@ -35,16 +32,6 @@ class EmbeddedCertificate(AbstractCertificate):
         solution: the solution that this is about.
     """
 
-    error: Tensor
-    allowed: Tensor
-    bound: Tensor
-    kind: Kind
-    precision_floor: Tensor
-    growth: Tensor
-    rounds: int
-    warnings: tuple[str, ...] = ()
-    solution: Solution | None = field(repr=False, default=None)
-
     def certified(self, lipschitz: float | Tensor, one_sided: float | Tensor | None = None) -> NoReturn:
         """Refused: raises a TypeError."""
         raise TypeError(
@@ -59,33 +46,3 @@ class EmbeddedCertificate(AbstractCertificate):
     def verify(self) -> NoReturn:
         """Refused: raises a TypeError."""
         raise TypeError(f"verify: adaptive steps are sequential already; {_COMPARE}.")
-
-    def __str__(self) -> str:
-        known = self.error[~self.error.isnan()]
-        worst = float(known.max()) if len(known) else float("nan")
-        text = f"estimated distance to the solution of the equation, at most {worst:.1e}"
-        growth = float(self.growth.max())
-        return "\n".join([text if np.isnan(growth) else f"{text}; growth {growth:.2g}", *self.warnings])
-
-    @staticmethod
-    def of(errors: np.ndarray, growth: np.ndarray, batched: bool, solution: Solution) -> "EmbeddedCertificate":
-        """From errors, what is allowed, and rounding, ``(3, T, B)``, and growth ``(B,)``."""
-        warnings = ()
-        if np.isnan(growth).any():
-            warnings = ("growth: not known for states this large; errors may have grown beyond the estimate.",)
-
-        def shown(value: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.array(value if batched else value[..., 0]))
-
-        error, allowed, floor = map(shown, errors[:, -len(solution.ts) :])
-        return EmbeddedCertificate(
-            error=error,
-            allowed=allowed,
-            bound=torch.full_like(error, torch.nan),
-            kind="estimated",
-            precision_floor=floor,
-            growth=shown(growth),
-            rounds=solution.stats.rounds,
-            warnings=warnings,
-            solution=solution,
-        )

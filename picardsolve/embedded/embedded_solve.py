@@ -110,8 +110,7 @@ class EmbeddedSolve(AdaptiveMachine):
         problem = replace(problem, args=problem.args if given is None else given.args, parameters=None)
         function = problem.row_function("drift", problem.term.drift, clock=clock)  # pyright: ignore
         sizes = y.abs().cpu().numpy().astype(float)
-        rtol, atol = (np.broadcast_to(_host(value), sizes.shape) for value in (allowed.rtol, allowed.atol))
-        check_reach(problem.layout.dtype, sizes, rtol, atol)
+        check_reach(problem.layout.dtype, sizes, _host(allowed.rtol), _host(allowed.atol))
         return cls(pair, control, limits, function, ts, y, allowed, events, only_last, given)
 
     def __post_init__(self):
@@ -375,7 +374,7 @@ class EmbeddedSolve(AdaptiveMachine):
             notes=self._notes(),
             events=tuple(self._occurrences(e) for e in range(len(self.events))),
             dense=states,
-            _certified=partial(EmbeddedCertificate.of, self._certified(), self.growth, layout.batched),
+            _certified=partial(EmbeddedCertificate.read, self._certified(), self.growth, layout.batched),
         )
         if throw and failed is not None:
             time = float(self.times[0, failed] + self.sign[failed] * states.reached[failed])

@@ -17,7 +17,6 @@ from picardsolve.embedded.tsitouras import TSIT5
 from picardsolve.integrators.adaptive import AdaptiveMethod, Given
 from picardsolve.problem.events import Event
 from picardsolve.problem.problem import Problem
-from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE, Term
 from picardsolve.problem.tolerances import Tolerance
 
 
@@ -48,14 +47,6 @@ class EmbeddedMethod(AdaptiveMethod):
         if not self.ifactor > 1:
             raise ValueError(f"ifactor: expected a number above 1, got {self.ifactor!r}.")
         self._limits()
-
-    def check_term(self, term: Term) -> None:
-        """Refuse what is not an ordinary differential equation."""
-        if not isinstance(term, ODE | SecondOrderODE | SemilinearODE):
-            name = type(self).__name__
-            raise TypeError(
-                f"integrator: {name} takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
-            )
 
     def begin(
         self,

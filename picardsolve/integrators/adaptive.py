@@ -10,6 +10,7 @@ from torch import Tensor
 from picardsolve.integrators.discretization import Discretization
 from picardsolve.problem.machine import Machine
 from picardsolve.problem.problem import Problem
+from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE, Term
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Solution
 
@@ -65,6 +66,14 @@ class AdaptiveMethod(Discretization):
 
     adaptive: ClassVar[bool] = True
     instead_of_window: ClassVar[str]
+
+    def check_term(self, term: Term) -> None:
+        """Refuse what is not an ordinary differential equation."""
+        if not isinstance(term, ODE | SecondOrderODE | SemilinearODE):
+            name = type(self).__name__
+            raise TypeError(
+                f"integrator: {name} takes an ODE, got {type(term).__name__}; pass a fixed-step integrator."
+            )
 
     @abstractmethod
     def begin(

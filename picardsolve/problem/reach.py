@@ -12,20 +12,21 @@ def check_reach(dtype: torch.dtype, sizes: np.ndarray, rtol: np.ndarray, atol: n
     Args:
         dtype: of the states.
         sizes: of the components ``(B, D)``.
-        rtol: ``(B, D)``.
-        atol: ``(B, D)``.
+        rtol: broadcasts to ``(B, D)``.
+        atol: the same.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is; the message is about the first such sample.
     """
     unit = torch.finfo(dtype).eps
     least = _REACH * unit * sizes
     known = (sizes > 0) | ~sizes.any(1, keepdims=True)
+    rtol, atol = (np.broadcast_to(part, sizes.shape) for part in (rtol, atol))
     beyond = np.where(known & (rtol * sizes + atol <= least), sizes, -1.0)
-    worst = np.unravel_index(int(beyond.argmax()), beyond.shape)
-    if beyond[worst] >= 0:
+    sample = int((beyond.max(1) >= 0).argmax())
+    at = sample, int(beyond[sample].argmax())
+    if beyond[at] >= 0:
         raise ValueError(
-            f"rtol, atol: got {rtol[worst]:g} and {atol[worst]:g}, less than {dtype} can reach with states of "
-            f"size {sizes[worst]:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= "
-            f"{max(1.1 * least[worst], 1e-300):.1e}."
+            f"rtol, atol: got {rtol[at]:g} and {atol[at]:g}, less than {dtype} can reach with states of size "
+            f"{sizes[at]:.1e}; pass rtol >= {1.1 * _REACH * unit:.1e}, or atol >= {max(1.1 * least[at], 1e-300):.1e}."
         )
