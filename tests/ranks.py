@@ -1,6 +1,7 @@
 """Real processes that form a process group on gloo, each with a limit of time: no hang of theirs outlives a test."""
 
 import multiprocessing
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "picardsolve"])
+_HEAVY = [
+    name for name in sys.modules if name.startswith(("diffusers.", "transformers.models."))
+]  # where pipelines are
+_CONTEXT.set_forkserver_preload(["torch", "picardsolve", *_HEAVY])
 
 
 def run(work, folder, *args, ranks=2, shape=None, names=None, patience=20.0, limit=250.0):
@@ -23,23 +27,25 @@ def run(work, folder, *args, ranks=2, shape=None, names=None, patience=20.0, lim
         limit: seconds after which what is still running is killed.
     """
     shape = shape or (ranks,)
-    given = work, str(folder), args, ranks, shape, names, patience
+    given = work, str(folder), args, ranks, shape, names, patience, limit
     children = [_CONTEXT.Process(target=_rank, args=(rank, *given), daemon=True) for rank in range(ranks)]
+    found = [Path(folder) / f"{rank}.pt" for rank in range(ranks)]
     ends = time.monotonic() + limit
     try:
         for child in children:
             child.start()
-        for child in children:
-            child.join(max(ends - time.monotonic(), 0.1))
+        while time.monotonic() < ends and any(
+            child.is_alive() and not path.exists() for child, path in zip(children, found, strict=True)
+        ):
+            time.sleep(0.02)
     finally:
         for child in children:
             child.kill()
             child.join()
-    found = [Path(folder) / f"{rank}.pt" for rank in range(ranks)]
     return [torch.load(path, weights_only=False) if path.exists() else None for path in found]
 
 
-def _rank(rank, work, folder, args, ranks, shape, names, patience):
+def _rank(rank, work, folder, args, ranks, shape, names, patience, limit):
     torch.set_num_threads(1)
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=ranks, timeout=timedelta(seconds=patience))
@@ -51,11 +57,4 @@ def _rank(rank, work, folder, args, ranks, shape, names, patience):
         error = f"{type(raised).__name__}: {raised}", getattr(raised, "solution", None)
     torch.save((value, error, time.monotonic() - began), f"{folder}/{rank}.part")
     Path(f"{folder}/{rank}.part").rename(f"{folder}/{rank}.pt")
-    _leave(folder, rank, ranks)
-
-
-def _leave(folder, rank, ranks):
-    """Stay until the others are done: a process that ends is an error of its own to those that wait for it."""
-    ends = time.monotonic() + 8
-    while time.monotonic() < ends and not all((Path(folder) / f"{other}.pt").exists() for other in range(ranks)):
-        time.sleep(0.05)
+    time.sleep(limit)  # a process that ends is an error of its own to those that wait for it: the test ends all

@@ -263,7 +263,7 @@ def die():
 
 
 def sleep():
-    time.sleep(15)
+    time.sleep(6)
 
 
 def fail():
@@ -287,7 +287,7 @@ def test_a_rank_that_dies_or_hangs_is_one_error_on_every_rank_and_rank_0_keeps_t
     for outcome, kind in ((first, "SolveError"), (third, "RankError")):
         _, (error, _), seconds = outcome
         assert error.startswith(f"{kind}: {said}"), error
-        assert seconds < patience + 30
+        assert seconds < 10  # at once for one that died
     solution = first[1][1]
     alone = ps.sequential(ps.ODE(drift), Y[0], TS, integrator=ps.Euler())
     known = torch.isfinite(solution.ys).all(-1)
@@ -297,11 +297,11 @@ def test_a_rank_that_dies_or_hangs_is_one_error_on_every_rank_and_rank_0_keeps_t
 
 
 def test_rank_0_that_dies_is_an_error_on_the_others(tmp_path):
-    first, second, third = ranks.run(failing, tmp_path, 0, die, ranks=3, patience=5.0)
+    first, second, third = ranks.run(failing, tmp_path, 0, die, ranks=3, patience=20.0)
     assert first is None
     for _, (error, _), seconds in (second, third):
         assert error.startswith("RankError: Rank 0 has ended")
-        assert seconds < 40
+        assert seconds < 10
 
 
 def twice(mesh, rank):

@@ -79,6 +79,7 @@ class MeshCrew(Crew):
         self._posted = Posted()
         self._own_error: BaseException | None = None
         self._open = False  # whether the other ranks serve
+        self._gone: set[int | None] = set()
 
     def enlist(self, job: Job) -> int:
         """Make a job known under the same number as on the other ranks."""
@@ -132,7 +133,11 @@ class MeshCrew(Crew):
             except Exception as own:  # after the others have answered: they are then ready for the news
                 error = own
         for k, rank in asked:
-            kind, *answer = self._received(rank)
+            try:
+                kind, *answer = self._received(rank)
+            except RankError as lost:  # the others wait until their answers are taken
+                error = error or lost
+                continue
             if kind == "raised":
                 error = error or RankError(f"Rank {rank} raised {answer[0]}.")
             elif rank == self._ranks[k][0]:
@@ -155,10 +160,12 @@ class MeshCrew(Crew):
         self._open = False
         lost = next((each for each in (error, error.__cause__) if isinstance(each, RankError)), None)
         said = f"Rank {self._leader} raised {said_by(error)}." if lost is None else str(lost)
-        for rank in self._others:
-            with suppress(RuntimeError):
-                self._posted.send(("failed", said), rank)
-                self._posted.wait()
+        news = Posted()  # by itself: what is on its way to a rank that is gone never leaves
+        with suppress(RuntimeError):
+            for rank in self._others:
+                if rank not in self._gone:
+                    news.send(("failed", said), rank)
+            news.wait()
 
     # ---- every rank
 
@@ -230,11 +237,14 @@ class MeshCrew(Crew):
         """The error for a rank that cannot be reached; another rank may know why."""
         which = "A rank" if rank is None else f"Rank {rank}"
         said = f"{which} has ended, or did not answer within the timeout of the process group ({error})."
+        first, self._gone = not self._gone, self._gone | {rank}
         with suppress(RuntimeError):  # the store may be gone, too
-            if self.leads:
+            if self.leads and first:
                 _store().set(_REASON, said)
-            else:
-                _store().wait([_REASON], _PATIENCE)
+            elif (
+                not self.leads and "timed out" in str(error).lower()
+            ):  # rank 0 may be about to find that another rank is gone
+                _store().wait([_REASON], min(_PATIENCE, _store().timeout))
                 said = _store().get(_REASON).decode()
         return RankError(said)
 
