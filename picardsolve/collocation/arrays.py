@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,12 @@ class Arrays(ABC):
     """Where states live. Decisions are made on the host, by arrays of NumPy that `fetch` returns.
 
     An index is an array of NumPy on the host.
+
+    Attributes:
+        flops: of the algebra of small matrices, a second.
     """
+
+    flops: ClassVar[float]
 
     @abstractmethod
     def array(self, host: np.ndarray) -> Array:

@@ -1,22 +1,21 @@
-"""Which iteration solves a sample, where the user does not say."""
+"""Which iteration solves the samples, where the user does not say: by the size of a state, and by what calls cost."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.march import March
+from picardsolve.collocation.panels import POINTS
 from picardsolve.collocation.sweeps import Choice
+from picardsolve.problem.state import LARGEST_DENSE
 
-# Picard iteration or Newton's method on panels: measured on seven problems
-_FEWER = 2.2  # rounds of Picard iteration for one of Newton's method: 1.5 to 12, the median
-_MADE = 3.0  # segments that are linearised in a round
-_FLIGHT = 8.0  # segments in flight
-_POINTS = 10.0  # states of a segment that Jacobians are taken at
-_FLOPS = 4e9  # a second, on one core
-_OWN = 5e-4, 2e-3  # seconds of a round of either without drift and factorisation
-_TIE = 1.5  # the iteration that needs fewer rounds may be slower by this factor
-_CHEAP = 1e-2  # seconds of a drift call: below it rows do not decide
+# of a sample over about eight segments, measured on networks of 2 to 64 numbers and on seven problems of the bank
+_ROUNDS = {"newton": 9, "panels": 9, "secant": 20}
+_LINEARIZED = {"newton": 12, "panels": 12, "secant": 8}  # segments; by a secant, for their checks
+_SWEPT = {"newton": 12, "panels": 15, "secant": 45}  # evaluations at every node
+_TIE, _LITTLE = 1.2, 0.05  # Newton's method, which finds more in fewer rounds, may be slower by this factor or seconds
 
 _DENSE = 240  # unknowns of a segment's Newton system that are cheap on a CPU whatever the drift costs
 _TOO_MANY = 3000  # predicted rounds: a solve without Jacobians is called stiff
@@ -36,23 +35,51 @@ def usual_order(unknowns: int, choice: Choice) -> int:
     return 24 if unknowns <= 10 else 16 if unknowns <= 20 else 12
 
 
-def newton_pays(calls: Sequence[tuple[int, float]], unknowns: int, nodes: int) -> bool:
-    """Whether Newton's fewer rounds are worth its Jacobians and its algebra.
+@dataclass(frozen=True)
+class Prices:
+    """Seconds of a drift call, and of each of its rows."""
 
-    Args:
-        calls: rows and seconds of the drift calls so far; their cost is fitted by ``a + b rows``.
-        unknowns: numbers that Jacobians are taken with respect to.
-        nodes: of a segment.
-    """
-    rows, seconds = np.array(calls[1:], float).T  # the first also warms up
-    if np.median(seconds) < _CHEAP:
-        return True
-    slope, constant = np.polyfit(rows, seconds, 1) if len(set(rows)) > 1 else (0.0, seconds.min())
-    slope, constant = max(slope, 0.0), max(constant, 0.0)
-    algebra = _MADE * 14 * (2 * unknowns) ** 3 / _FLOPS
-    newton = constant + slope * (nodes * _FLIGHT + _MADE * _POINTS * (1 + unknowns)) + algebra + _OWN[1]
-    picard = constant + slope * nodes * _FLIGHT + _OWN[0]
-    return newton < _TIE * _FEWER * picard
+    call: float
+    row: float
+
+    @staticmethod
+    def possible(calls: "Sequence[tuple[int, float]]") -> "tuple[Prices, ...]":
+        """What the rows and seconds of the first calls allow, the first of which also warms up.
+
+        Of one call it may be the call that costs, or its rows.
+        """
+        rows, seconds = np.array(calls, float).T
+        if len(calls) == 1:
+            return Prices(seconds[0], 0.0), Prices(0.0, seconds[0] / rows[0])
+        call = seconds.min()
+        return (Prices(call, float(np.median((seconds[1:] - call) / rows[1:]))),)
+
+
+def seconds(problem: InitialValueProblem, choice: Choice, n: int, price: Prices) -> float:
+    """What a solve of all samples costs, for n nodes; in units of the solve that the constants are of."""
+    u, d = problem.unknowns, problem.numbers
+    if choice == "newton":
+        moved, algebra = n * u, 2 / 3 * (n * u) ** 3 + 2 * (n * u) ** 2 * d
+    elif choice == "panels" or d <= LARGEST_DENSE:
+        moved, algebra = len(POINTS) * (1 + u), 140 * d**3
+    else:
+        moved = algebra = 0
+    rows = _LINEARIZED[choice] * moved + _SWEPT[choice] * n
+    own = rows * price.row + _LINEARIZED[choice] * algebra / problem.arrays.flops
+    return _ROUNDS[choice] * price.call + problem.samples * own
+
+
+def newton_pays(
+    problem: InitialValueProblem, march: March, order: int | None, calls: Sequence[tuple[int, float]]
+) -> bool:
+    """Whether a march by Newton's method may be as fast as one by a secant, after so many calls."""
+    name, n = march.sweep.name, march.nodes.n
+    instead = order or usual_order(problem.unknowns, "secant")
+    costs = [
+        (seconds(problem, name, n, price), seconds(problem, "secant", instead, price))
+        for price in Prices.possible(calls)
+    ]
+    return any(newton <= max(_TIE * secant, secant + _LITTLE) for newton, secant in costs)
 
 
 def rounds_if_stiff(march: March, sample: np.ndarray) -> np.ndarray:

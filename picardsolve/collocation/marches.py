@@ -135,13 +135,14 @@ class Marches:
         self._take("newton", sample[stiff])
 
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
-        """Take a secant in place of panels if that is faster; ``calls`` are rows and seconds of the first calls."""
-        march = self.marches.get("panels")
-        if self._choice is not None or march is None or not march.under_way:
-            return
-        if not newton_pays(calls, self.problem.unknowns, self._method.order or 20):
-            self._decisions.append("rows are expensive, by the time of the first drift calls: without Jacobians")
-            self._take("secant", march.active)
+        """Take a secant in place of Newton's method where that is faster, by rows and seconds of the first calls."""
+        for name in ("newton", "panels"):
+            march = self.marches.get(name)
+            if self._choice is not None or march is None or not march.under_way:
+                continue
+            if not newton_pays(self.problem, march, self._method.order, calls):
+                self._decisions.append("Jacobians are expensive, by the size of states and the time of the first calls")
+                self._take("secant", march.active)
 
     # ---- what was found
 

@@ -14,6 +14,8 @@ _NARROW = 16  # numbers: reductions along a dimension before so few are slow in 
 class NumpyArrays(Arrays):
     """Arrays of NumPy. LU factors are torch's, because NumPy has none and raises an error for singular matrices."""
 
+    flops = 5e9  # one core, measured
+
     def array(self, host: np.ndarray) -> Array:
         """Itself."""
         return host

@@ -13,6 +13,8 @@ from picardsolve.problem.index import on_device
 class TorchArrays(Arrays):
     """Tensors on a device."""
 
+    flops = 5e11  # a guess: a hundred cores
+
     def __init__(self, device: torch.device):
         self.device = device
         self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
