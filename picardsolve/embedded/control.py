@@ -31,14 +31,15 @@ class Control:
             before: of the steps accepted before them.
             again: whether the step was tried before with another length.
         """
-        finite = np.isfinite(error)
-        size = np.where(finite, np.maximum(error, 1e-10), 1.0)
-        accepted = finite & (error <= 1)
-        steady = self.safety * size ** (-_PROPORTIONAL / self.order) * before ** (_INTEGRAL / self.order)
+        accepted = error <= 1  # not where it is not finite
+        size = np.maximum(error, 1e-10)
+        factor = self.safety * size ** (-_PROPORTIONAL / self.order) * before ** (_INTEGRAL / self.order)
+        if accepted.all() and not again.any():
+            return factor.clip(self.shrinks, self.grows)
         alone = self.safety * size ** (-1 / self.order)
-        factor = np.clip(np.where(accepted, steady, alone), self.shrinks, self.grows)
+        factor = np.where(accepted, factor, alone).clip(self.shrinks, self.grows)
         factor = np.where(accepted & again, np.minimum(factor, 1.0), factor)
-        return np.where(finite, factor, self.shrinks)
+        return np.where(np.isfinite(error), factor, self.shrinks)
 
 
 def first_length(size: np.ndarray, speed: np.ndarray, bend: np.ndarray, trial: np.ndarray, order: int) -> np.ndarray:

@@ -166,7 +166,7 @@ class EmbeddedSolve(AdaptiveMachine):
         coefficients = Coefficients.of(self.pair, self.start)
         start = yield from self._shifted(self.start)
 
-        def make() -> Stages:
+        def make(coefficients: Coefficients) -> Stages:
             return (Recorded if self.recording else Buffered)(coefficients)
 
         while len(pending):
@@ -179,7 +179,16 @@ class EmbeddedSolve(AdaptiveMachine):
             lanes = Lanes.of(pending, self.times[0, pending], self.times[-1, pending])
             dtype, self.path = self.function.clock.ladder[0], Recorder(samples)
             march = self._march = March(
-                self.pair, self.control, self.limits, allowed, make, lanes, self.path, dtype, self.failures
+                self.pair,
+                self.control,
+                self.limits,
+                allowed,
+                coefficients,
+                make,
+                lanes,
+                self.path,
+                dtype,
+                self.failures,
             )
             yield from march.calls(begin)
             pending, scale = yield from self._judged(pending, scale)

@@ -21,7 +21,6 @@ class Lanes:
         stiff: how many steps in a row looked stiff.
         steps: accepted so far.
         over: whether nothing is left to do.
-        finite: whether the last attempt was finite.
     """
 
     sample: np.ndarray
@@ -35,7 +34,6 @@ class Lanes:
     stiff: np.ndarray
     steps: np.ndarray
     over: np.ndarray
-    finite: np.ndarray
 
     @staticmethod
     def of(sample: np.ndarray, begin: np.ndarray, end: np.ndarray) -> "Lanes":
@@ -44,16 +42,17 @@ class Lanes:
         zero = np.zeros(count)
         sign = np.where(end > begin, 1.0, -1.0)
         number = np.zeros(count, np.int64)
-        return Lanes(sample, begin.copy(), zero, sign, end, begin, zero + 1, off, number, number, off, ~off)
+        return Lanes(sample, begin.copy(), zero, sign, end, begin, zero + 1, off, number, number, off)
 
     def kept(self, rows: np.ndarray) -> "Lanes":
         """Some of them."""
         return Lanes(*(value[rows] for value in vars(self).values()))
 
     @property
-    def left(self) -> np.ndarray:
-        """Time to go."""
-        return np.abs(self.end - self.t)
+    def predicted(self) -> np.ndarray:
+        """How many steps there will be if the rest goes as what is done."""
+        with np.errstate(all="ignore"):
+            return self.steps * np.abs(self.end - self.begin) / np.abs(self.t - self.begin)
 
     @property
     def shortest(self) -> np.ndarray:
@@ -81,10 +80,25 @@ class Limits:
     stops: np.ndarray
     jumps: np.ndarray
 
-    def next_stop(self, t: np.ndarray, sign: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def targets(self, lanes: Lanes) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where steps end ``(R,)``, and whether the drift jumps there; None: it jumps nowhere."""
+        h = lanes.h if self.free else lanes.h.clip(self.least, self.most)
+        stop, jumps = self._next_stop(lanes.t, lanes.sign, lanes.end)
+        left = np.abs(stop - lanes.t)
+        half = left / 2  # two steps of one length, where a second one would be shorter than the first
+        reached = np.where(1.01 * h >= left, stop, lanes.t + lanes.sign * np.where(h > half, half, h))
+        reached = np.where(lanes.over, lanes.t, reached)
+        return reached, None if jumps is None or not jumps.any() else jumps & (reached == stop)
+
+    @property
+    def free(self) -> bool:
+        """Whether lengths have no limits."""
+        return self.least == 0 and self.most == np.inf
+
+    def _next_stop(self, t: np.ndarray, sign: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The next times ``(R,)`` that steps must end at, and whether the drift jumps there."""
         if not len(self.stops):
-            return end, np.zeros(len(t), bool)
+            return end, None
         up = np.searchsorted(self.stops, t, side="right")
         down = np.searchsorted(self.stops, t, side="left") - 1
         at = np.where(sign > 0, up, down)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from picardsolve.embedded.allowed import Allowed
 from picardsolve.embedded.control import Control, first_length, trial_length
 from picardsolve.embedded.failures import Failure, OutOfSteps, Stiff, Stuck
 from picardsolve.embedded.lanes import Lanes, Limits
-from picardsolve.embedded.pair import Pair
+from picardsolve.embedded.pair import Coefficients, Pair
 from picardsolve.embedded.path import Recorder
 from picardsolve.embedded.rows import Asks, Rows
 from picardsolve.embedded.stages import Stages
@@ -21,6 +22,7 @@ _FULL = 0.75  # of the rows have to be of samples that are not over
 _STIFF = 3.0  # -rate times length, from which on stability may hold steps down
 _STEPS_IN_A_ROW = 15  # that look stiff
 _TOO_MANY = 3000  # steps that are predicted: a stiff equation is not solved by so many
+_PREDICTED_EVERY = 8  # tries
 
 
 @dataclass
@@ -32,6 +34,7 @@ class March:
         control: of its steps.
         limits: of the user's.
         allowed: error of a step.
+        coefficients: of the method, on the device.
         make_stages: after the first call makes what combines slopes.
         lanes: the samples.
         path: gets the nodes.
@@ -43,19 +46,22 @@ class March:
     control: Control
     limits: Limits
     allowed: Allowed
-    make_stages: Callable[[], Stages]
+    coefficients: Coefficients
+    make_stages: Callable[[Coefficients], Stages]
     lanes: Lanes
     path: Recorder
     time_dtype: torch.dtype
     failures: dict[int, Failure] = field(default_factory=dict)
     stages: Stages = field(init=False)
     _some: np.ndarray | None = None  # the samples of a part of the rows
+    _tries: int = 0
+    _long: np.ndarray | None = None  # which samples will take too many steps; None: none will
 
     def calls(self, y: Tensor) -> Asks[None]:
         """Step from states ``(R, D)``: asks for the drift at rows."""
         lanes, slope = self.lanes, y
         slope = yield Rows(self._times(lanes.t, y), y, lanes.sample, recorded=True)
-        self.stages = self.make_stages()
+        self.stages = self.make_stages(self.coefficients)
         self.path.add(lanes.sample, lanes.t, lanes.t, (y, slope, torch.zeros_like(y)), ~lanes.over, begins=True)
         yield from self._first_lengths(y, slope)
         while not self.lanes.over.all():
@@ -91,37 +97,50 @@ class March:
 
     def _compacted(self, y: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Without the samples that are over, once they are many."""
-        going = ~self.lanes.over
-        if going.sum() > _FULL * len(going):
+        over = self.lanes.over
+        if np.count_nonzero(over) < (1 - _FULL) * len(over):
             return y, slope
-        rows = np.flatnonzero(going)
+        rows, self._long = np.flatnonzero(~over), None
         index = on_device(rows, y.device)
         self.lanes, self.allowed = self.lanes.kept(rows), self.allowed.at(index)
         return y.index_select(0, index), slope.index_select(0, index)
 
     def _step(self, y: Tensor, slope: Tensor) -> Asks[tuple[Tensor, Tensor]]:
         """Try a step of every sample."""
-        lanes, pair = self.lanes, self.pair
-        reached, jumps = self._targets()
+        lanes = self.lanes
+        reached, jumps = self.limits.targets(lanes)
         h = reached - lanes.t
-        times = lanes.t + np.array(pair.c)[:, None] * h
-        times[-2:] = np.where(jumps, self._beside(reached, lanes.t), reached)
+        times = lanes.t + self._places * h
+        times[-2:] = reached if jumps is None else np.where(jumps, self._beside(reached, lanes.t), reached)
         new, after = yield from self._stepped(times, h, y, slope)
-        error, rate, local = self._measured(y, new)
-        accepted = self._decided(np.abs(h), reached, error, rate)
-        if self.stages.recorded and accepted.any() and not np.isfinite(error).all():
-            new, after = yield from self._alone(accepted, times, h, y, slope)
-        if not accepted.any():
-            return y, slope
+        error, local = self._measured(y, new)
+        accepted = self._decided(np.abs(h), reached, error)
+        whole = accepted.all()
+        if not whole:
+            if not accepted.any():
+                return y, slope
+            if self.stages.recorded and not np.isfinite(error).all():
+                new, after = yield from self._alone(accepted, times, h, y, slope)
         self.path.add(lanes.sample, reached, times[-1], (new, after, local), accepted)
-        crossed = accepted & jumps
-        y, slope = _where(accepted, new, y), _where(accepted, after, slope)
-        if crossed.any():
-            t = self._beside(lanes.t, lanes.end)
-            beyond = yield Rows(self._times(t, y), y, lanes.sample, recorded=True)
-            slope = _where(crossed, beyond, slope)
-            self.path.add(lanes.sample, lanes.t.copy(), t, (y, slope, torch.zeros_like(y)), crossed, begins=True)
-        return y, slope
+        if not whole:
+            rows = on_device(accepted, y.device)[:, None]
+            new, after = torch.where(rows, new, y), torch.where(rows, after, slope)
+        if jumps is not None and (accepted & jumps).any():
+            after = yield from self._crossed(accepted & jumps, new, after)
+        return new, after
+
+    def _crossed(self, crossed: np.ndarray, y: Tensor, slope: Tensor) -> Asks[Tensor]:
+        """The slopes, of some samples beyond the jump of the drift that their steps ended at."""
+        lanes = self.lanes
+        t = self._beside(lanes.t, lanes.end)
+        beyond = yield Rows(self._times(t, y), y, lanes.sample, recorded=True)
+        slope = torch.where(on_device(crossed, y.device)[:, None], beyond, slope)
+        self.path.add(lanes.sample, lanes.t.copy(), t, (y, slope, torch.zeros_like(y)), crossed, begins=True)
+        return slope
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return np.array(self.pair.c)[:, None]
 
     def _stepped(self, times: np.ndarray, h: np.ndarray, y: Tensor, slope: Tensor) -> Asks[tuple[Tensor, Tensor]]:
         """The states after steps with stages at times ``(s, R)``, and their slopes."""
@@ -146,16 +165,6 @@ class March:
         self._some = None
         return y.index_copy(0, index, new), slope.index_copy(0, index, after)
 
-    def _targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where steps end, and whether the drift jumps there."""
-        lanes, limits = self.lanes, self.limits
-        h = np.clip(lanes.h, limits.least, limits.most)
-        stop, jumps = limits.next_stop(lanes.t, lanes.sign, lanes.end)
-        left = np.abs(stop - lanes.t)
-        reached = np.where(1.01 * h >= left, stop, lanes.t + lanes.sign * np.where(2 * h > left, left / 2, h))
-        reached = np.where(lanes.over, lanes.t, reached)
-        return reached, jumps & (reached == stop)
-
     def _sent(self, times: np.ndarray, h: np.ndarray, like: Tensor) -> tuple[Tensor, Tensor]:
         """Times of the stages ``(s, R)`` and lengths ``(R, 1)``, in one copy where they have one dtype."""
         if self.time_dtype == like.dtype:
@@ -164,63 +173,69 @@ class March:
         return self._times(times, like), self._lengths(h, like)
 
     @torch.no_grad()
-    def _measured(self, y: Tensor, new: Tensor) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """Errors ``(R,)`` in what is allowed, rates times lengths ``(R,)``, and signed local errors ``(R, D)``.
-
-        One wait.
-        """
-        looks = self.stages.looks()
-        scaled = looks / self.allowed(torch.maximum(y.detach().abs(), new.detach().abs()))
-        sizes = scaled[:-2].abs().amax(-1)
-        products = (scaled[-2:] * scaled[-2:-1]).sum(-1)
-        found = torch.cat([sizes, products]).cpu().numpy().astype(float)
-        *errors, square, along = found
+    def _measured(self, y: Tensor, new: Tensor) -> tuple[np.ndarray, Tensor]:
+        """Errors ``(R,)`` in what is allowed, and signed local errors ``(R, D)``: one wait."""
+        looks = self.stages.combined(self.coefficients.errors)
+        allowed = self.allowed(torch.maximum(y.detach().abs(), new.detach().abs()))
+        errors = torch.linalg.vector_norm(looks / allowed, torch.inf, -1).cpu().numpy().astype(float)
+        if self._tries % _PREDICTED_EVERY == 0:
+            long = self.lanes.predicted > _TOO_MANY
+            self._long = long if long.any() else None
+        self._tries += 1
+        if self._long is not None:
+            self._look_for_stiffness(allowed)
+        if len(errors) == 1:
+            return errors[0], looks[0]
         with np.errstate(all="ignore"):
-            part = 1.0 if len(errors) == 1 else errors[0] / np.hypot(errors[0], 0.1 * errors[1])
-            rate = np.where(square > 0, along / square, 0.0)
-        local = looks[0].clone() if len(errors) == 1 else looks[0] * self._lengths(np.nan_to_num(part), y)
-        return errors[0] * part, rate, local
+            part = errors[0] / np.hypot(errors[0], 0.1 * errors[1])
+        return errors[0] * part, looks[0] * self._lengths(np.nan_to_num(part), y)
 
-    def _decided(self, h: np.ndarray, reached: np.ndarray, error: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    def _look_for_stiffness(self, allowed: Tensor) -> None:
+        """Count the steps in a row whose lengths stability may hold down."""
+        assert self._long is not None
+        apart, along = self.stages.combined(self.coefficients.twins) / allowed
+        square, product = torch.stack([apart * apart, along * apart]).sum(-1).cpu().numpy().astype(float)
+        with np.errstate(all="ignore"):
+            rate = np.where(square > 0, product / square, 0.0)
+        self.lanes.stiff = np.where(self._long & (rate < -_STIFF), self.lanes.stiff + 1, 0)
+
+    def _decided(self, h: np.ndarray, reached: np.ndarray, error: np.ndarray) -> np.ndarray:
         """Which steps are accepted; the lanes go on."""
         lanes, limits = self.lanes, self.limits
-        finite = np.isfinite(error)
-        accepted = ~lanes.over & finite & ((error <= 1) | (h <= limits.least))
-        lanes.h = np.where(lanes.over, lanes.h, h * self.control.factor(error, lanes.before, lanes.again))
-        lanes.finite = finite | lanes.over
-        lanes.before = np.where(accepted, np.maximum(error, 1e-4), lanes.before)
+        accepted = error <= 1  # not where it is not finite
+        if limits.least > 0:
+            accepted |= np.isfinite(error) & (h <= limits.least)
+        accepted &= ~lanes.over
+        lanes.h = h * self.control.factor(error, lanes.before, lanes.again)
+        if accepted.all():
+            lanes.before, lanes.t = np.maximum(error, 1e-4), reached
+        else:
+            lanes.before = np.where(accepted, np.maximum(error, 1e-4), lanes.before)
+            lanes.t = np.where(accepted, reached, lanes.t)
         lanes.again = ~accepted
-        lanes.t = np.where(accepted, reached, lanes.t)
         lanes.steps = lanes.steps + accepted
-        lanes.stiff = np.where(accepted, np.where(rate < -_STIFF, lanes.stiff + 1, 0), lanes.stiff)
         lanes.over = lanes.over | (lanes.t == lanes.end)
-        self._fail(accepted)
+        self._fail(accepted, error)
         return accepted
 
-    def _fail(self, accepted: np.ndarray) -> None:
+    def _fail(self, accepted: np.ndarray, error: np.ndarray) -> None:
         """Give up samples that do not get on."""
         lanes = self.lanes
-        stuck = ~accepted & ~lanes.over & (lanes.h < lanes.shortest)
-        spent = ~lanes.over & (lanes.steps >= self.limits.steps)
-        with np.errstate(all="ignore"):
-            predicted = lanes.steps * np.abs(lanes.end - lanes.begin) / np.abs(lanes.t - lanes.begin)
-        stiff = ~lanes.over & (lanes.stiff >= _STEPS_IN_A_ROW) & (predicted > _TOO_MANY)
-        for row in np.flatnonzero(stuck | spent | stiff):
-            sample = int(lanes.sample[row])
-            if stuck[row]:
-                self.failures[sample] = Stuck(float(lanes.t[row]), bool(lanes.finite[row]))
-            else:
-                self.failures[sample] = Stiff(float(predicted[row])) if stiff[row] else OutOfSteps()
-            lanes.over[row] = True
+        if np.isfinite(self.limits.steps):
+            for row in np.flatnonzero(~lanes.over & (lanes.steps >= self.limits.steps)):
+                self._give_up(row, OutOfSteps())
+        if self._long is not None:
+            for row in np.flatnonzero(~lanes.over & (lanes.stiff >= _STEPS_IN_A_ROW)):
+                self._give_up(row, Stiff(float(lanes.predicted[row])))
+        if not accepted.all():
+            for row in np.flatnonzero(~accepted & ~lanes.over & (lanes.h < lanes.shortest)):
+                self._give_up(row, Stuck(float(lanes.t[row]), bool(np.isfinite(error[row]))))
+
+    def _give_up(self, row: int, failure: Failure) -> None:
+        self.lanes.over[row] = True
+        self.failures[int(self.lanes.sample[row])] = failure
 
 
 def _sizes(scaled: Tensor) -> np.ndarray:
     """The largest components of ``(k, R, D)``, on the host: ``(k, R)``."""
     return scaled.abs().amax(-1).cpu().numpy().astype(float)
-
-
-def _where(rows: np.ndarray, new: Tensor, old: Tensor) -> Tensor:
-    """Some rows of one, the others of the other."""
-    if rows.all():
-        return new
-    return torch.where(on_device(rows, new.device)[:, None], new, old) if rows.any() else old

@@ -38,8 +38,8 @@ class Pair:
         """How many there are, with the one that is shared."""
         return len(self.c)
 
-    def looks(self) -> np.ndarray:
-        """``(m + 2, s)``: the rows of ``errors``, and the differences of the last two states and of their slopes.
+    def twins(self) -> np.ndarray:
+        """``(2, s)``: the differences of the last two states and of their slopes.
 
         Those two are states at the same time. How their slopes differ shows the equation's rate.
         """
@@ -48,7 +48,7 @@ class Pair:
         last[: s - 1], twin[: s - 2] = self.a[-1], self.a[-2]
         slopes = np.zeros(s)
         slopes[-1], slopes[-2] = 1, -1
-        return np.array([*self.errors, last - twin, slopes])
+        return np.array([last - twin, slopes])
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,19 @@ class Coefficients:
 
     Attributes:
         rows: those of ``a``.
-        looks: ``(m + 2, s)``.
+        errors: ``(m, s)``.
+        twins: ``(2, s)``.
     """
 
     rows: tuple[Tensor, ...]
-    looks: Tensor
+    errors: Tensor
+    twins: Tensor
 
     @staticmethod
     def of(pair: Pair, like: Tensor) -> "Coefficients":
         """In the dtype and on the device of a tensor, copied together."""
-        looks = pair.looks()
-        numbers = np.concatenate([*(np.array(row) for row in pair.a), looks.ravel()])
+        errors, twins = np.array(pair.errors, float), pair.twins()
+        numbers = np.concatenate([*(np.array(row) for row in pair.a), errors.ravel(), twins.ravel()])
         together = torch.from_numpy(numbers).to(like.device, like.dtype, non_blocking=True)
-        *rows, last = together.split([*range(1, pair.stages), looks.size])
-        return Coefficients(tuple(rows), last.view(looks.shape))
+        *rows, errors_, twins_ = together.split([*range(1, pair.stages), errors.size, twins.size])
+        return Coefficients(tuple(rows), errors_.view(errors.shape), twins_.view(twins.shape))

@@ -30,36 +30,38 @@ class Stages(ABC):
         """Take the slope of stage i."""
 
     @abstractmethod
-    def looks(self) -> Tensor:
-        """What the pair looks at once all slopes are there, ``(m + 2, R, D)``."""
+    def combined(self, rows: Tensor) -> Tensor:
+        """Sums of the lengths times all slopes, by coefficients ``(k, s)``: ``(k, R, D)``, without a graph."""
 
 
 class Buffered(Stages):
     """In one buffer for all steps: two operations a stage, whatever the size."""
 
     def __init__(self, coefficients: Coefficients):
-        self._coefficients, self._products = coefficients, torch.empty(0)
+        self._rows, self._stages = coefficients.rows, coefficients.errors.shape[1]
+        self._shape = torch.Size()
 
     def begin(self, y: Tensor, slope: Tensor, h: Tensor) -> None:
         """Lengths times slopes are what is kept."""
-        if self._products.shape[1:] != y.shape:
-            self._products = y.new_empty(self._coefficients.looks.shape[1], *y.shape)
-            self._flat = self._products.view(len(self._products), -1)
-        self._y, self._start, self._h = y, y.reshape(-1), h
+        if self._shape != y.shape:
+            self._shape = y.shape
+            products = y.new_empty(self._stages, *y.shape)
+            self._flat, self._places = products.view(self._stages, -1), products.unbind(0)
+            self._before = [self._flat[:i].t() for i in range(self._stages)]
+        self._start, self._h = y.reshape(-1), h
         self.put(0, slope)
 
     def state(self, i: int) -> Tensor:
         """One matrix-vector product over the buffer."""
-        row = self._coefficients.rows[i - 1]
-        return torch.addmv(self._start, self._flat[:i].t(), row).view(self._y.shape)
+        return torch.addmv(self._start, self._before[i], self._rows[i - 1]).view(self._shape)
 
     def put(self, i: int, slope: Tensor) -> None:
         """Into the buffer."""
-        torch.mul(slope, self._h, out=self._products[i])
+        torch.mul(slope, self._h, out=self._places[i])
 
-    def looks(self) -> Tensor:
+    def combined(self, rows: Tensor) -> Tensor:
         """One product of matrices."""
-        return (self._coefficients.looks @ self._flat).view(-1, *self._y.shape)
+        return (rows @ self._flat).view(-1, *self._shape)
 
 
 class Recorded(Stages):
@@ -84,7 +86,7 @@ class Recorded(Stages):
         self._slopes.append(slope)
 
     @torch.no_grad()
-    def looks(self) -> Tensor:
+    def combined(self, rows: Tensor) -> Tensor:
         """Without a graph."""
         products = (torch.stack(self._slopes).detach() * self._h).flatten(1)
-        return (self._coefficients.looks @ products).view(-1, *self._y.shape)
+        return (rows @ products).view(-1, *self._y.shape)

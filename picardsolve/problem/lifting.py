@@ -29,21 +29,36 @@ class Lifted:
         function: a function of one state, or of one batch.
         branches: whether a function that branches on values is called in a loop over the times, or raises an error.
         one_by_one: whether vmap has failed, so that the function is called in a loop over the times.
+        lifts: whether vmap has lifted it: the function does not branch, is not random, and one time needs no vmap.
     """
 
     name: str
     function: Callable[..., Any]
     branches: bool
     one_by_one: bool = False
+    lifts: bool = False
 
     def __call__(self, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
         """The values at times ``(K,)`` and states ``(K, ...)``; ``dims`` has 0 for an argument per time, else None."""
         if self.one_by_one:
             return self._in_turn(t, y, args, dims)
+        if self.lifts and len(t) == 1:
+            return self._alone(t, y, args, dims)
         try:
-            return torch.func.vmap(self.function, (0, 0, *dims))(t, y, *args)
+            out = torch.func.vmap(self.function, (0, 0, *dims))(t, y, *args)
         except Exception as error:
             return self._without_vmap(error, t, y, args, dims)
+        self.lifts = True
+        return out
+
+    def _alone(self, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
+        """The value at the only time."""
+        own = (
+            arg if dim is None else pytree.tree_map(lambda arg, dim: arg if dim is None else arg[0], arg, dim)
+            for arg, dim in zip(args, dims, strict=True)
+        )
+        out = self.function(t[0], y[0] if isinstance(y, Tensor) else pytree.tree_map(lambda leaf: leaf[0], y), *own)
+        return out[None] if isinstance(out, Tensor) else pytree.tree_map(_in_front, out)
 
     def _without_vmap(self, error: Exception, t: Tensor, y: Any, args: Sequence[Any], dims: Sequence[Any]) -> Any:
         said = str(error)
@@ -79,6 +94,10 @@ class Lifted:
             return self.function(t[k], pytree.tree_map(lambda leaf: leaf[k], y), *own)
 
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *(at(k) for k in range(len(t))))
+
+
+def _in_front(leaf: Any) -> Any:
+    return leaf[None] if isinstance(leaf, Tensor) else leaf
 
 
 def random(name: str) -> ValueError:

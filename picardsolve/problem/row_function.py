@@ -88,7 +88,8 @@ class RowFunction(Job):
         Returns:
             ``(R, D)``, or ``(R, D * m)`` with a trailing dimension m; ``(1 + P, ...)`` with derivatives behind them.
         """
-        sample = np.asanyarray(sample)  # a tensor does as well
+        if not isinstance(sample, np.ndarray):
+            sample = np.asarray(sample)  # a tensor does as well
         if self._user.takes == "batch":
             return self._in_batches(t, x, sample)
         if self._first_calls.done:
@@ -121,8 +122,10 @@ class RowFunction(Job):
         return torch.cat([values for values, _ in found], -2)
 
     def _in_chunks(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
-        size = self.max_batch or len(t)
-        if self.max_batch and x.dim() > 2:
+        if self.max_batch is None:
+            return self._call(t, x, sample)
+        size = self.max_batch
+        if x.dim() > 2:
             size = max(self.max_batch // len(x), 1)
         if self._user.takes == "batch":
             size = max(size // self.layout.batch, 1) * self.layout.batch
@@ -131,12 +134,14 @@ class RowFunction(Job):
         return torch.cat([self._call(*piece) for piece in _pieces(size, t, x, sample)], -2)
 
     def _call(self, t: Tensor, x: Tensor, sample: np.ndarray) -> Tensor:
-        if self._looks_like_samples(sample):
+        in_order = self._in_order(sample)
+        if not in_order and self._looks_like_samples(sample):
             return torch.cat([self._call(*piece) for piece in _pieces(len(t) - 1, t, x, sample)], -2)
+        flat = x.dim() == 2
         self.calls += 1
-        self.evaluations += x.shape[:-1].numel()
-        value = self._user.value if x.dim() == 2 else self._user.value_and_derivatives
-        args = self._user.args_of_rows(sample)
+        self.evaluations += len(sample) if flat else x.shape[:-1].numel()
+        value = self._user.value if flat else self._user.value_and_derivatives
+        args = self._user.args_of_rows(sample, in_order)
         out = self._called(value, t, x, args)
         check_no_tangent(out)  # of what the function closes over
         return out
@@ -168,8 +173,16 @@ class RowFunction(Job):
         parameters.extend(leaf for leaf in leaves(out) if leaf is not state)
         return out.detach()
 
+    def _in_order(self, sample: np.ndarray) -> bool:
+        """Whether the rows are one of each sample, in their order."""
+        return len(sample) == len(self._samples) and bool((sample == self._samples).all())
+
+    @cached_property
+    def _samples(self) -> np.ndarray:
+        return np.arange(self.layout.batch)
+
     def _looks_like_samples(self, sample: np.ndarray) -> bool:
-        """Whether there are as many rows as samples, in another order, and the function holds a tensor as long.
+        """Whether rows in another order are as many as samples, and the function holds a tensor as long.
 
         A tensor with one row for each sample would then meet the wrong rows and fit. In two shorter calls it does not
         fit, and the error says so.
@@ -177,7 +190,7 @@ class RowFunction(Job):
         samples = self.layout.batch
         if len(sample) != samples or samples == 1 or self._user.takes in ("state", "batch"):
             return False
-        return not bool((sample == np.arange(samples)).all()) and self._holds_as_many
+        return self._holds_as_many
 
     @cached_property
     def _holds_as_many(self) -> bool:

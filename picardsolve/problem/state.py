@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class Layout:
     def _sizes(self) -> list[int]:
         return [math.prod(shape) * (2 if self.dtype.is_complex else 1) for shape in self.shapes]
 
-    @property
+    @cached_property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of rows: that of the state, but at least float32."""
         return torch.promote_types(self.dtype.to_real(), torch.float32)

@@ -125,17 +125,13 @@ class UserFunction:
         """The arguments of one sample."""
         return pytree.tree_map(lambda arg: arg[sample] if self._per_sample(arg) else arg, self.args)
 
-    def args_of_rows(self, sample: np.ndarray) -> Any:
-        """The arguments of rows that belong to samples ``(R,)``."""
+    def args_of_rows(self, sample: np.ndarray, in_order: bool) -> Any:
+        """The arguments of rows that belong to samples ``(R,)``; ``in_order``: these are all samples, one by one."""
         args = (*self.own, *self.args) if self.own else self.args
-        if not args or not self.layout.batched or self.takes == "batch":
+        if not args or in_order or not self.layout.batched or self.takes == "batch":
             return args
-        everyone = len(sample) == self.layout.batch and bool((sample == np.arange(len(sample))).all())
         return pytree.tree_map(
-            lambda arg: (
-                arg.index_select(0, on_device(sample, arg.device)) if self._per_sample(arg) and not everyone else arg
-            ),
-            args,
+            lambda arg: arg.index_select(0, on_device(sample, arg.device)) if self._per_sample(arg) else arg, args
         )
 
     def _per_sample(self, arg: Any) -> bool:
