@@ -168,7 +168,7 @@ def solve(
         refuse_several_devices(term)
     problem = replace(problem, args=pytree.tree_map(detached, live), parameters=noted, crew=crew)
     alike = {**asked, "term": term.settings, "gradients": recording}, term, args, guess, events
-    inputs: Any = y0, ts, args if cond is None else cond, _reach(term, args)
+    inputs: Any = y0, ts, args if cond is None else cond, _reach(term, args) if recording else ()
     if integrator.adaptive:
         method = cast(AdaptiveMethod, integrator)
         _check_alone(method, guess, window, stop, brownian)

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from picardsolve.problem.index import on_device
 from picardsolve.problem.tolerances import Tolerance
 
 
@@ -28,6 +30,11 @@ class Allowed:
     def at(self, rows: Tensor) -> "Allowed":
         """Those of samples, by their numbers ``(R,)``."""
         return Allowed(_rows(self.rtol, rows), _rows(self.atol, rows))
+
+    def of_nodes(self, sample: np.ndarray, device: torch.device) -> "Allowed":
+        """Those of nodes, by the samples ``(M,)`` that they belong to."""
+        one = all(not isinstance(value, Tensor) or len(value) == 1 for value in (self.rtol, self.atol))
+        return self if one else self.at(on_device(sample, device))
 
     def scaled(self, factor: float | Tensor) -> "Allowed":
         """Times a number, or numbers ``(B, 1)``."""

@@ -40,8 +40,7 @@ class DenseSteps:
 
     def detached(self) -> "DenseSteps":
         """Without gradients."""
-        parts = {name: getattr(self.steps, name).detach() for name in ("y", "slope", "error")}
-        return replace(self, steps=replace(self.steps, **parts))
+        return replace(self, steps=self.steps.detached())
 
     def segments(self, sample: int) -> Tensor:
         """The times where a sample's steps begin, and where the last one ends, ``(S + 1,)``.
@@ -54,34 +53,38 @@ class DenseSteps:
         first, count = self.steps.first[sample], self.steps.count[sample]
         return torch.from_numpy(np.unique(self.steps.t[first : first + count])[:: int(self.sign[sample])].copy())
 
-    def elapsed(self, ts: Tensor) -> np.ndarray:
-        """Elapsed times of ``(T,)`` times, or of ``(T, B)``, by sample: ``(T, B)``; NaN where states are not known."""
-        at = ts.detach().to("cpu", torch.float64).numpy()
-        elapsed = self.sign * ((at if at.ndim > 1 else at[:, None]) - self.begin)
+    def elapsed(self, t: np.ndarray) -> np.ndarray:
+        """Elapsed times of times ``(T, B or 1)``, by sample: ``(T, B)``; NaN where states are not known."""
+        elapsed = self.sign * (t - self.begin)
         known = (elapsed >= 0) & (elapsed <= self.reached * (1 + 1e-12) + 4 * np.finfo(float).eps * np.abs(self.begin))
         return np.where(known, np.minimum(elapsed, self.reached), np.nan)
 
     def states(self, ts: Tensor) -> Tensor:
         """Rows ``(T, B, D)`` at such times; NaN where they are not known."""
-        elapsed = self.elapsed(ts)
+        at = ts.detach().to("cpu", torch.float64).numpy()
+        elapsed = self.elapsed(at if at.ndim > 1 else at[:, None])
         return self.at(self.begin + self.sign * np.nan_to_num(elapsed), np.isnan(elapsed))
 
-    def at(self, t: np.ndarray, unknown: np.ndarray) -> Tensor:
-        """Rows ``(T, B, D)`` at times ``(T, B)``; NaN where ``unknown``."""
+    def at(self, t: np.ndarray, unknown: np.ndarray, begin: np.ndarray | None = None) -> Tensor:
+        """Rows ``(T, B, D)`` at times ``(T, B)``; NaN where ``unknown``. ``begin`` is `located(t)`, if known."""
         steps, device = self.steps, self.steps.y.device
-        node, exact = self.nodes(t)
+        begin = self.located(t) if begin is None else begin
+        node, exact = self.nodes(t, begin)
         out = steps.y.index_select(0, on_device(node, device))
         if not exact.all():
-            other = between(steps, t.ravel(), self.located(t), self.k)
+            other = between(steps, t.ravel(), begin, self.k)
             out = torch.where(on_device(exact, device)[:, None], out, other)
         out = out.view(*unknown.shape, steps.y.shape[1])
         if unknown.any():
             out = out.masked_fill(on_device(unknown, device)[..., None], torch.nan)
         return out
 
-    def nodes(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nodes ``(T * B,)`` at or before times ``(T, B)``, and whether they are at the times."""
-        begin, at = self.located(t), self.steps.t
+    def nodes(self, t: np.ndarray, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nodes ``(T * B,)`` at or before times ``(T, B)``, and whether they are at the times.
+
+        The steps that hold them begin at nodes ``begin`` ``(T * B,)``.
+        """
+        at = self.steps.t
         after = np.minimum(begin + 1, len(at) - 1)
         node = np.where((at[begin] != t.ravel()) & (at[after] == t.ravel()), after, begin)
         return node, at[node] == t.ravel()

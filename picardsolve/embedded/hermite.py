@@ -25,17 +25,19 @@ def neighbours(begins: np.ndarray, ends: np.ndarray, first: np.ndarray, last: np
         The lowest and the highest node of each, ``(N,)``.
     """
     low, high = begins.copy(), ends.copy()
-    shortest = _SHORT * np.abs(t[ends] - t[begins])
+    shortest, length = _SHORT * np.abs(t[ends] - t[begins]), np.abs(np.diff(t, append=t[-1:]))
+    before = np.ones(len(begins), bool)
     for turn in range(2 * k):
-        many = high - low + 1 >= k
+        few = high - low + 1 < k
         if turn % 2:
-            beyond = np.minimum(high + 1, last)
-            longer = ~many & (high < last) & (np.abs(t[beyond] - t[high]) >= shortest)
-            high = np.where(longer, beyond, high)
+            longer = few & (high < last) & (length[np.minimum(high, last)] >= shortest)
+            high += longer
         else:
-            beyond = np.maximum(low - 1, first)
-            longer = ~many & (low > first) & (np.abs(t[beyond] - t[low]) >= shortest)
-            low = np.where(longer, beyond, low)
+            longer = few & (low > first) & (length[np.maximum(low - 1, 0)] >= shortest)
+            low -= longer
+        if not (longer.any() or before.any()):
+            break
+        before = longer
     return low, high
 
 

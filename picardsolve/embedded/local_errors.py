@@ -9,9 +9,11 @@ from picardsolve.embedded.pair import Pair
 from picardsolve.embedded.path import Steps
 from picardsolve.problem.index import on_device
 
+_AT_ONCE = 2**24  # numbers: sums over nodes are gathered in parts of so many
+
 
 def local_errors(steps: Steps, pair: Pair, scale: Tensor) -> Tensor:
-    """Signed errors of the N steps, ``(N, D)``.
+    """Signed errors of the N steps, ``(N, D)``; ``scale``, of the same shape, is what is allowed.
 
     A divided difference over k states and their slopes vanishes on smooth solutions. What it shows are the local errors
     of the steps between, which grow as the lengths to the power ``order + 1``. On sharp tolerances these are found
@@ -20,10 +22,12 @@ def local_errors(steps: Steps, pair: Pair, scale: Tensor) -> Tensor:
     pair's. Where there are fewer nodes the pair's is taken.
     """
     begins, k, order = steps.begins, pair.window, pair.order
+    own = steps.error.index_select(0, on_device(begins + 1, steps.y.device))
+    if steps.count.max() < k:
+        return own
     first, last = steps.bounds
     low, high = neighbours(begins, begins + 1, first[begins], last[begins], steps.t, k)
     full = high - low + 1 == k
-    own = steps.error.index_select(0, on_device(begins + 1, steps.y.device))
     if not full.any():
         return own
     index = np.where(full[:, None], low[:, None] + np.arange(k), begins[:, None])
@@ -42,11 +46,14 @@ def local_errors(steps: Steps, pair: Pair, scale: Tensor) -> Tensor:
 
 def combined(steps: Steps, index: np.ndarray, of_states: np.ndarray, of_slopes: np.ndarray) -> Tensor:
     """States and slopes at nodes ``(Q, k)`` times their weights: ``(Q, D)``."""
-    y = steps.y
-    weights = torch.from_numpy(np.stack([of_states.T, of_slopes.T])).to(y.device, y.dtype, non_blocking=True)
-    at = on_device(np.ascontiguousarray(index.T), y.device)
-    out = torch.zeros(len(index), y.shape[1], dtype=y.dtype, device=y.device)
-    for j in range(index.shape[1]):
-        out = torch.addcmul(out, weights[0, j, :, None], y.index_select(0, at[j]))
-        out = torch.addcmul(out, weights[1, j, :, None], steps.slope.index_select(0, at[j]))
-    return out
+    y, slope = steps.y, steps.slope
+    many, k = index.shape
+    weights = torch.from_numpy(np.stack([of_states, of_slopes])).to(y.device, y.dtype, non_blocking=True)[:, :, None]
+    at, part = on_device(index.ravel(), y.device), max(_AT_ONCE // (k * y.shape[1]), 1)
+    out = []
+    for begin in range(0, many, part):
+        some = at[begin * k : (begin + part) * k]
+        states, slopes = (rows.index_select(0, some).view(-1, k, y.shape[1]) for rows in (y, slope))
+        own = weights[:, begin : begin + part]
+        out.append(torch.baddbmm(own[0] @ states, own[1], slopes)[:, 0])
+    return out[0] if len(out) == 1 else torch.cat(out)

@@ -16,6 +16,7 @@ from picardsolve.embedded.pair import Coefficients, Pair
 from picardsolve.embedded.path import Recorder
 from picardsolve.embedded.rows import Asks, Rows
 from picardsolve.embedded.stages import Stages
+from picardsolve.embedded.watch import Watch
 from picardsolve.problem.index import on_device
 
 _FULL = 0.75  # of the rows have to be of samples that are not over
@@ -40,6 +41,8 @@ class March:
         path: gets the nodes.
         failures: gets why samples ended before their time, by number.
         time_dtype: in which the drift gets times.
+        watch: sees terminal events; None: there are none to be seen.
+        stopped: samples that ended at events.
     """
 
     pair: Pair
@@ -51,7 +54,9 @@ class March:
     lanes: Lanes
     path: Recorder
     time_dtype: torch.dtype
-    failures: dict[int, Failure] = field(default_factory=dict)
+    failures: dict[int, Failure]
+    watch: Watch | None
+    stopped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     stages: Stages = field(init=False)
     _some: np.ndarray | None = None  # the samples of a part of the rows
     _tries: int = 0
@@ -63,6 +68,7 @@ class March:
         slope = yield Rows(self._times(lanes.t, y), y, lanes.sample, recorded=True)
         self.stages = self.make_stages(self.coefficients)
         self.path.add(lanes.sample, lanes.t, lanes.t, (y, slope, torch.zeros_like(y)), ~lanes.over, begins=True)
+        self._look_for_ends(lanes.t, y, ~lanes.over)
         yield from self._first_lengths(y, slope)
         while not self.lanes.over.all():
             y, slope = yield from self._step(*self._compacted(y, slope))
@@ -122,12 +128,21 @@ class March:
             if self.stages.recorded and not np.isfinite(error).all():
                 new, after = yield from self._alone(accepted, times, h, y, slope)
         self.path.add(lanes.sample, reached, times[-1], (new, after, local), accepted)
+        self._look_for_ends(reached, new, accepted)
         if not whole:
             rows = on_device(accepted, y.device)[:, None]
             new, after = torch.where(rows, new, y), torch.where(rows, after, slope)
         if jumps is not None and (accepted & jumps).any():
             after = yield from self._crossed(accepted & jumps, new, after)
         return new, after
+
+    def _look_for_ends(self, t: np.ndarray, y: Tensor, nodes: np.ndarray) -> None:
+        """Stop the samples whose terminal events have happened; where ``nodes``, there are new ones."""
+        over = None if self.watch is None else self.watch.add(self.lanes.sample, t, y, nodes)
+        if over is not None:
+            ended = over[self.lanes.sample] & ~self.lanes.over
+            self.lanes.over |= ended
+            self.stopped = np.concatenate([self.stopped, self.lanes.sample[ended]])
 
     def _crossed(self, crossed: np.ndarray, y: Tensor, slope: Tensor) -> Asks[Tensor]:
         """The slopes, of some samples beyond the jump of the drift that their steps ended at."""
@@ -222,13 +237,13 @@ class March:
         """Give up samples that do not get on."""
         lanes = self.lanes
         if np.isfinite(self.limits.steps):
-            for row in np.flatnonzero(~lanes.over & (lanes.steps >= self.limits.steps)):
+            for row in np.flatnonzero(~lanes.over & (lanes.steps >= self.limits.steps)).tolist():
                 self._give_up(row, OutOfSteps())
         if self._long is not None:
-            for row in np.flatnonzero(~lanes.over & (lanes.stiff >= _STEPS_IN_A_ROW)):
+            for row in np.flatnonzero(~lanes.over & (lanes.stiff >= _STEPS_IN_A_ROW)).tolist():
                 self._give_up(row, Stiff(float(lanes.predicted[row])))
         if not accepted.all():
-            for row in np.flatnonzero(~accepted & ~lanes.over & (lanes.h < lanes.shortest)):
+            for row in np.flatnonzero(~accepted & ~lanes.over & (lanes.h < lanes.shortest)).tolist():
                 self._give_up(row, Stuck(float(lanes.t[row]), bool(np.isfinite(error[row]))))
 
     def _give_up(self, row: int, failure: Failure) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,7 +47,7 @@ class EmbeddedMethod(AdaptiveMethod):
                 raise ValueError(f"{name}: expected a number below 1, got {getattr(self, name)!r}.")
         if not self.ifactor > 1:
             raise ValueError(f"ifactor: expected a number above 1, got {self.ifactor!r}.")
-        self._limits()
+        _ = self._limits
 
     def begin(
         self,
@@ -63,13 +64,14 @@ class EmbeddedMethod(AdaptiveMethod):
             raise TypeError(f"iteration: {type(self).__name__} steps without iterating; leave it out.")
         control = Control(self.pair.order, self.safety, self.dfactor, self.ifactor)
         watched = Event.of(events)
-        return EmbeddedSolve.of(self.pair, control, self._limits(), problem, y, tolerance, watched, only_last, given)
+        return EmbeddedSolve.of(self.pair, control, self._limits, problem, y, tolerance, watched, only_last, given)
 
+    @cached_property
     def _limits(self) -> Limits:
         stops, jumps = (_times(name, getattr(self, name)) for name in ("step_t", "jump_t"))
         together = np.concatenate([stops, jumps])
         order = np.argsort(together, kind="stable")
-        if len(np.unique(together)) < len(together):
+        if (np.diff(together[order]) == 0).any():
             raise ValueError("step_t, jump_t: expected times that differ; drop repeats.")
         is_jump = (np.arange(len(together)) >= len(stops))[order]
         most = np.inf if self.max_step is None else self.max_step

@@ -66,8 +66,12 @@ class Steps:
             count,
         )
 
-    def replaced(self, new: "Steps", samples: np.ndarray, values: tuple[np.ndarray, np.ndarray]):
-        """The steps with other ones of some samples, and the values ``(k, M)`` of all nodes, of both."""
+    def detached(self) -> "Steps":
+        """Without gradients."""
+        return replace(self, y=self.y.detach(), slope=self.slope.detach(), error=self.error.detach())
+
+    def replaced(self, new: "Steps", samples: np.ndarray) -> tuple["Steps", np.ndarray]:
+        """The steps with other ones of some samples; and which nodes, of both behind each other, theirs are."""
         gone = np.isin(self.sample, samples)
         pieces = np.concatenate([self.piece, new.piece + self.piece.max(initial=0) + 1])
         parts = {name: np.concatenate([getattr(self, name), getattr(new, name)]) for name in ("sample", "t", "inside")}
@@ -75,7 +79,7 @@ class Steps:
         both = replace(self, piece=pieces, **parts, **rows)
         node = np.flatnonzero(np.concatenate([~gone, np.ones(len(new.t), bool)]))
         node = node[np.argsort(both.sample[node], kind="stable")]
-        return both.of(node), np.concatenate(values, 1)[:, node]
+        return both.of(node), node
 
 
 @dataclass

@@ -64,19 +64,21 @@ def _event(function: Any) -> Event:
 
 @dataclass
 class EventFunction:
-    """An event's function along the solution of one sample.
+    """An event's function along the solution of one sample, or at rows of several.
 
     Attributes:
         event: the event.
         layout: of the state.
         clock: in which dtype times are given.
-        args: of the sample.
+        args: of the sample, or of the rows.
+        dims: in the structure of ``args``, 0 for those of rows, otherwise None; None: those are of one sample.
     """
 
     event: Event
     layout: Layout
     clock: Clock
     args: Sequence[Any]
+    dims: Sequence[Any] | None = None
     _vectorizable: bool = True
 
     @torch.no_grad()
@@ -91,17 +93,24 @@ class EventFunction:
         return self.clock.called("events", lambda dtype: self._values(exact.to(self.layout.device, dtype), y))
 
     def _values(self, times: Tensor, y: Any) -> np.ndarray:
+        dims = [None] * len(self.args) if self.dims is None else self.dims
         if self._vectorizable and len(times) > 1:
             try:
-                values = torch.func.vmap(self.event.function, (0, 0, *[None] * len(self.args)))(times, y, *self.args)
+                values = torch.func.vmap(self.event.function, (0, 0, *dims))(times, y, *self.args)
             except Exception:  # branches, .item() or numpy inside; called for one state it says itself what is wrong
                 values = None
             if isinstance(values, Tensor) and values.numel() == len(times):
                 return values.reshape(-1).to("cpu", torch.float64).numpy().copy()
             self._vectorizable = False
-        states = (pytree.tree_map(lambda leaf, k=k: leaf[k], y) for k in range(len(times)))
-        values = [self.event.function(*row, *self.args) for row in zip(times, states, strict=True)]
-        return np.array([_number(value) for value in values])
+
+        def value(k: int) -> float:
+            args = (
+                arg if dim is None else pytree.tree_map(lambda arg, dim: arg if dim is None else arg[k], arg, dim)
+                for arg, dim in zip(self.args, dims, strict=True)
+            )
+            return _number(self.event.function(times[k], pytree.tree_map(lambda leaf: leaf[k], y), *args))
+
+        return np.array([value(k) for k in range(len(times))])
 
 
 def _number(value: Any) -> float:

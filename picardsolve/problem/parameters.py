@@ -137,6 +137,7 @@ def _read(function: FunctionType, owner: type | None) -> Iterator[Any]:
     yield from (method for method in methods if isinstance(method, FunctionType | MethodType))
 
 
+@functools.lru_cache(maxsize=1024)
 def _names(code: CodeType) -> tuple[list[str], list[str]]:
     """Names of the globals and attributes that a code object and its inner functions read."""
     names, attributes, ahead = [], [], [code]

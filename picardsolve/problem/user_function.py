@@ -134,6 +134,10 @@ class UserFunction:
             lambda arg: arg.index_select(0, on_device(sample, arg.device)) if self._per_sample(arg) else arg, args
         )
 
+    def dims_of(self, args: Any) -> Any:
+        """In the structure of positional arguments, 0 for those with an entry for each sample, otherwise None."""
+        return pytree.tree_map(lambda arg: 0 if self._per_sample(arg) else None, tuple(args))
+
     def _per_sample(self, arg: Any) -> bool:
         return self.layout.batched and isinstance(arg, Tensor) and arg.dim() > 0
 
@@ -142,8 +146,7 @@ class UserFunction:
             out = self.function(y, t, **args)
             return getattr(out, "sample", out)
         if self.takes == "state":
-            dims = pytree.tree_map(lambda arg: 0 if self._per_sample(arg) else None, tuple(args))
-            return self.lifted(t, y, args, dims)
+            return self.lifted(t, y, args, self.dims_of(args))
         if self.takes == "batch":
             return self._apply_to_batches(t, y, args)
         deepest = max(len(shape) for shape in self.layout.shapes)
