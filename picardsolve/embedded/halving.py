@@ -12,7 +12,12 @@ from picardsolve.problem.index import on_device
 
 
 def halved(
-    steps: Steps, some: np.ndarray, pair: Pair, coefficients: Coefficients, beside: Tensor | None
+    steps: Steps,
+    some: np.ndarray,
+    pair: Pair,
+    coefficients: Coefficients,
+    beside: Tensor | None,
+    time_dtype: torch.dtype,
 ) -> Asks[tuple[Tensor, Tensor | None]]:
     """Signed errors of some steps, ``(Q, D)``, and what becomes of displacements ``beside`` of where they begin.
 
@@ -24,6 +29,7 @@ def halved(
         pair: the method.
         coefficients: of the method.
         beside: ``(Q, D)``; None: there are none.
+        time_dtype: in which the drift gets times.
     """
     node, stages = steps.begins[some], Buffered(coefficients)
     at = on_device(node, steps.y.device)
@@ -38,12 +44,13 @@ def halved(
     for start, last in ((begin, False), (begin + half, True)):
         times = start + np.array(pair.c)[:, None] * half
         times[-2:] = reached if last else times[-1]
+        t = torch.from_numpy(times).to(y.device, time_dtype, non_blocking=True)
         stages.begin(y, slope, length)
         for i in range(1, pair.stages):
             y = stages.state(i)
             if last and i == pair.stages - 1:
                 break
-            slope = yield Rows(torch.from_numpy(times[i]), y, sample)
+            slope = yield Rows(t[i], y, sample)
             stages.put(i, slope)
     fine = y[: len(some)]
     errors = (steps.y.index_select(0, at + 1) - fine) / (1 - 0.5**pair.order)

@@ -134,7 +134,7 @@ class Marches:
             own = some[first : first + part]
             at = on_device(own, local.device)
             beside = None if every is None else every.index_select(0, at)
-            fine, moved = yield from halved(steps, own, self.pair, coefficients, beside)
+            fine, moved = yield from halved(steps, own, self.pair, coefficients, beside, self.march.time_dtype)
             local = local.index_copy(0, at, fine)
             if beside is not None and moved is not None:
                 linear = linear.growing(own, beside, moved)
