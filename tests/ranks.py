@@ -14,7 +14,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _HEAVY = [
     name for name in sys.modules if name.startswith(("diffusers.", "transformers.models."))
 ]  # where pipelines are
-_CONTEXT.set_forkserver_preload(["torch", "picardsolve", *_HEAVY])
+_HEAVY = ("diffusers.", "transformers.models.")  # imported once for all ranks, where the test needs them
 
 
 def run(work, folder, *args, ranks=2, shape=None, names=None, patience=20.0, limit=250.0):
@@ -26,6 +26,8 @@ def run(work, folder, *args, ranks=2, shape=None, names=None, patience=20.0, lim
         patience: the timeout of the process group.
         limit: seconds after which what is still running is killed.
     """
+    heavy = [name for name in sys.modules if name.startswith(_HEAVY)]
+    _CONTEXT.set_forkserver_preload(["torch", "picardsolve", *heavy])
     shape = shape or (ranks,)
     given = work, str(folder), args, ranks, shape, names, patience, limit
     children = [_CONTEXT.Process(target=_rank, args=(rank, *given), daemon=True) for rank in range(ranks)]

@@ -32,6 +32,7 @@ Outcome = TypeVar("Outcome")
 
 _ROWS = "rows"  # the name of the dimension that rows are spread over
 _REASON = "picardsolve/lost"  # where rank 0 leaves word for ranks that it cannot reach any more
+_AHEAD = 256  # tensors on their way to ranks that are behind
 _PATIENCE = timedelta(seconds=10)  # with which these look for it
 
 
@@ -99,12 +100,11 @@ class MeshCrew(Crew):
             RankError: a rank has gone, or did not answer in time; it has other settings, code or weights; or the rank
                 that solves raised an error. That rank raises the error itself.
         """
-        own = fingerprint(settings, reach)
         if not self.leads:
-            self.begin(own)
+            self.begin(settings, *reach)
             return self.serve()
         try:
-            self.begin(own)
+            self.begin(settings, *reach)
             outcome = lead()
         except BaseException as error:
             self.fail(error)
@@ -152,8 +152,9 @@ class MeshCrew(Crew):
         """Give a value to the ranks that serve; the last one ends what they do together."""
         self._open = self._open and not last
         for rank in self._others:
-            self._send(("told", value), rank)
-        self._wait()
+            self._send(("told", value, last), rank)
+        if last or len(self._posted) > _AHEAD:
+            self._wait()
 
     def fail(self, error: BaseException) -> None:
         """Let the ranks that serve raise an error, too, as far as they can be reached."""
@@ -169,14 +170,14 @@ class MeshCrew(Crew):
 
     # ---- every rank
 
-    def begin(self, own: Mapping[str, str]) -> None:
-        """Compare the fingerprint of this rank with those of the others, which serve from now on."""
-        self._own_error = None
+    def begin(self, settings: Mapping[str, Any], *reach: Any) -> None:
+        """Compare the fingerprint of this rank with those of the others, which serve from now on; see `together`."""
+        self._own_error, own = None, fingerprint(settings, reach)
         if not self.leads:
-            self._send(("ready", dict(own)), self._leader)
+            self._send(("ready", own), self._leader)
             self._received(self._leader)  # raises what the comparison has shown
             return
-        found = {rank: self._received(rank)[1] for rank in self._others} | {self._leader: dict(own)}
+        found = {rank: self._received(rank)[1] for rank in self._others} | {self._leader: own}
         for row in self._ranks:
             for rank, first in zip(row, self._ranks[0], strict=True):
                 like = {**found[self._leader], "weights": found[first]["weights"]}  # a model may be spread over a row
@@ -191,7 +192,7 @@ class MeshCrew(Crew):
         self._open = True
 
     def serve(self) -> Any:
-        """Do what the rank that solves asks for, until it tells a value: that value.
+        """Do what the rank that solves asks for, until it tells the next value: that value.
 
         Raises:
             RankError: it has gone, did not answer in time, or failed.
@@ -209,6 +210,18 @@ class MeshCrew(Crew):
             else:
                 self._send(("done", result if self._answers else None, seconds), self._leader)
             self._wait()
+
+    def leave(self, error: BaseException) -> None:
+        """On a rank that cannot go on: say so where it is asked for rows, until the rank that solves knows or ends."""
+        self._own_error = error
+        with suppress(type(error), RankError):
+            while True:
+                kind, *given = self._received(self._leader)
+                if kind == "told" and given[1]:
+                    return
+                if kind == "run":
+                    self._send(("raised", said_by(error)), self._leader)
+                    self._wait()
 
     def _send(self, value: Any, rank: int) -> None:
         try:

@@ -23,6 +23,9 @@ class Posted:
         self._works: list[Any] = []
         self._kept: list[Tensor] = []
 
+    def __len__(self) -> int:
+        return len(self._works)
+
     def send(self, value: Any, rank: int) -> None:
         """Send a value to a rank, without waiting for it."""
         stream = io.BytesIO()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from picardsolve.distributed.marks import Marks
 from picardsolve.problem.parameters import reachable, visited
 
 _LOCK = Lock()
@@ -23,29 +24,47 @@ class Replicas:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._kept: weakref.WeakKeyDictionary[Any, tuple[list[Any], Any]] = weakref.WeakKeyDictionary()
+        self._kept: weakref.WeakKeyDictionary[Any, tuple[Marks, Any]] = weakref.WeakKeyDictionary()
 
-    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def of(
+        self,
+        function: Callable[..., Any],
+        marks: Marks | None = None,
+        check: Callable[[Any], None] | None = None,
+    ) -> Callable[..., Any]:
         """The function on this device; a function without tensors is itself.
+
+        Args:
+            function: of which it is a copy.
+            marks: of the function, where they are known; a copy is made anew where they have changed.
+            check: is called with a copy when it is made.
 
         Raises:
             ValueError: it holds a tensor that could not be copied.
         """
-        _refuse_forward_mode(function)
-        owner = getattr(function, "__self__", function)
-        tensors = list(reachable(function))
-        if not tensors:
+        marks = Marks(function) if marks is None else marks
+        if not marks.tensors:
+            _refuse_forward_mode(function)
             return function
-        versions = [_version(tensor) for tensor in tensors]
-        with _LOCK:
-            kept = self._kept.get(owner) if _has_weak_references(owner) else None
-            if kept is None or kept[0] != versions:
-                kept = versions, _Copier(self._device)(owner)
-                if _has_weak_references(owner):
-                    self._kept[owner] = kept
-        replica = kept[1] if owner is function else getattr(kept[1], function.__name__)
-        _check(function, replica, tensors, self._device)
-        return replica
+        owner = getattr(function, "__self__", function)
+        kept = self._kept.get(owner) if _has_weak_references(owner) else None
+        if kept is not None and (kept[0] is marks or kept[0] == marks):
+            made = kept[1]
+        else:
+            _refuse_forward_mode(function)
+            with _LOCK, torch.inference_mode(False):  # a copy outlives the mode in which it is made
+                made = _Copier(self._device)(owner)
+            _check(function, _bound(function, made), self._device)
+            if check is not None:
+                check(_bound(function, made))
+        if _has_weak_references(owner):
+            self._kept[owner] = marks, made
+        return _bound(function, made)
+
+
+def _bound(function: Callable[..., Any], owner: Any) -> Any:
+    """A function, or a method of a copy of its object."""
+    return getattr(owner, function.__name__) if hasattr(function, "__self__") else owner
 
 
 def _refuse_forward_mode(function: Any) -> None:
@@ -60,8 +79,8 @@ def _refuse_forward_mode(function: Any) -> None:
         )
 
 
-def _check(function: Any, replica: Any, tensors: list[Any], device: torch.device) -> None:
-    own = {id(tensor) for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim()}
+def _check(function: Any, replica: Any, device: torch.device) -> None:
+    own = {id(tensor) for tensor in reachable(function) if isinstance(tensor, Tensor) and tensor.dim()}
     for tensor in reachable(replica):
         if isinstance(tensor, Tensor) and tensor.dim() and (id(tensor) in own or tensor.device != device):
             name = getattr(function, "__qualname__", type(function).__name__)
@@ -123,11 +142,6 @@ def _names(function: FunctionType) -> set[str]:
         names |= set(code.co_names)
         ahead += [part for part in code.co_consts if isinstance(part, type(code))]
     return names
-
-
-def _version(tensor: Any) -> tuple[int, int]:
-    counted = isinstance(tensor, Tensor) and not tensor.is_inference()
-    return id(tensor), tensor._version if counted else 0
 
 
 def _has_weak_references(owner: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 Outcome = TypeVar("Outcome")
-Copied = Callable[[Any], Any]  # of a function: the same function with its tensors on another device
+Copied = Callable[..., Any]  # of a function: the same function with its tensors on another device
 
 
 class Job(ABC):
@@ -59,7 +59,14 @@ class Crew(ABC):
         """
 
 
-def spread(crew: Crew, number: int, rows: int, part: Callable[[slice], Any], unit: int = 1) -> list[Any]:
+def spread(
+    crew: Crew,
+    number: int,
+    rows: int,
+    part: Callable[[slice], Any],
+    unit: int = 1,
+    shares: Sequence[int] | None = None,
+) -> list[Any]:
     """The results of a job for so many rows, in pieces, in their order.
 
     Args:
@@ -68,8 +75,9 @@ def spread(crew: Crew, number: int, rows: int, part: Callable[[slice], Any], uni
         rows: how many there are.
         part: what a worker needs for some of them.
         unit: rows that stay together.
+        shares: how many each worker gets; None: as the crew has it.
     """
-    shares = crew.shares(rows, unit)
+    shares = crew.shares(rows, unit) if shares is None else shares
     ends = [sum(shares[: k + 1]) for k in range(len(shares))]
     parts = [part(slice(end - n, end)) if n else None for end, n in zip(ends, shares, strict=True)]
     return [result for result in crew.run(number, parts, shares) if result is not None]

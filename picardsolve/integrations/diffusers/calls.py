@@ -1,7 +1,7 @@
 """The public calls: `sample` a pipeline, enter a `sampler` around it, or `denoise` without a pipeline."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,13 +19,12 @@ from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapsho
 from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.refusals import refuse_tokens, why_sequential
 from picardsolve.integrations.diffusers.report import Report
+from picardsolve.integrations.diffusers.run.ranks import UNFIT
 from picardsolve.integrations.diffusers.sampler import Sampler
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# Errors of a loop that cannot carry a window of states; it then runs again, one step at a time.
-_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 _OURS = tuple(field.name for field in fields(Options))
 
 
@@ -45,6 +44,7 @@ def sampler(
     guess: Guess | None = None,
     batcher: Any = None,
     mesh: "DeviceMesh | None" = None,
+    devices: Sequence[Any] | None = None,
 ) -> Sampler:
     """A context in which ``pipe(...)`` runs in parallel over its steps, unmodified.
 
@@ -68,16 +68,21 @@ def sampler(
         batcher: a `picardsolve.Batcher` of the denoiser, or a request of one: calls are merged with those of other runs
             in other threads, and with ``window="auto"`` windows follow the load.
         mesh: a `torch.distributed` ``DeviceMesh`` whose ranks all run the same pipeline with the same seed. Each
-            evaluates a share of a round's steps, with guidance and ControlNets of a step on one rank; all get the same
-            image. Not with ``window="auto"``. See docs/devices.md.
+            evaluates a share of a round's steps, with guidance and ControlNets of a step on one rank. Rank 0 decides,
+            and all get its image. See docs/devices.md.
+        devices: devices of this process that share a round's steps, such as ``["cuda:0", "cuda:1"]``: each gets a copy
+            of the denoiser, which is kept, and made anew where the denoiser has changed. Steps of a device that fails
+            are evaluated on the others, and a note says so.
 
     Raises:
         TypeError: ``pipe`` has no scheduler, or a scheduler of integer tokens, or a denoiser with a step cache, or
             ``iteration`` is `picardsolve.Parareal` or `Newton`, or ``mesh`` is no mesh.
-        ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range.
-        picardsolve.distributed.RankError: while it runs: a rank was lost or failed, or runs with something else.
+        ValueError: ``window``, ``tolerance`` or ``max_batch`` is out of range, or a device is not there, or a module
+            cannot be copied to it.
+        picardsolve.distributed.RankError: while it runs: a rank was lost or failed, or runs with something else. Its
+            ``report`` has the last state.
     """
-    return _sampler(pipe, Options(window, tolerance, max_batch, iteration, guess, batcher, mesh))
+    return _sampler(pipe, Options(window, tolerance, max_batch, iteration, guess, batcher, mesh, devices))
 
 
 def _sampler(pipe: Any, options: Options) -> Sampler:
@@ -98,6 +103,7 @@ def sample(
     guess: Guess | None = None,
     batcher: Any = None,
     mesh: "DeviceMesh | None" = None,
+    devices: Sequence[Any] | None = None,
     pipeline_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -116,6 +122,7 @@ def sample(
         guess: as for `sampler`.
         batcher: as for `sampler`.
         mesh: as for `sampler`.
+        devices: as for `sampler`.
         pipeline_kwargs: passed on to the pipeline without a check: arguments that the pipeline passes on, and arguments
             of the pipeline with one of the names above.
         **kwargs: passed on to the pipeline.
@@ -127,7 +134,7 @@ def sample(
         TypeError: an argument is not read; see `sampler` for more.
         ValueError: see `sampler`.
     """
-    options = Options(window, tolerance, max_batch, iteration, guess, batcher, mesh)
+    options = Options(window, tolerance, max_batch, iteration, guess, batcher, mesh, devices)
     run = _sampler(pipe, options)
     refuse_unread_by_pipeline(pipe, kwargs, _OURS)
     kwargs = merged("pipeline_kwargs", pipeline_kwargs, kwargs)
@@ -136,7 +143,7 @@ def sample(
     try:
         with run:
             out = pipe(*args, **kwargs)
-    except _UNFIT as error:
+    except UNFIT as error:
         watched = any(kwargs.get(name) is not None for name in ("callback", "callback_on_step_end"))
         if watched or not run.failed:
             raise
@@ -173,6 +180,7 @@ def denoise(
     guess: Guess | None = None,
     batcher: Any = None,
     mesh: "DeviceMesh | None" = None,
+    devices: Sequence[Any] | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     eta: float | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -193,6 +201,7 @@ def denoise(
         guess: as for `sampler`.
         batcher: as for `sampler`.
         mesh: as for `sampler`.
+        devices: as for `sampler`.
         generator: passed on to ``scheduler.step``.
         eta: passed on to ``scheduler.step``.
         model_kwargs: passed on to the model without a check: arguments of the model with one of the names above.
@@ -219,7 +228,7 @@ def denoise(
             raise TypeError(f"{name}: {type(scheduler).__name__}.step takes none; leave it out.")
     refuse_unread_by_model(model, conditioning, _OURS)
     conditioning = merged("model_kwargs", model_kwargs, conditioning)
-    run = Sampler(scheduler, [module], Options(window, tolerance, max_batch, iteration, guess, batcher, mesh))
+    run = Sampler(scheduler, [module], Options(window, tolerance, max_batch, iteration, guess, batcher, mesh, devices))
     with torch.no_grad(), run:
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x

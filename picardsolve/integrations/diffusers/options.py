@@ -24,15 +24,12 @@ class Options:
     guess: Guess | None = None
     batcher: Any = None
     mesh: Any = None
+    devices: Any = None
 
     def __post_init__(self):
         window, guess = self.window, self.guess
-        if self.mesh is not None and self.batcher is not None:
-            raise ValueError("batcher: of the threads of one process, not of ranks; pass either mesh or batcher.")
-        if self.mesh is not None and window == "auto":
-            raise ValueError(
-                'window: "auto" goes by the clock, which ranks of a mesh have each their own; pass a number.'
-            )
+        if self.batcher is not None and (self.mesh is not None or self.devices is not None):
+            raise ValueError("batcher: it gathers rows in one process, for one device; leave mesh and devices out.")
         if window != "auto" and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
             raise ValueError(f'window: expected an integer >= 1 or "auto", got {window!r}.')
         check_not_negative("tolerance", self.tolerance)

@@ -1,6 +1,7 @@
 """Methods that instance attributes replace temporarily."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import update_wrapper
 from threading import Lock, get_ident
 from typing import Any, Protocol
@@ -68,6 +69,9 @@ class PatchedForward:
         if not runs:
             return self.original(*args, **kwargs)
         return runs[-1].forward(self.module, self.original, args, kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return deepcopy(self.original, memo)  # a copy of the module is patched by nobody
 
     @property
     def in_place(self) -> bool:

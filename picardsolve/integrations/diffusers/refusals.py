@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from picardsolve.integrations.diffusers.patches import PatchedForward
+
 STEP = ["model_output", "timestep", "sample"]  # the arguments that a scheduler's step begins with
 
 
@@ -27,6 +29,27 @@ def refuse_stateful(modules: Iterable[nn.Module]) -> None:
                         f"{type(module).__name__}: its hook {name!r} remembers the step before, and steps run side by "
                         "side here; call disable_cache() on it, or call the pipeline itself."
                     )
+
+
+def refuse_uncopied(modules: Iterable[nn.Module]) -> None:
+    """Refuse modules whose copies on another device would not be theirs.
+
+    Raises:
+        ValueError: a hook or a compiler stands in the place of a forward, or a module is on several devices.
+    """
+    for module in modules:
+        name, found = type(module).__name__, None
+        for part in module.modules():
+            if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+                found = "is compiled, which a copy is not"
+            elif not isinstance(vars(part).get("forward"), PatchedForward | None) and not hasattr(part, "function"):
+                found = f"has another forward in the place of {type(part).__name__}'s, as hooks for offloading do"
+        if len({parameter.device for parameter in module.parameters()}) > 1:
+            found = "is spread over several devices itself"
+        if found is not None:
+            raise ValueError(
+                f"devices: {name} {found}; leave devices out, or pass mesh, with a process for each device."
+            )
 
 
 def refuse_tokens(scheduler: Any) -> None:

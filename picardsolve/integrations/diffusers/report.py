@@ -34,6 +34,7 @@ class Report:
         notes: further sentences for the user.
         history: one record per round of the window.
         state: the last state of the loop; None before the first step.
+        taken: steps that have led to it.
         span: time of the loop.
         rounds_timed: each round with its time, which is read from a GPU when it is asked for.
         table: weights of the scheduler's steps; None if unknown.
@@ -52,6 +53,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     history: History = field(default_factory=History, repr=False)
     state: Tensor | None = field(default=None, repr=False)
+    taken: int = 0
     span: Span = field(default_factory=Span, repr=False)
     rounds_timed: list[TimedRound] = field(default_factory=list, repr=False)
     table: SchedulerTable | None = field(default=None, repr=False)

@@ -1,26 +1,31 @@
 """The context in which a pipeline runs in parallel."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from picardsolve.distributed import Crew, MeshCrew, RankError, crew_of
 from picardsolve.integrations.diffusers.mutable_state import Watch
 from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.patches import PatchedForward, PatchedMethod
-from picardsolve.integrations.diffusers.refusals import refuse_stateful, refuse_tokens, why_sequential
+from picardsolve.integrations.diffusers.refusals import refuse_stateful, refuse_tokens, refuse_uncopied, why_sequential
 from picardsolve.integrations.diffusers.report import Report
 from picardsolve.integrations.diffusers.run.batching import Batch
 from picardsolve.integrations.diffusers.run.loop import Loop
 from picardsolve.integrations.diffusers.run.onlookers import observed
+from picardsolve.integrations.diffusers.run.ranks import Following, Leading, Ranks
 from picardsolve.integrations.diffusers.run.shared_lanes import SharedLanes
 from picardsolve.integrations.diffusers.run.timesteps import Timesteps
 from picardsolve.integrations.diffusers.run.window_tensor import WithoutLoopMode
 
 _LOCK = Lock()
+_ALIKE = ("window", "tolerance", "max_batch", "iteration", "guess")  # what ranks of a mesh must have alike
 
 
 class Sampler:
@@ -44,14 +49,19 @@ class Sampler:
         refuse_stateful(self.modules)
         self.report = Report()
         self._scheduler, self._options, self._pipe = scheduler, options, pipe
-        self._shared = None if options.mesh is None else SharedLanes(options.mesh, self.modules)
+        if options.devices is not None:
+            refuse_uncopied(self.modules)
+        self._ranks = None if options.mesh is None or options.devices is not None else MeshCrew(options.mesh)
+        self._crew_at = _crews(options, self._ranks)
+        self._compared = False  # with the modules of other ranks
         self.why = why_sequential(scheduler)
         self.failed = False
         self._methods: list[PatchedMethod] = []
         self._forwards: list[PatchedForward] = []
-        self._loops: list[Loop] = []  # the innermost loop is last
+        self._loops: list[Loop | Leading | Following] = []  # the innermost loop is last
+        self._unended: list[Loop | Leading | Following] = []  # those that other ranks may not know to be over
         self._watches: list[Watch] = []
-        self._places: dict[Loop, AbstractContextManager[Any]] = {}  # of loops at a model that is shared
+        self._places: dict[Any, AbstractContextManager[Any]] = {}  # of loops at a model that is shared
         self._bar: Any = None
         self._shown = 0
 
@@ -70,12 +80,15 @@ class Sampler:
                 raise
         return self
 
-    def __exit__(self, error: object, *_: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, *_: object) -> None:
         for loop in list(self._loops):
             self._stop(loop)
-        self.failed = self.failed and error is not None
-        with _LOCK:
-            self._remove()
+        try:
+            self._end(error)
+        finally:
+            self.failed = self.failed and error is not None
+            with _LOCK:
+                self._remove()
 
     def _put(self) -> None:
         patched = {"step": self._step, "set_timesteps": self._set_timesteps, "scale_model_input": self._scale}
@@ -121,24 +134,39 @@ class Sampler:
     def _iterate(self, timesteps: Tensor) -> Iterator[Tensor]:
         refuse_stateful(module for module in self.modules if getattr(module, "is_cache_enabled", False))
         self._patch_modules()
+        self._end()
         compiled = any(_is_compiled(module) for module in self.modules)
-        width = self._options.window
+        width, most = self._options.window, self._options.max_batch
         pad = width if compiled and isinstance(width, int) and width > 1 else None
-        batch = Batch(self._options.max_batch, pad, shared=self._shared)
-        seen = observed(sys._getframe(1), self._pipe, self._scheduler, self.modules)
-        step = self._real.get("step")
+        shared = None if self._crew_at is None or self.why is not None else SharedLanes(self._crew_at, most, pad)
         place = self._options.place()
-        run = self.why, self._join, seen, place.__enter__()
-        loop = Loop(self._scheduler, step, self._own, timesteps, self._options, batch, *run)
+        loop = self._loop(timesteps, Batch(most, pad, shared=shared), shared, place.__enter__())
         self._places[loop] = place
-        self._watches.append(loop.calls.watch)
+        self._watches.append(loop.watch)
         self._loops.append(loop)
+        self._unended.append(loop)
         for forward in self._forwards:
             forward.start(loop)
         try:
             yield from loop
         finally:
             self._stop(loop)
+        self._end()
+
+    def _loop(
+        self, timesteps: Tensor, batch: Batch, shared: SharedLanes | None, request: Any
+    ) -> Loop | Leading | Following:
+        """What answers the calls of a pass; over ranks of a mesh the first one leads."""
+        options, step, crew, ranks = self._options, self._real.get("step"), self._ranks, None
+        if shared is not None and crew is not None:
+            settings = {**{name: getattr(options, name) for name in _ALIKE}, "timesteps": timesteps}
+            ranks = Ranks(crew, settings, [] if self._compared else self.modules)
+            self._compared = True
+            if not crew.leads:
+                return Following(timesteps, step, shared, ranks)
+        seen = observed(sys._getframe(2), self._pipe, self._scheduler, self.modules)
+        loop = Loop(self._scheduler, step, self._own, timesteps, options, batch, self.why, self._join, seen, request)
+        return loop if ranks is None else Leading(loop, ranks)
 
     def _join(self, loop: Loop) -> None:
         """Patch the denoisers that a callback has added to the pipeline since the loop began."""
@@ -154,7 +182,7 @@ class Sampler:
         """Restore the denoisers' internal state from before this context's first call; whether that was possible."""
         return all([watch.restore() for watch in reversed(self._watches)])
 
-    def _stop(self, loop: Loop) -> None:
+    def _stop(self, loop: Loop | Leading | Following) -> None:
         if loop in self._loops:
             self.failed = loop.carrying
             self._loops.remove(loop)
@@ -162,6 +190,14 @@ class Sampler:
             loop.close()
         for forward in self._forwards:
             forward.stop(loop)
+
+    def _end(self, error: BaseException | None = None) -> None:
+        """Let the other ranks know of loops that are over; of one that is left early it is known later why."""
+        for loop in [loop for loop in reversed(self._unended) if loop not in self._loops]:
+            self._unended.remove(loop)
+            if isinstance(error, RankError):
+                error.report = loop.report
+            loop.end(error)
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
         self._real["set_timesteps"](*args, **kwargs)
@@ -192,6 +228,17 @@ class Sampler:
     def _progress_bar(self, *args: Any, **kwargs: Any) -> Any:
         self._bar = self._real["progress_bar"](*args, **kwargs)
         return self._bar
+
+
+def _crews(options: Options, ranks: MeshCrew | None) -> Callable[[torch.device], Crew | None] | None:
+    """The crew for states on a device; None where one device has all rows."""
+    if ranks is not None:
+        return lambda home: ranks
+    if options.devices is None:
+        return None
+    crew_at = cache(partial(crew_of, options.mesh, options.devices))
+    crew_at(torch.device("cpu"))  # wrong devices are refused before any work
+    return crew_at
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -3,21 +3,51 @@
 Row r of lane j is row ``r * W + j`` of the batch. So rows that the denoiser splits into halves or thirds stay together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from picardsolve.integrations.diffusers.mutable_state import version
+from picardsolve.integrations.diffusers.mutable_state import WatchedDenoiser, version
 from picardsolve.integrations.diffusers.run.nested import copied, joined, rebuilt, tensors, with_sample
-from picardsolve.integrations.diffusers.run.shared_lanes import Chunks, SharedLanes
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find
 
 _SHARED = ("img_ids", "txt_ids")  # arguments of transformers without a batch dimension
 _SHARED_KINDS = ("rotary", "rope")  # parts of the names of other arguments without a batch dimension
+# Largest distance between a state's output in a batch and its output alone, relative to the output's size. Rounding
+# errors are smaller, also in TF32. Batch norm in training mode, or conditioning in the wrong rows, gives more.
+COMPANY = 2e-3
+
+Chunks = list[tuple[Any, int, int]]  # for each call its output, its number of lanes, and how many are not padding
+
+
+class Sharing(Protocol):
+    """Several devices that share the lanes of a call; see `SharedLanes`."""
+
+    workers: int
+
+    def begin(self) -> None:
+        """Begin an iteration."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the user."""
+        ...
+
+    def chunks(
+        self,
+        watched: WatchedDenoiser,
+        function: Callable[..., Any],
+        lanes: list[int],
+        args: tuple,
+        kwargs: dict,
+        nested: bool,
+    ) -> Chunks | None:
+        """The outputs for some lanes; None where these arguments cannot be shared."""
+        ...
 
 
 @dataclass
@@ -27,15 +57,20 @@ class Batch:
     Attributes:
         limit: largest number of rows in a call; None for no limit. A single lane is never split.
         pad: number of lanes in every call, filled up with the last lane; None for no padding.
-        shared: ranks that share the lanes; None: this process has them all.
+        shared: devices that share the lanes; None: this one has them all.
         nested: whether the batch may be ``k`` rows for each row of the state, or the second dimension of an argument.
     """
 
     limit: int | None = None
     pad: int | None = None
     nested: bool = False
-    shared: SharedLanes | None = None
+    shared: Sharing | None = None
     _repeated: dict[tuple[int, int], tuple[Tensor, int | None, Tensor]] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> int:
+        """How many devices share a call."""
+        return 1 if self.shared is None else self.shared.workers
 
     def call(
         self,
@@ -45,6 +80,7 @@ class Batch:
         kwargs: dict,
         like: Any = None,
         through: Any = None,
+        watched: WatchedDenoiser | None = None,
     ) -> "Outputs":
         """Call a denoiser for the given lanes of its window arguments.
 
@@ -55,21 +91,22 @@ class Batch:
             kwargs: arguments by name.
             like: an output for one lane, if known.
             through: ``through(function, args, kwargs, lanes)`` makes a call for so many lanes.
+            watched: whose function it is, for other devices.
         """
-        samples = _samples(args, kwargs)
-        call = partial(through or directly, function)
-
-        def evaluated(own: list[int]) -> Chunks:
-            return self._chunks(call, own, samples, args, kwargs)
-
-        chunks = evaluated(lanes) if self.shared is None else self.shared(lanes, evaluated, (args, kwargs))
-        outputs = Outputs(samples, like, chunks)
+        chunks = None
+        if self.shared is not None and watched is not None:
+            chunks = self.shared.chunks(watched, function, lanes, args, kwargs, self.nested)
+        if chunks is None:
+            chunks = self.chunks(function, lanes, args, kwargs, through)
+        outputs = Outputs(_samples(args, kwargs), like, chunks)
         outputs.lane(0)  # checks the shapes of the denoiser's outputs
         return outputs
 
-    def _chunks(self, call: Callable, lanes: list[int], samples: int, args: tuple, kwargs: dict) -> Chunks:
-        """The outputs of the calls for some lanes."""
-        pad = self.pad if self.pad is None or self.shared is None else -(-self.pad // self.shared.workers)
+    def chunks(
+        self, function: Callable[..., Any], lanes: list[int], args: tuple, kwargs: dict, through: Any = None
+    ) -> Chunks:
+        """The outputs of the calls for some lanes, on this device; see `call`."""
+        call, samples, pad = partial(through or directly, function), _samples(args, kwargs), self.pad
         most = max(len(lanes), pad or 1) if self.limit is None else max(1, self.limit // samples)
         even = -(-len(lanes) // -(-len(lanes) // most))
         size, chunks = even if pad is None else min(pad, most), []

@@ -11,7 +11,7 @@ from torch import nn
 from picardsolve.integrations.diffusers.mutable_state import MemoryLost, Snapshot, Watch, WatchedDenoiser
 from picardsolve.integrations.diffusers.predicted_gain import called_before
 from picardsolve.integrations.diffusers.report import Report
-from picardsolve.integrations.diffusers.run.batching import Batch, Outputs, directly, with_another_lane
+from picardsolve.integrations.diffusers.run.batching import COMPANY, Batch, Outputs, directly, with_another_lane
 from picardsolve.integrations.diffusers.run.nested import distance as distance_of
 from picardsolve.integrations.diffusers.run.nested import tensors
 from picardsolve.integrations.diffusers.run.recording import ReplayMode
@@ -19,9 +19,6 @@ from picardsolve.integrations.diffusers.run.replay import Call, Replay
 from picardsolve.integrations.diffusers.run.window_tensor import Lanes, WindowTensor, find, pick
 from picardsolve.integrations.diffusers.spans import Span, event_on
 
-# Largest distance between a state's output in a batch and its output alone, relative to the output's size. Rounding
-# errors are smaller, also in TF32. Batch norm in training mode, or conditioning in the wrong rows, gives more.
-_COMPANY = 2e-3
 _SAME = 1e-6  # largest distance between two calls with the same input
 CHANGED = "The denoiser was changed between steps: what had been evaluated ahead was dropped."
 _GRADIENT = (
@@ -93,6 +90,8 @@ class DenoiserCalls:
         self._step, self._number, self.lanes, self.replaying, self.mode = step, 0, lanes, replaying, mode
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
         self._kinds, self.renewed = [], False
+        if self.batch.shared is not None:
+            self.batch.shared.begin()
         if not replaying:
             self.replay.keep(range(0))
 
@@ -217,7 +216,7 @@ class DenoiserCalls:
                 why = why or f"the denoiser failed on {lanes.count} steps at once ({error})"
                 continue
             change = watched.end(alone=False)
-            if change is None and distance <= _COMPANY:
+            if change is None and distance <= COMPANY:
                 return outputs
             self._restore(watched)
             if change is not None:
@@ -235,7 +234,7 @@ class DenoiserCalls:
         """Check that the denoiser is deterministic: MemoryLost if the same input gives another output."""
         if first is not None:
             again = self._call(watched, original, *first[1:3])
-            if distance_of(again, first[3].output(0)) > _COMPANY:
+            if distance_of(again, first[3].output(0)) > COMPANY:
                 raise MemoryLost(
                     f"{type(watched.module).__name__}: its output for the same input differs from call to call, by "
                     "something that can neither be seen nor put back; call the pipeline itself, or pass window=1."
@@ -288,11 +287,13 @@ class DenoiserCalls:
             if lanes is None:
                 out, calls, evaluated = through(original, args, kwargs, 1), 1, 1
             else:
-                out = self.batch.call(original, lanes, args, kwargs, like, through)
+                out = self.batch.call(original, lanes, args, kwargs, like, through, watched)
                 calls, evaluated = len(out.chunks), out.evaluated
         finally:
             self._busy = False
         report = self.report
+        for sentence in () if self.batch.shared is None else self.batch.shared.notes:
+            report.note(sentence)
         report.calls += calls
         if not self._counted:
             self._counted = True

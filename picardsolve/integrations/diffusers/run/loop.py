@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from picardsolve.integrations.diffusers.mutable_state import equal, version
+from picardsolve.integrations.diffusers.mutable_state import Watch, equal, version
 from picardsolve.integrations.diffusers.options import Options
 from picardsolve.integrations.diffusers.predicted_gain import TimedRound
 from picardsolve.integrations.diffusers.report import Report
@@ -80,6 +80,11 @@ class Loop:
         self._i = self._stepped = 0
         self._left: tuple[Any, int | None] = (None, None)  # the latest state that the pipeline got, and its version
 
+    @property
+    def watch(self) -> Watch:
+        """The denoisers' internal state."""
+        return self.calls.watch
+
     # ---- iterations
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -117,6 +122,9 @@ class Loop:
             self.close()
             self._handed = None
 
+    def end(self, error: BaseException | None = None) -> None:
+        """The pass is over, because of an error or not: nobody waits for that."""
+
     def close(self) -> None:
         """Make all window tensors plain."""
         if self._lanes is not None:
@@ -152,7 +160,7 @@ class Loop:
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take the real step; in a round, give the outputs to the window."""
-        self._stepped += 1
+        self._stepped, self.report.taken = self._stepped + 1, self._i + 1
         if self._stepped > 1 and self.report.sequential is None:
             self.report.sequential = "the pipeline steps several states in one iteration"
         if self.report.sequential is not None:

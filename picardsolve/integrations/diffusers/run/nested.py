@@ -43,6 +43,11 @@ def copied(out: Any) -> Any:
     return joined([out], lambda values: values[0].clone())
 
 
+def moved(out: Any, device: torch.device) -> Any:
+    """The same output on a device."""
+    return joined([out], lambda values: values[0].to(device))
+
+
 def tensors(value: Any) -> list[Tensor]:
     """The tensors in nested arguments or outputs, in order."""
     if isinstance(value, Tensor):

@@ -183,7 +183,7 @@ class PipelineWindow:
         if self._pace is not None:
             if self._cold(i):
                 return None
-            most = self._options.max_batch or asked * calls.rows
+            most = self._options.max_batch * calls.batch.workers if self._options.max_batch else asked * calls.rows
             asked = min(asked, self._pace.width, max(1, most // calls.rows))
         if not calls.checked:
             asked -= 1  # the batch has the first state in it once more
