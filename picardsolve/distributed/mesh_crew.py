@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from picardsolve.distributed.errors import RankError
 from picardsolve.distributed.fingerprint import differing, fingerprint
-from picardsolve.distributed.messages import Posted, received
+from picardsolve.distributed.messages import Mail
 from picardsolve.distributed.shares import Shares
 from picardsolve.problem.checks import check_type
 from picardsolve.problem.crew import Crew, Job
@@ -77,7 +77,7 @@ class MeshCrew(Crew):
         self._answers = self.leads or self._rank in [row[0] for row in self._ranks]
         self._shares = Shares.of(self.workers)
         self._jobs: list[Job] = []
-        self._posted = Posted()
+        self._mail = Mail()
         self._own_error: BaseException | None = None
         self._open = False  # whether the other ranks serve
         self._gone: set[int | None] = set()
@@ -142,7 +142,7 @@ class MeshCrew(Crew):
                 error = error or RankError(f"Rank {rank} raised {answer[0]}.")
             elif rank == self._ranks[k][0]:
                 results[k], seconds[k] = answer
-        self._posted.wait()
+        self._mail.wait()
         if error is not None:
             raise error
         self._shares.note(rows, seconds)
@@ -153,7 +153,7 @@ class MeshCrew(Crew):
         self._open = self._open and not last
         for rank in self._others:
             self._send(("told", value, last), rank)
-        if last or len(self._posted) > _AHEAD:
+        if last or len(self._mail) > _AHEAD:
             self._wait()
 
     def fail(self, error: BaseException) -> None:
@@ -161,12 +161,12 @@ class MeshCrew(Crew):
         self._open = False
         lost = next((each for each in (error, error.__cause__) if isinstance(each, RankError)), None)
         said = f"Rank {self._leader} raised {said_by(error)}." if lost is None else str(lost)
-        news = Posted()  # by itself: what is on its way to a rank that is gone never leaves
+        self._mail.afresh()  # what is on its way to a rank that is gone never leaves
         with suppress(RuntimeError):
             for rank in self._others:
                 if rank not in self._gone:
-                    news.send(("failed", said), rank)
-            news.wait()
+                    self._mail.send(("failed", said), rank)
+            self._mail.wait()
 
     # ---- every rank
 
@@ -225,19 +225,19 @@ class MeshCrew(Crew):
 
     def _send(self, value: Any, rank: int) -> None:
         try:
-            self._posted.send(value, rank)
+            self._mail.send(value, rank)
         except RuntimeError as error:
             raise self._lost(rank, error) from error
 
     def _wait(self) -> None:
         try:
-            self._posted.wait()
+            self._mail.wait()
         except RuntimeError as error:
             raise self._lost(None if self.leads else self._leader, error) from error
 
     def _received(self, rank: int) -> Any:
         try:
-            value = received(rank)
+            value = self._mail.received(rank)
         except (RuntimeError, EOFError) as error:
             raise self._lost(rank, error) from error
         if value[0] == "failed":
