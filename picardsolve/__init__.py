@@ -1,6 +1,7 @@
 """Solve ODEs and SDEs in parallel over time."""
 
 from picardsolve import distributed, theory
+from picardsolve.adaptive import Adaptive
 from picardsolve.analysis.analysis import Analysis, Expected, analyze
 from picardsolve.baselines import Anderson, Jacobi, Parareal, presets
 from picardsolve.brownian.brownian_path import BrownianPath
@@ -64,6 +65,7 @@ __all__ = [
     "SDE",
     "SRA1",
     "SRID2",
+    "Adaptive",
     "Analysis",
     "Anderson",
     "BackwardEuler",

@@ -184,7 +184,8 @@ def solve(
         solution = led(crew, march, lambda: machine.solution(0, False), *alike)
         if recording and mesh is not None:
             return refused(solution, *inputs)
-        return differentiable(solution, cast(Any, machine), *inputs) if recording and not machine.records else solution
+        solver = machine.solver
+        return differentiable(solution, cast(Any, solver), *inputs) if recording and not solver.records else solution
     if events is not None:
         raise ValueError("events: found between steps, which only picardsolve.Collocation() knows; leave them out.")
     given = {"integrator": integrator, "brownian": brownian, "args": args, "cond": cond, "batch_dims": batch_dims}

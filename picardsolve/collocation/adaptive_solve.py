@@ -117,6 +117,16 @@ class AdaptiveSolve(AdaptiveMachine):
         return bool(self.marches.over.all())
 
     @property
+    def pieces(self) -> float:
+        """The longest span in lengths of the shortest segment in flight."""
+        return float(self.problem.elapsed[-1].max() / self.marches.shortest)
+
+    @property
+    def failed(self) -> bool:
+        """Whether samples ended before their time."""
+        return bool(self.marches.failures)
+
+    @property
     def percent(self) -> int:
         """How far the slowest sample has come."""
         return int(100 * self.marches.part)

@@ -31,6 +31,8 @@ from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
 
+_UNSEEN = 1e-4  # in what is allowed: the error of a step that was much too short
+
 
 @dataclass
 class EmbeddedSolve(AdaptiveMachine):
@@ -123,6 +125,20 @@ class EmbeddedSolve(AdaptiveMachine):
         lanes = self.marches.march.lanes
         parts = (np.abs(lanes.t - lanes.begin) / np.abs(lanes.end - lanes.begin))[~lanes.over]
         return int(100 * parts.min(initial=1.0))
+
+    @property
+    def failed(self) -> bool:
+        """Whether samples ended before their time."""
+        return bool(self.marches.failures)
+
+    @property
+    def steps_left(self) -> float:
+        """How many steps the slowest sample is expected to take still; NaN while lengths grow from the first ones."""
+        lanes = self.marches.march.lanes
+        on, growing = ~lanes.over, lanes.before <= _UNSEEN
+        if not on.any() or ((lanes.steps == 0) | growing)[on].any():
+            return np.nan
+        return float((lanes.left / lanes.h)[on].max())
 
     def ask(self) -> Rows:
         """Times ``(R,)``, states ``(R, D)`` and sample numbers ``(R,)`` of the next round."""

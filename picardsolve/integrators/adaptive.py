@@ -41,7 +41,17 @@ class AdaptiveMachine(Machine):
     """
 
     most_rounds: ClassVar[int]
-    records: ClassVar[bool]
+    records: ClassVar[bool] = False
+
+    @property
+    def solver(self) -> "AdaptiveMachine":
+        """The machine that has the solution: this one, or the one that it left the solve to."""
+        return self
+
+    @property
+    @abstractmethod
+    def failed(self) -> bool:
+        """Whether samples ended before their time."""
 
     @property
     @abstractmethod

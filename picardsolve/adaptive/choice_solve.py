@@ -1,0 +1,190 @@
+"""A solve that goes over to another method where that is faster, or where the first one fails."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from picardsolve.adaptive.contender import Call, Contender, Stepping
+from picardsolve.adaptive.costs import Costs
+from picardsolve.collocation import AdaptiveSolve
+from picardsolve.embedded.embedded_solve import EmbeddedSolve
+from picardsolve.integrators.adaptive import AdaptiveMachine
+from picardsolve.results.solution import Solution, SolveError
+
+_FASTER = 0.6  # of the time that is left: what another method has to be predicted for
+_MANY = 8.0  # steps beyond which the higher order pays
+_CHANGES = 3  # at most
+_PIECE = 4  # rows of a sample that show what rows cost
+
+
+@dataclass
+class ChoiceSolve(AdaptiveMachine):
+    """The machine of `Adaptive`: another machine, which may change between two rounds.
+
+    Attributes:
+        costs: what the problem is expected to cost.
+        collocation: one contender.
+        pairs: the others, of orders that increase.
+        said: what was decided.
+    """
+
+    most_rounds: ClassVar[int] = 1_000_000
+    costs: Costs
+    collocation: Contender[AdaptiveSolve]
+    pairs: Sequence[Stepping[EmbeddedSolve]]
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        first = self.pairs[0]
+        self._pair: Stepping[EmbeddedSolve] = first
+        self._left = np.nan  # steps of that pair
+        self._drift_call = np.inf  # seconds of a drift call with a row for each sample
+        steps_first = self.costs.round_itself > first.stages * self.costs.call(0.0)
+        self._now: Contender[Any] = first if steps_first else self.collocation
+
+    @property
+    def solver(self) -> AdaptiveMachine:
+        """The machine that is at work, or was at last."""
+        return self._now.machine
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample is over."""
+        return self.solver.done
+
+    @property
+    def failed(self) -> bool:
+        """Whether samples ended before their time."""
+        return self.solver.failed
+
+    @property
+    def percent(self) -> int:
+        """How far the slowest sample has come."""
+        return self.solver.percent
+
+    def ask(self) -> Any:
+        """The rows of the next round."""
+        self._began = perf_counter()
+        rows = self.solver.ask()
+        if self._now is self.collocation and self._too_dear(rows):
+            self._go(self._pair, "rows are dear")
+            return self.ask()
+        return rows
+
+    def evaluate(self, rows: Any) -> Tensor:
+        """The drift at the rows."""
+        began = perf_counter()
+        drift = self.solver.evaluate(rows)
+        self._drift = perf_counter() - began
+        return drift
+
+    def tell(self, outputs: Tensor) -> None:
+        """Take the drifts; and decide who goes on."""
+        self.solver.tell(outputs)
+        self._now.calls.append(Call(len(outputs), perf_counter() - self._began))
+        self._drift_call = min(self._drift_call, self._drift)
+        if self.done:
+            self._after_failure()
+        elif len(self.said) < _CHANGES:
+            self._after_round() if self._now is self.collocation else self._after_stage()
+
+    def _go(self, other: Contender[Any], why: str) -> None:
+        self.said.append(f"{other.name} took over: {why}")
+        self._now = other
+        if other is not self.collocation:
+            self._pair = other  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _after_failure(self) -> None:
+        """Let the method solve that was not tried, where this one could not."""
+        others = [each for each in (self.collocation, self._pair) if each is not self._now]
+        untried = [each for each in others if not each.started or not each.machine.done]
+        if self.solver.failed and untried:
+            self._go(untried[0], f"{self._now.name} could not solve it")
+
+    def _after_stage(self) -> None:
+        """Look whether what is left takes less time with a higher order, or by collocation."""
+        pair, drift = self._pair, self._drift_call
+        first_look = len(pair.calls) == 3 and not self.collocation.started
+        if first_look and self.costs.round_itself + drift < pair.stages * self.costs.call(drift):
+            return self._go(self.collocation, f"a call takes {_ms(drift)}")
+        steps = pair.machine.steps_left
+        if np.isnan(steps):
+            return None
+        self._left = steps
+        last = self.pairs[-1]
+        if steps > _MANY and pair is not last and len(pair.calls) <= 3 * pair.stages:
+            return self._go(last, f"about {steps:.0f} steps of {pair.name} are left")
+        own, left = self.costs.round_itself + drift, steps * pair.stages * pair.whole
+        iterated = self.costs.rounds(steps, pair.order) * max(own, np.nan_to_num(self.collocation.whole))
+        if iterated < _FASTER * left:
+            self._go(self.collocation, f"steps would take {_ms(left)} more")
+        return None
+
+    def _after_round(self) -> None:
+        """Look whether what is left takes less time by steps."""
+        calls = self.collocation.calls
+        if len(calls) < 3 or calls[-1].rows <= 2 * self.costs.samples:
+            return
+        pair = self._pair
+        stage = pair.whole if len(pair.calls) > 2 else self.costs.call(self._drift_call)
+        steps = self._steps
+        left = max(self.costs.rounds(steps, pair.order) - len(calls), 1.0) * self.collocation.whole
+        if steps * pair.stages * stage < _FASTER * left:
+            self._go(pair, f"a round of collocation takes {_ms(self.collocation.whole)}, a stage {_ms(stage)}")
+
+    @property
+    def _steps(self) -> float:
+        """Steps that are left: as the pair said, or as long as the first segments suggest."""
+        if np.isnan(self._left):
+            self._left = self.costs.steps(self.collocation.machine.pieces, self._pair.order)
+        return self._left
+
+    def _too_dear(self, rows: Any) -> bool:
+        """Whether a large round would take longer than the steps that are left; a piece of it shows what rows cost."""
+        count, samples, largest = len(rows[0]), self.costs.samples, max(map(_rows, self.collocation.calls), default=0)
+        if not largest or count <= 2 * max(largest, _PIECE * samples):
+            return False
+        worth = self._steps * self._pair.stages * self.costs.call(self._drift_call)
+        if self._drift_call * count / samples < worth:
+            return False
+        piece = self._timed(rows, samples), self._timed(rows, _PIECE * samples)
+        self._drift_call = piece[0]
+        row = max(piece[1] - piece[0], 0.0) / ((_PIECE - 1) * samples)
+        return piece[0] + row * count > self._steps * self._pair.stages * self.costs.call(piece[0])
+
+    def _timed(self, rows: Any, count: int) -> float:
+        """Seconds of a drift call with the first ones of some rows."""
+        began = perf_counter()
+        self.collocation.machine.evaluate(tuple(part[:count] for part in rows))
+        return perf_counter() - began
+
+    def solution(self, rounds: int, throw: bool) -> Solution:
+        """What was found, after so many rounds.
+
+        Raises:
+            SolveError: a sample failed, and ``throw`` is true; it carries the solution.
+        """
+        try:
+            return self._counted(self.solver.solution(rounds, throw))
+        except SolveError as error:
+            raise SolveError(str(error), self._counted(error.solution), error.step, error.time) from None
+
+    def _counted(self, solution: Solution) -> Solution:
+        """With the calls of all that was tried."""
+        machines = [each.machine for each in (self.collocation, *self.pairs) if each.started]
+        evaluations = sum(each.function.evaluations for each in machines)
+        calls = sum(each.function.calls for each in machines)
+        stats = replace(solution.stats, evaluations=evaluations, calls=calls)
+        return replace(solution, stats=stats, notes=(*solution.notes, *self.said))
+
+
+def _rows(call: Call) -> int:
+    return call.rows
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2g} ms"

@@ -1,0 +1,65 @@
+"""A method that a solve may go on with, and what its calls took so far."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from picardsolve.integrators.adaptive import AdaptiveMachine
+
+M = TypeVar("M", bound=AdaptiveMachine)
+
+_RECENT = 8  # calls
+
+
+class Call(NamedTuple):
+    """A call: its rows, and the seconds of the drift with all that is beside it."""
+
+    rows: int
+    seconds: float
+
+
+@dataclass
+class Contender(Generic[M]):
+    """A method, its machine once it is needed, and its calls.
+
+    Attributes:
+        name: of the method.
+        begin: makes its machine.
+        calls: so far.
+    """
+
+    name: str
+    begin: Callable[[], M]
+    calls: list[Call] = field(default_factory=list)
+
+    @cached_property
+    def machine(self) -> M:
+        """That solves with the method."""
+        return self.begin()
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a machine."""
+        return "machine" in vars(self)
+
+    @property
+    def whole(self) -> float:
+        """Seconds of a usual call with all that is beside the drift; NaN before the third, for the first warms up."""
+        recent = [call.seconds for call in self.calls[2:][-_RECENT:]]
+        return float(np.median(recent)) if recent else np.nan
+
+
+@dataclass
+class Stepping(Contender[M]):
+    """A pair.
+
+    Attributes:
+        stages: calls of a step.
+        order: of the method.
+    """
+
+    stages: int = 0
+    order: int = 0
