@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from picardsolve.adaptive import Adaptive
 from picardsolve.adjoint.transformed import transformed
 from picardsolve.collocation import Collocation
-from picardsolve.embedded import Dopri5, Dopri8, Tsit5
+from picardsolve.embedded import Dopri5, Dopri8, EmbeddedMethod, Tsit5
 from picardsolve.fixed_point.iterations import Newton, Picard, Secant
 from picardsolve.integrators import RK4, Euler, Heun
 from picardsolve.problem import grids
@@ -34,7 +35,9 @@ _OTHERS = ("bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's further adapt
 _ADAPTIVE = (*_EMBEDDED, *_OTHERS)
 _STEPS = {field.name for field in fields(Dopri5)}
 _PARTS = {field.name for field in fields(Collocation)}
+_LENGTHS = {field.name for field in fields(Adaptive)}  # options that say nothing about the method
 _THEIRS = {"norm", "dtype", "step_size", *_STEPS}  # options of torchdiffeq's own step size control
+_ROUNDS = {"max_rounds"}  # of which a stepping method takes many
 _SOLVES = {"max_batch", "max_rounds", "progress"}
 _LEAST = 64.0  # units of rounding: the smallest default tolerance
 _LOOSER = (1.0, 10.0, 100.0)  # times the default tolerance, tried in turn where errors grow
@@ -70,16 +73,17 @@ def odeint(
             in torchdiffeq. The default is 1e-7, or what the dtype of y0 can reach. Where errors grow too much for the
             default, up to a hundred times as much is taken, with a `ConvergenceWarning`.
         atol: absolute tolerance, of the same shapes. Default 1e-9.
-        method: None takes `Collocation`, which is adaptive, with the iteration that suits the state; "picard",
-            "secant" and "newton" choose that iteration. "dopri5", "dopri8" and "tsit5" step with `Dopri5`, `Dopri8` and
-            `Tsit5`, one step after the other; unlike in torchdiffeq, the tolerance is about the error of the solution
-            and not of a step. The names of torchdiffeq's other adaptive methods, such as "bosh3", mean None here: the
-            tolerance is kept, and not the steps. "euler", "heun2" and "rk4" (the 3/8 rule, as in torchdiffeq) solve on
-            a fixed grid.
+        method: None takes `Adaptive`: `Collocation` or steps of a Runge-Kutta pair, whichever is faster, as
+            ``solution.notes`` says. "picard", "secant" and "newton" take `Collocation` with that iteration; one of the
+            options ``nodes``, ``order``, ``in_flight``, ``max_rounds`` takes it with the one that suits the state.
+            "dopri5", "dopri8" and "tsit5" step with `Dopri5`, `Dopri8` and `Tsit5`, one step after the other; unlike in
+            torchdiffeq, the tolerance is about the error of the solution and not of a step. The names of torchdiffeq's
+            other adaptive methods, such as "bosh3", mean None here: the tolerance is kept, and not the steps. "euler",
+            "heun2" and "rk4" (the 3/8 rule, as in torchdiffeq) solve on a fixed grid.
         options: for all methods ``vectorized``, ``max_batch``, ``max_rounds`` and ``progress``; ``full_output=True``
             returns ``(states, solution)``, where the `Solution` has the certificate. For "dopri5", "dopri8", "tsit5"
             the arguments of `Dopri5`, which are torchdiffeq's; ``norm`` and ``dtype`` are ignored with a warning. For
-            other adaptive methods ``first_step``, ``max_step``, ``nodes``, ``order`` and ``in_flight`` of
+            other adaptive methods ``first_step`` and ``max_step``, and ``nodes``, ``order`` and ``in_flight`` of
             `Collocation`; options of torchdiffeq's step size control are ignored with a warning. For a fixed grid
             ``step_size``, the longest step: every interval of ``t`` is cut into equal steps that are no longer
             (default: one step an interval); ``window``, ``iteration`` and ``guess`` of `solve`.
@@ -215,7 +219,8 @@ def _adaptive(
     **more: Any,
 ) -> Solution:
     """Solve by an adaptive method; default tolerances are what can be reached."""
-    make, parts = (_EMBEDDED[method], _STEPS) if method in _EMBEDDED else (Collocation, _PARTS)
+    make = _made(method, options)
+    parts = {field.name for field in fields(make)} | (_PARTS if make is Adaptive else set())
     _refuse(set(options) - _THEIRS - _SOLVES - parts)
     ignored = sorted((_THEIRS & set(options)) - parts)
     if ignored:
@@ -240,6 +245,13 @@ def _adaptive(
         said = f"rtol: errors grow too much for the default; the solution is within rtol={given['rtol']:.1e}."
         warnings.warn(said, ConvergenceWarning, stacklevel=3)
     return solution
+
+
+def _made(method: str | None, options: Mapping[str, Any]) -> type[Adaptive | Collocation | EmbeddedMethod]:
+    """The integrator of an adaptive method."""
+    if method in _EMBEDDED:
+        return _EMBEDDED[method]
+    return Collocation if _ITERATIONS.get(method) or (_PARTS - _LENGTHS | _ROUNDS) & set(options) else Adaptive
 
 
 def _usual(y0: Any) -> tuple[float, float]:

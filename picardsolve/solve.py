@@ -92,8 +92,8 @@ def solve(
         y0: initial state: a floating-point tensor, or a tuple, list or dict of them.
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
         integrator: how time is discretised. For an `ODE` or `SecondOrderODE`: `Collocation`, which is adaptive, and
-            `Dopri5`, `Dopri8`, `Tsit5`, which are too, one step after the other; `Euler`, `Heun`, `RK4`,
-            `BackwardEuler`. For a `SemilinearODE`: these, or `ETD1`, `ETDRK2`, `ETDRK4`. For
+            `Dopri5`, `Dopri8`, `Tsit5`, which are too, one step after the other, or `Adaptive`, which takes what is
+            faster of these; `Euler`, `Heun`, `RK4`, `BackwardEuler`. For a `SemilinearODE`: these, or `ETD1`, `ETDRK2`, `ETDRK4`. For
             an `SDE`: `EulerMaruyama`, `Milstein`, `SRA1`, `SRID2`, `StochasticHeun`, `StochasticMidpoint`. For a
             `Denoiser`: `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how new states follow from a round. The default is `MultiSecant` for a `Denoiser`, `Newton` for

@@ -410,6 +410,12 @@ CALLS |= {
 }
 EARLIER = ps.solve(**SOLVE)
 CALLS |= {
+    "Adaptive": built(
+        ps.Adaptive,
+        lambda method: solved(integrator=method, ts=TS[[0, -1]]),
+        first_step=1e-2,
+        max_step=0.02,
+    ),
     "Collocation": built(
         ps.Collocation,
         lambda method: solved(integrator=method, ts=TS[[0, -1]]),

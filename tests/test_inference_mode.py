@@ -65,6 +65,13 @@ SOLVES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_decided_by_the_clock():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("name", SOLVES)
 def test_it_is_the_solve_outside(name):
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from picardsolve.adaptive.costs import Costs
 from picardsolve.collocation import AdaptiveSolve
 from picardsolve.embedded.embedded_solve import EmbeddedSolve
 from picardsolve.integrators.adaptive import AdaptiveMachine
+from picardsolve.problem.stopwatch import seconds
 from picardsolve.results.solution import Solution, SolveError
 
 _FASTER = 0.6  # of the time that is left: what another method has to be predicted for
@@ -68,7 +68,7 @@ class ChoiceSolve(AdaptiveMachine):
 
     def ask(self) -> Any:
         """The rows of the next round."""
-        self._began = perf_counter()
+        self._began = seconds()
         rows = self.solver.ask()
         if self._now is self.collocation and self._too_dear(rows):
             self._go(self._pair, "rows are dear")
@@ -77,15 +77,15 @@ class ChoiceSolve(AdaptiveMachine):
 
     def evaluate(self, rows: Any) -> Tensor:
         """The drift at the rows."""
-        began = perf_counter()
+        began = seconds()
         drift = self.solver.evaluate(rows)
-        self._drift = perf_counter() - began
+        self._drift = seconds() - began
         return drift
 
     def tell(self, outputs: Tensor) -> None:
         """Take the drifts; and decide who goes on."""
         self.solver.tell(outputs)
-        self._now.calls.append(Call(len(outputs), perf_counter() - self._began))
+        self._now.calls.append(Call(len(outputs), seconds() - self._began))
         self._drift_call = min(self._drift_call, self._drift)
         if self.done:
             self._after_failure()
@@ -144,23 +144,27 @@ class ChoiceSolve(AdaptiveMachine):
         return self._left
 
     def _too_dear(self, rows: Any) -> bool:
-        """Whether a large round would take longer than the steps that are left; a piece of it shows what rows cost."""
+        """Whether large rounds would take longer than the steps that are left; a piece shows what rows cost."""
         count, samples, largest = len(rows[0]), self.costs.samples, max(map(_rows, self.collocation.calls), default=0)
         if not largest or count <= 2 * max(largest, _PIECE * samples):
             return False
-        worth = self._steps * self._pair.stages * self.costs.call(self._drift_call)
-        if self._drift_call * count / samples < worth:
-            return False
-        piece = self._timed(rows, samples), self._timed(rows, _PIECE * samples)
-        self._drift_call = piece[0]
-        row = max(piece[1] - piece[0], 0.0) / ((_PIECE - 1) * samples)
-        return piece[0] + row * count > self._steps * self._pair.stages * self.costs.call(piece[0])
+        if not self._pays(count, self._drift_call, self._drift_call / samples):
+            one, more = (self._timed(rows, each * samples) for each in (1, _PIECE))
+            self._drift_call = one
+            return not self._pays(count, one, max(more - one, 0.0) / ((_PIECE - 1) * samples))
+        return False
+
+    def _pays(self, rows: int, drift: float, row: float) -> bool:
+        """Whether rounds of so many rows take less time than steps, where a call and a row more take so long."""
+        steps, pair = self._steps, self._pair
+        by_steps = steps * pair.stages * self.costs.call(drift)
+        return self.costs.rounds(steps, pair.order) * (drift + row * rows) <= by_steps
 
     def _timed(self, rows: Any, count: int) -> float:
         """Seconds of a drift call with the first ones of some rows."""
-        began = perf_counter()
+        began = seconds()
         self.collocation.machine.evaluate(tuple(part[:count] for part in rows))
-        return perf_counter() - began
+        return seconds() - began
 
     def solution(self, rounds: int, throw: bool) -> Solution:
         """What was found, after so many rounds.
@@ -186,5 +190,5 @@ def _rows(call: Call) -> int:
     return call.rows
 
 
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.2g} ms"
+def _ms(duration: float) -> str:
+    return f"{1e3 * duration:.2g} ms"

@@ -27,7 +27,8 @@ class Adaptive(AdaptiveMethod):
     by the clock, predicts what is left, and goes over to the other where that is faster, or where the first one fails;
     ``solution.notes`` says what was decided and why. The tolerance is held by all of them, and is about the distance to
     the solution of the equation. Two runs may decide differently: their solutions agree within the tolerance, and not
-    in every bit. Pass `Collocation` or a pair to decide by yourself.
+    in every bit. After ``torch.use_deterministic_algorithms(True)`` no time decides anything. Pass `Collocation` or a
+    pair to decide by yourself.
 
     Args:
         first_step: length of the first step or segment; None: chosen.

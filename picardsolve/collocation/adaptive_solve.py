@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -26,6 +25,7 @@ from picardsolve.problem.clock import Clock
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.reach import check_reach
 from picardsolve.problem.row_function import RowFunction
+from picardsolve.problem.stopwatch import seconds
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Occurrences, Result, Solution, SolveError, Stats
 
@@ -146,13 +146,13 @@ class AdaptiveSolve(AdaptiveMachine):
     def evaluate(self, rows: Rows) -> Tensor:
         """The drift at the rows, ``(R, D)``."""
         t, states, sample = rows
-        began, layout = perf_counter(), self.function.layout
+        began, layout = seconds(), self.function.layout
         self.function.clock.resolves(float(np.abs(t).max()), _SCALES * self.marches.shortest)
         x = self.problem.arrays.tensor(states).to(layout.device, layout.compute_dtype)
         drift = self.function(torch.from_numpy(t), x, sample)
         if len(self._calls) < _SEEN:
             drift[:1].cpu()  # a device answers at once, and computes later
-            self._calls.append((len(t), perf_counter() - began))
+            self._calls.append((len(t), seconds() - began))
         return drift
 
     def tell(self, outputs: Tensor) -> None:
