@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -10,3 +11,10 @@ settings.register_profile(
 # `pytest --hypothesis-profile=search` looks for new counterexamples
 settings.register_profile("search", deadline=None, max_examples=400, print_blob=True, suppress_health_check=_slow_ok)
 settings.load_profile("ci")
+
+
+@pytest.fixture
+def nothing_is_decided_by_the_clock():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

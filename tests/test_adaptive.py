@@ -1,9 +1,10 @@
 """`Adaptive`: whatever its clock says, the tolerance is held; what it says decides what a solve costs."""
 
-from dataclasses import dataclass, field
+import time
 
 import pytest
 import torch
+from clocked import Clocked, clocked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -41,30 +42,8 @@ def starts(size: int, samples: int, seed: int) -> Tensor:
     return 0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@dataclass
-class Timed:
-    """A drift that takes ``call + row * rows`` seconds of a clock of its own."""
-
-    drift: object
-    call: float
-    row: float
-    now: float = 0.0
-    calls: list[int] = field(default_factory=list)
-
-    def __call__(self, t, y):
-        rows = y.numel() // y.shape[-1]
-        self.calls.append(rows)
-        self.now += self.call + self.row * rows
-        return self.drift(t, y)  # pyright: ignore[reportCallIssue]
-
-    def seconds(self) -> float:
-        return self.now
-
-
-def timed(monkeypatch, name: str, call: float, row: float) -> Timed:
-    drift = Timed(DRIFTS[name][0], call, row)
-    monkeypatch.setattr(choice_solve, "seconds", drift.seconds)
-    return drift
+def timed(monkeypatch, name: str, call: float, row: float) -> Clocked:
+    return clocked(monkeypatch, DRIFTS[name][0], call, row)
 
 
 def solve(drift, y0, span, tol=1e-5, **given) -> ps.Solution:
@@ -158,15 +137,16 @@ def test_gradients_are_those_of_the_equation(monkeypatch, name, call, row):
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_is_decided_by_the_clock_where_torch_is_deterministic(monkeypatch):
+@pytest.mark.usefixtures("nothing_is_decided_by_the_clock")
+def test_nothing_is_decided_by_the_clock_where_torch_is_deterministic():
     y0, found = starts(2, 5, 3), []
-    torch.use_deterministic_algorithms(True)
-    try:
-        for wait in (0.0, 0.01):
-            drift = Timed(DRIFTS["predators"][0], wait, 0.0)
-            found.append(solve(drift, y0, 6.0, 1e-8))
-    finally:
-        torch.use_deterministic_algorithms(False)
+    for wait in (0.0, 0.01):
+
+        def drift(t, y, wait=wait):
+            time.sleep(wait)
+            return DRIFTS["predators"][0](t, y)
+
+        found.append(solve(drift, y0, 6.0, 1e-8))
     assert torch.equal(found[0].ys, found[1].ys)
     assert found[0].notes == found[1].notes
 

@@ -6,6 +6,8 @@ import torch
 import picardsolve as ps
 
 Y = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).reshape(3, 2)
+pytestmark = pytest.mark.usefixtures("nothing_is_decided_by_the_clock")
+
 TS = ps.grids.uniform(0.0, 1.0, 20)
 LEVELS = ps.grids.karras(10.0, 0.1, 8)
 MODEL = ps.Denoiser(lambda x, t: 0.1 * x, ps.schedules.EDM())
@@ -63,13 +65,6 @@ SOLVES = {
     "a sampler": lambda y: ps.solve(MODEL, y, LEVELS, integrator=ps.DDIM()).ys,
     "a noisy sampler": lambda y: ps.solve(MODEL, y, LEVELS, integrator=ps.DPMSolver(2, sde=True)).ys,
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_decided_by_the_clock():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("name", SOLVES)

@@ -1,11 +1,10 @@
 """Newton's method or a secant: by the size of states, and by what calls and rows of the drift cost."""
 
-import time
-
 import equations as eq
 import numpy as np
 import pytest
 import torch
+from clocked import clocked
 
 import picardsolve as ps
 from picardsolve.collocation.initial_value import InitialValueProblem
@@ -47,6 +46,7 @@ def test_small_algebra_and_cheap_rows_are_by_newtons_method(batch, size):
         assert newton_pays(problem, own, None, calls)
 
 
+@pytest.mark.usefixtures("nothing_is_decided_by_the_clock")
 @pytest.mark.parametrize(("batch", "size"), [(64, 8), (40, 32), (10, 64)])
 def test_algebra_of_many_samples_is_avoided_before_a_row_is_evaluated_for_it(batch, size):
     sol = solved(network(size), batch, size)
@@ -56,30 +56,18 @@ def test_algebra_of_many_samples_is_avoided_before_a_row_is_evaluated_for_it(bat
     check_right(sol, network(size), batch, size)
 
 
-def test_the_same_samples_are_by_newtons_method_where_calls_are_dear():
-    f = network(8)
-
-    def dear(t, y):
-        time.sleep(0.1)
-        return f(t, y)
-
-    sol = solved(dear, 8, 8)
+def test_the_same_samples_are_by_newtons_method_where_calls_are_dear(monkeypatch):
+    sol = solved(clocked(monkeypatch, network(8), 0.1, 0.0), 8, 8)
     assert "newton" in sol.notes[0]
     assert sol.stats.rounds <= 12
 
 
-def test_dear_rows_are_seen_by_the_first_jacobians():
-    f, seen = network(64), []
-
-    def dear(t, y):
-        seen.append(len(y))
-        time.sleep(1e-4 * len(y))
-        return f(t, y)
-
+def test_dear_rows_are_seen_by_the_first_jacobians(monkeypatch):
+    dear = clocked(monkeypatch, network(64), 0.0, 1e-4)
     sol = solved(dear, 1, 64)
     assert "secant" in sol.notes[0]
-    assert sum(rows > 400 for rows in seen[:6]) <= 1
-    check_right(sol, f, 1, 64)
+    assert sum(rows > 400 for rows in dear.calls[:6]) <= 1
+    check_right(sol, network(64), 1, 64)
 
 
 def test_what_one_call_costs_may_be_the_call_or_its_rows():

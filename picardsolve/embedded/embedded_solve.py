@@ -138,7 +138,7 @@ class EmbeddedSolve(AdaptiveMachine):
         on, growing = ~lanes.over, lanes.before <= _UNSEEN
         if not on.any() or ((lanes.steps == 0) | growing)[on].any():
             return np.nan
-        return float((lanes.left / lanes.h)[on].max())
+        return float((np.abs(lanes.end - lanes.t) / lanes.h)[on].max())
 
     def ask(self) -> Rows:
         """Times ``(R,)``, states ``(R, D)`` and sample numbers ``(R,)`` of the next round."""
