@@ -109,6 +109,8 @@ class ChoiceSolve(AdaptiveMachine):
         """Look whether what is left takes less time with a higher order, or by collocation."""
         pair, drift = self._pair, self._drift_call
         first_look = len(pair.calls) == 3 and not self.collocation.started
+        if len(pair.calls) % pair.stages and not first_look:
+            return None  # in the midst of a step
         if first_look and self.costs.round_itself + drift < pair.stages * self.costs.call(drift):
             return self._go(self.collocation, f"a call takes {_ms(drift)}")
         steps = pair.machine.steps_left

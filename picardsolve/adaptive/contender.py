@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import nan
+from statistics import median
 from typing import Generic, NamedTuple, TypeVar
-
-import numpy as np
 
 from picardsolve.integrators.adaptive import AdaptiveMachine
 
@@ -48,8 +48,8 @@ class Contender(Generic[M]):
     @property
     def whole(self) -> float:
         """Seconds of a usual call with all that is beside the drift; NaN before the third, for the first warms up."""
-        recent = [call.seconds for call in self.calls[2:][-_RECENT:]]
-        return float(np.median(recent)) if recent else np.nan
+        recent = [call.seconds for call in self.calls[max(2, len(self.calls) - _RECENT) :]]
+        return median(recent) if recent else nan
 
 
 @dataclass

@@ -17,7 +17,6 @@ from torch import Tensor
 
 import picardsolve as ps
 
-MOST_ROUNDS = 5000
 MOST_ONE_BY_ONE = 16  # samples
 clock = time.perf_counter
 
@@ -171,7 +170,6 @@ def by_sample(name: str, integrator: Any, iteration: Any = None) -> Solver:
             atol=tolerance,
             args=posed.own,
             batch_dims=1,
-            max_rounds=MOST_ROUNDS,
         )
         return sol.ys[-1], {"note": said(sol)}
 
@@ -183,8 +181,8 @@ def one_system(name: str, method: str | None) -> Solver:
 
     def solve(posed: Posed, tolerance: float, call: Call) -> tuple[Tensor, dict[str, Any]]:
         f, ts = posed.rescaled(call)
-        options = {"full_output": True, "max_rounds": MOST_ROUNDS}
-        ys, sol = ps.odeint(f, posed.y0, ts, rtol=tolerance, atol=tolerance, method=method, options=options)
+        given = {"rtol": tolerance, "atol": tolerance, "method": method, "options": {"full_output": True}}
+        ys, sol = ps.odeint(f, posed.y0, ts, **given)
         rows = sol.stats.evaluations * len(posed.y0)  # vmap hides them from the drift
         return ys[-1], {"note": said(sol), "rows": rows}
 
@@ -199,7 +197,8 @@ def said(solution: ps.Solution) -> str:
 
 def ours() -> tuple[list[Solver], list[str]]:
     """All ways of ours that this version has, the first the default; and the names of those that are missing."""
-    there = [by_sample("ours", ps.Collocation()), one_system("ours as one system", None)]
+    there = [by_sample("ours", ps.Adaptive()), one_system("ours as one system", None)]
+    there.append(by_sample("ours collocation", ps.Collocation()))
     missing = []
     for method in ("Dopri5", "Tsit5", "Dopri8"):
         if hasattr(ps, method):
