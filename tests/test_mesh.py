@@ -73,18 +73,39 @@ def everything(mesh):
     for name, solve in SOLVES.items():
         sol = solve(mesh=mesh)
         found[name] = sol.ys, sol.result, sol.stats, [each.stride for each in sol.history], sol.notes
-    return found
+    works = (
+        (shared_out, twice) if mesh.size() == 3 else (paced, sharded, not_finite, others, gradients, last_bits, clocked)
+    )
+    return found, {work.__name__: outcome_of(work, mesh) for work in works}
+
+
+def outcome_of(work, mesh):
+    try:
+        return work(mesh), None
+    except Exception as error:
+        return None, (f"{type(error).__name__}: {error}", getattr(error, "solution", None))
 
 
 @pytest.fixture(scope="module")
-def solved(tmp_path_factory):
-    """What two and what three ranks return for every solve."""
+def ran(tmp_path_factory):
+    """What two and what three ranks return: for every solve, and in the tests below, by their names."""
     found = {}
     for count in (2, 3):
-        outcomes = ranks.run(everything, tmp_path_factory.mktemp("ranks"), ranks=count)
+        outcomes = ranks.run(everything, tmp_path_factory.mktemp("ranks"), ranks=count, patience=60.0)
         assert all(outcome is not None and outcome[1] is None for outcome in outcomes), outcomes
         found[count] = [value for value, _, _ in outcomes]
     return found
+
+
+@pytest.fixture
+def solved(ran):
+    return {count: [solves for solves, _ in values] for count, values in ran.items()}
+
+
+@pytest.fixture
+def of(ran):
+    """What each rank returned or raised in a test's own work."""
+    return lambda work, count=2: [others[work.__name__] for _, others in ran[count]]
 
 
 @pytest.mark.parametrize("name", SOLVES)
@@ -116,8 +137,8 @@ def shared_out(mesh):
     return rows, sol.stats
 
 
-def test_of_every_round_each_rank_gets_its_share_and_no_more(tmp_path):
-    outcomes = [value for value, _, _ in ranks.run(shared_out, tmp_path, ranks=3)]
+def test_of_every_round_each_rank_gets_its_share_and_no_more(of):
+    outcomes = [value for value, _ in of(shared_out, 3)]
     rows, (stats, *_) = zip(*outcomes, strict=True)
     totals = [sum(own) for own in rows]
     assert rows[0][0] == 1  # the first step is exact, and is one row
@@ -135,22 +156,76 @@ class Third(torch.nn.Module):
 
 
 def paced(mesh):
-    rows = []
+    rows, model = [], Third()
 
     def counted(t, y):
         rows.append(len(y))
         return model(t, y)
 
-    model = Third()
-    began = time.perf_counter()
     ps.solve(ps.ODE(counted), Y[0], ps.grids.uniform(0, 1, 150), integrator=ps.Euler(), window=32, mesh=mesh)
-    return rows, time.perf_counter() - began
+    return rows
 
 
-def test_a_rank_that_is_three_times_slower_gets_a_third_of_the_rows(tmp_path):
-    (first, _), (second, _) = (value for value, _, _ in ranks.run(paced, tmp_path))
-    late = sum(second[4:-1]) / (sum(first[-len(second) :][4:-1]) + sum(second[4:-1]))
-    assert 0.15 < late < 0.35  # a quarter
+def test_a_rank_that_is_three_times_slower_gets_a_third_of_the_rows_and_the_solve_is_shorter_for_it(of):
+    (first, _), (second, _) = of(paced)
+    shared = first[-len(second) :]
+    assert 0.15 < sum(second[4:-1]) / sum(shared[4:-1] + second[4:-1]) < 0.35  # a quarter
+    pairs = list(zip(shared, second, strict=True))
+    took = sum(max(quick, 3 * slow) for quick, slow in pairs)
+    assert took < 0.8 * sum(1.5 * (quick + slow) for quick, slow in pairs)  # of even shares
+
+
+class Bits(torch.nn.Module):
+    """A drift whose last digits depend on the rank, as on GPUs of different kinds, and whose time does, too."""
+
+    def forward(self, t, y):
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        time.sleep(1e-3 * rank)
+        return drift(t, y) * (1 + 4e-14 * rank)  # more than a step rounds away
+
+
+LOOSE = {"window": 24, "tol": 0.1}  # accepts many states a round, so those of the last rank, too
+
+
+def last_bits(mesh):
+    found = []
+    for given in (LOOSE, {"window": 8, "tol": 1e-12}, {"window": 8, "tol": 0.0}, {"window": "auto"}):
+        sol = ps.solve(ps.ODE(Bits()), Y[0], TS, integrator=ps.RK4(), mesh=mesh, **given)
+        found.append((sol.ys, sol.stats.rounds, [each.stride for each in sol.history]))
+    return found
+
+
+def test_ranks_whose_last_bits_and_clocks_differ_return_the_same_bits(of):
+    (first, _), (second, _) = of(last_bits)
+    for (ys, rounds, strides), (others, more, accepted) in zip(first, second, strict=True):
+        assert torch.equal(ys, others)
+        assert rounds == more
+        assert all(map(torch.equal, strides, accepted))
+    alone = ps.solve(ps.ODE(Bits()), Y[0], TS, integrator=ps.RK4(), **LOOSE).ys
+    assert not torch.equal(first[0][0], alone)  # states of rank 1 were accepted
+    assert torch.allclose(first[0][0], alone, rtol=0, atol=1e-12)
+
+
+ROW = 4e-3  # seconds
+
+
+def clocked(mesh):
+    def sleeping(t, y):
+        time.sleep(ROW * len(y))
+        return drift(t, y)
+
+    began = time.perf_counter()
+    stats = ps.solve(ps.ODE(sleeping), Y[0], ps.grids.uniform(0, 1, 128), integrator=ps.Euler(), window=32, mesh=mesh)
+    return stats.stats, time.perf_counter() - began
+
+
+def test_the_time_of_two_processes_is_the_predicted_one(of):
+    for (stats, seconds), error in of(clocked):
+        assert error is None
+        rows = stats.evaluations / stats.rounds
+        said = ps.theory.wall_clock(128, stats.rounds, round(rows), {1: ROW, 32: 32 * ROW}, 2, overhead=2e-3)
+        assert 0.9 < seconds / said.seconds < 1.6
+        assert said.sequential == pytest.approx(128 * ROW)
 
 
 class Tensors(torch.nn.Module):
@@ -206,16 +281,16 @@ def sharded(mesh):
     return values, rows, solved
 
 
-def test_a_sharded_function_gives_every_rank_the_values_at_the_rows_of_rank_0(tmp_path):
+def test_a_sharded_function_gives_every_rank_the_values_at_the_rows_of_rank_0(of):
     t, y = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None], torch.arange(10.0).reshape(5, 2).double() / 10
     alone = ps.solve(ps.ODE(drift), Y, TS, integrator=ps.Euler(), window=8).ys
-    outcomes = ranks.run(sharded, tmp_path)
-    for (values, _, solved), error, _ in outcomes:
+    outcomes = of(sharded)
+    for (values, _, solved), error in outcomes:
         assert error is None
         assert torch.equal(values[0], drift(t, y, K[0]))
         assert torch.equal(values[1], drift(t[:1], y[:1], K[0]))
         assert torch.equal(solved, alone)
-    assert [rows for (_, rows, _), _, _ in outcomes] == [[3, 1], [2]]
+    assert [rows for (_, rows, _), _ in outcomes] == [[3, 1], [2]]
 
 
 def test_the_script_of_the_docs_runs_under_torchrun(tmp_path):
@@ -236,10 +311,10 @@ def not_finite(mesh):
     return ps.solve(ps.ODE(lambda t, y: y / (0.5 - t).clamp(min=0)), Y[0], TS, integrator=ps.Euler(), mesh=mesh)
 
 
-def test_an_error_of_the_solve_itself_is_the_same_on_every_rank(tmp_path):
+def test_an_error_of_the_solve_itself_is_the_same_on_every_rank(of):
     with pytest.raises(ps.SolveError) as alone:
         not_finite(None)
-    for _, (error, solution), _ in ranks.run(not_finite, tmp_path):
+    for _, (error, solution) in of(not_finite):
         assert error == f"SolveError: {alone.value}"
         assert solution.result is ps.Result.nonfinite
         assert torch.equal(solution.ys.nan_to_num(), alone.value.solution.ys.nan_to_num())
@@ -304,20 +379,23 @@ def test_rank_0_that_dies_is_an_error_on_the_others(tmp_path):
         assert seconds < 10
 
 
-def twice(mesh, rank):
-    said = ""
-    try:
-        failing(mesh, rank, fail)
-    except (ValueError, ps.SolveError, ps.distributed.RankError) as error:
-        said = f"{type(error).__name__}: {error}"
-    return said, ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.Euler(), window=8, mesh=mesh).ys
+def twice(mesh):
+    found = []
+    for rank in (0, 1):
+        try:
+            failing(mesh, rank, fail)
+        except (ValueError, ps.SolveError, ps.distributed.RankError) as error:
+            ys = ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.Euler(), window=8, mesh=mesh).ys
+            found.append((f"{type(error).__name__}: {error}", ys))
+    return found
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_drift_that_raises_on_one_rank_ends_the_solve_on_all_and_the_next_one_works(tmp_path, rank):
-    outcomes = ranks.run(twice, tmp_path, rank, ranks=3)
+def test_a_drift_that_raises_on_one_rank_ends_the_solve_on_all_and_the_next_one_works(of, rank):
     alone = ps.solve(ps.ODE(drift), Y[0], TS, integrator=ps.Euler(), window=8).ys
-    for number, ((said, ys), _, _) in enumerate(outcomes):
+    for number, (found, error) in enumerate(of(twice, 3)):
+        assert error is None
+        said, ys = found[rank]
         assert torch.equal(ys, alone)
         assert "no more paper" in said
         if number == rank:
@@ -372,8 +450,8 @@ def others(mesh):
     return said
 
 
-def test_ranks_that_run_with_something_else_are_told_so_before_the_first_round(tmp_path):
-    for said, error, _ in ranks.run(others, tmp_path):
+def test_ranks_that_run_with_something_else_are_told_so_before_the_first_round(of):
+    for said, error in of(others):
         assert error is None
         assert said == {
             what: f"Rank 1 runs with other {what} than rank 0; call it alike on every rank, with the same arguments, "
@@ -397,13 +475,13 @@ def gradients(mesh):
     return found
 
 
-def test_every_rank_records_the_gradients_of_one_process_and_collocation_refuses_them(tmp_path):
+def test_every_rank_records_the_gradients_of_one_process_and_collocation_refuses_them(of):
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 2, dtype=torch.float64)
     y = Y.clone().requires_grad_()
     sol = ps.solve(ps.ODE(lambda t, y: torch.tanh(model(y))), y, TS, integrator=ps.Euler(), batch_dims=1, window=8)
     sol.ys.square().sum().backward()
-    for found, error, _ in ranks.run(gradients, tmp_path):
+    for found, error in of(gradients):
         assert error is None
         for one, own in zip(found, (y.grad, model.weight.grad, model.bias.grad), strict=True):
             assert torch.equal(one, own)

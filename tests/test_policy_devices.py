@@ -2,8 +2,10 @@
 
 import ranks
 import torch
+import torch.distributed as dist
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from picardsolve import Result, SolveError
 from picardsolve.integrations.policies import ParallelPolicy
 
 COSINE = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
@@ -24,7 +26,24 @@ def plans(scheduler, **given):
 
 def everyone(mesh):
     made = plans(DDPMScheduler(**COSINE), mesh=mesh)
-    return [(plan.actions, plan.rounds, plan.evaluations, plan.certificate.error[-1]) for plan in made]
+    found = [(plan.actions, plan.rounds, plan.evaluations, plan.certificate.error[-1]) for plan in made]
+    calls = []
+
+    def failing(x, t, observation):
+        calls.append(len(x))
+        if len(calls) == 3 and dist.get_rank() == 1:
+            raise RuntimeError("no room")
+        return model(x, t, observation)
+
+    scheduler = DDPMScheduler(**COSINE)
+    scheduler.set_timesteps(10)
+    policy = ParallelPolicy(failing, scheduler, (8, 2), seed=3, tol=1e-6, mesh=mesh)
+    try:
+        policy.plan(SEEN)
+    except (RuntimeError, SolveError) as error:
+        left = getattr(error, "solution", None)
+        return found, f"{type(error).__name__}: {error}", left, policy.plan(SEEN).actions
+    return None
 
 
 def test_plans_of_two_devices_are_those_of_one():
@@ -38,9 +57,18 @@ def test_plans_of_two_devices_are_those_of_one():
 
 def test_every_rank_makes_the_plans_of_one_process(tmp_path):
     alone = plans(DDPMScheduler(**COSINE))
-    for made, error, _ in ranks.run(everyone, tmp_path):
+    outcomes = ranks.run(everyone, tmp_path)
+    for (made, *_), error, _ in outcomes:
         assert error is None
         for one, (actions, rounds, evaluations, bound) in zip(alone, made, strict=True):
             assert torch.equal(one.actions, actions)
             assert (one.rounds, one.evaluations) == (rounds, evaluations)
             assert torch.equal(one.certificate.error[-1], bound)
+    (_, here, left, after), (_, there, _, also) = (value for value, _, _ in outcomes)
+    assert there == "RuntimeError: no room"
+    assert here.startswith("SolveError: Rank 1 raised RuntimeError: no room.")
+    assert left.result is Result.interrupted
+    assert torch.isfinite(left.ys[0]).all()
+    assert not torch.isfinite(left.ys[-1]).any()
+    assert torch.equal(after, also)
+    assert torch.allclose(after, alone[0].actions, rtol=0, atol=5e-3)

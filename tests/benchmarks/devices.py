@@ -3,8 +3,9 @@
     python tests/benchmarks/devices.py
 
 A drift whose time is its rows': 32 of them take 50 ms or more on one core. Each line is the shortest of several solves,
-with what `theory.wall_clock` says from the drift's own times. The last line is what sharing itself costs: of a drift
-that sleeps 50 ms whatever its rows.
+with what `theory.wall_clock` says from the drift's own times. The last lines are what sharing itself costs, of a drift
+that sleeps 50 ms whatever its rows: a round, by the difference of two solves of which one has more rounds; and the rest
+of a solve, in which ranks compare what they run with and get the solution.
 """
 
 import sys
@@ -73,12 +74,22 @@ def seconds_of(drift, rows, repeats=7):
 
 
 def over_ranks(mesh, depth):
-    """On every rank: seconds and rounds with the mesh; of the drift that sleeps, alone and with the mesh."""
+    """On every rank: seconds and rounds with the mesh; then what sharing costs, see `costs`."""
     seconds, rounds, ys = shortest(Network(depth), mesh=mesh)
-    alone = shortest(Sleeps(), 3, steps=64)
     dist.barrier()
-    shared = shortest(Sleeps(), 3, steps=64, mesh=mesh)
-    return seconds, rounds, ys, alone[0] / alone[1], shared[0] / shared[1]
+    return seconds, rounds, ys, *costs(mesh=mesh)
+
+
+def costs(**given):
+    """Seconds that sharing adds to a round of the drift that sleeps, and to a solve beside its rounds."""
+
+    def line(**given):
+        (short, few, _), (long, many, _) = (shortest(Sleeps(), 3, steps=steps, **given) for steps in (64, 512))
+        a_round = (long - short) / (many - few)
+        return a_round, short - few * a_round
+
+    (alone, beside), (shared, more) = line(), line(**given)
+    return shared - alone, more - beside
 
 
 def main():
@@ -92,7 +103,7 @@ def main():
     threads, _, by_threads = shortest(Network(depth), devices=["cpu", "cpu"])
     with tempfile.TemporaryDirectory() as folder:
         outcomes = ranks.run(over_ranks, folder, depth, limit=600, patience=300)
-    (two, _, by_ranks, alone, shared), error, _ = outcomes[0]
+    (two, _, by_ranks, *of_ranks), error, _ = outcomes[0]
     assert error is None, error
     for name, seconds, found, devices in (
         ("one process", one, ys, 1),
@@ -107,7 +118,11 @@ def main():
             f"{name:14s} {seconds:7.3f} s   {one / seconds:5.2f} times   model {said.seconds:7.3f} s   "
             f"largest difference {off:.1e}"
         )
-    print(f"sharing a round of {1e3 * ROUND:.0f} ms costs {100 * (shared - alone) / ROUND:.1f} % of it")
+    for name, (a_round, once) in (("threads", costs(devices=["cpu", "cpu"])), ("processes", of_ranks)):
+        print(
+            f"sharing by {name} costs {100 * a_round / ROUND:.1f} % of a round of {1e3 * ROUND:.0f} ms, and "
+            f"{1e3 * once:.1f} ms once a solve"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picardsolve import Certificate, FrozenSample, Guess, Iteration, Result, Solution, SolveError, Stats
+from picardsolve.distributed import RankError
 from picardsolve.extend import Carried, ErrorEstimate, Evidence, Increment, Stopping, Tolerance, Window, drive
 from picardsolve.integrations.policies.chain import PlanChain, TowardsPlan
 
@@ -95,7 +96,11 @@ class Solver:
         before = self.steps.counts()
         with torch.inference_mode():
             window = self._window(guess, *rules, width=self.steps.length)
-            drive(window, max_rounds)
+            try:
+                drive(window, max_rounds)
+            except RankError as error:
+                reached = self._solution(window, Result.interrupted, before, None)
+                raise SolveError(f"{error} {Result.interrupted.value}", reached) from error
             plans = self._plans(window)
             if not window.done:
                 _accept_all(window)
