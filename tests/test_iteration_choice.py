@@ -29,7 +29,9 @@ def march(batch, size):
     """By the size of the states, and its samples."""
     one = np.ones((1, 1))
     problem = InitialValueProblem(np.ones((batch, size)), np.array([0.0, 1.0]), one, one, 1e-16, NumpyArrays())
-    return problem, ps.Collocation().march(problem, None)
+    method = ps.Collocation()
+    choice, orders = method.plan(problem, None)
+    return problem, method.march(problem, choice, int(orders[0]))
 
 
 def check_right(sol, f, batch, size):

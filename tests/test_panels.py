@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 from picardsolve.collocation.chains import Chains
 from picardsolve.collocation.nodes import nodes
 from picardsolve.collocation.numpy_arrays import NumpyArrays
-from picardsolve.collocation.panels import POINTS, PanelLinearization
+from picardsolve.collocation.panels import PanelLinearization, points
 
 ARRAYS, NODES = NumpyArrays(), nodes("radau", 20)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -40,7 +40,7 @@ def exact(j, residual_slope, start, at):
 
 
 def made(j, h, second_order=False):
-    jacobians = j(POINTS)[None] / h
+    jacobians = j(points(NODES))[None] / h
     size = jacobians.shape[-1] * (1 + second_order)
     return PanelLinearization.of(ARRAYS, NODES, np.array([h]), jacobians, second_order, np.ones((1, size)))
 
@@ -83,8 +83,8 @@ def test_halves_of_a_second_order_equation_are_its_whole():
         return out
 
     residual = rng.normal(size=(1, NODES.n, 6))
-    half = PanelLinearization.of(ARRAYS, NODES, np.array([0.7]), j(POINTS)[None], True, np.ones((1, 6)))
-    full = PanelLinearization.of(ARRAYS, NODES, np.array([0.7]), whole(POINTS)[None], False, np.ones((1, 6)))
+    half = PanelLinearization.of(ARRAYS, NODES, np.array([0.7]), j(points(NODES))[None], True, np.ones((1, 6)))
+    full = PanelLinearization.of(ARRAYS, NODES, np.array([0.7]), whole(points(NODES))[None], False, np.ones((1, 6)))
     assert half.answer(residual)[0] == pytest.approx(full.answer(residual)[0], rel=1e-12)
     ahead = [each.ahead(np.zeros(1, int), np.array([0.2])).led(NODES, residual[:, 0]) for each in (half, full)]
     assert ahead[0] == pytest.approx(ahead[1], rel=1e-10)
@@ -110,7 +110,7 @@ def test_segments_behind_each_other_are_moved_by_the_ends_before(seed, count):
 
 
 def test_a_segment_that_is_not_finite_leaves_the_others_as_they_are():
-    j = np.ones((2, len(POINTS), 2, 2))
+    j = np.ones((2, len(points(NODES)), 2, 2))
     j[0, 3] = np.nan
     made = PanelLinearization.of(ARRAYS, NODES, np.array([0.1, 0.1]), j, False, np.ones((2, 2)))
     bad, good = made.solve(np.ones((2, NODES.n, 2)))

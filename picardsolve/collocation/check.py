@@ -10,7 +10,7 @@ from picardsolve.collocation.finite_differences import Differences
 from picardsolve.collocation.flight import Flight
 from picardsolve.collocation.initial_value import Limits
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.panels import POINTS, PanelLinearization, to_points
+from picardsolve.collocation.panels import PanelLinearization, points, to_points
 from picardsolve.collocation.sweeps import Rows
 from picardsolve.problem.state import LARGEST_DENSE
 
@@ -70,8 +70,8 @@ class Check:
         self._points = arrays.constant(to_points(nodes)) @ values
         rows, self._steps = self.differences.rows(self._points, waiting.sample, True)
         moves = self.differences.moves(True)
-        when = np.repeat(waiting.times(POINTS).ravel(), moves)
-        whose = np.repeat(waiting.sample, len(POINTS) * moves)
+        when = np.repeat(waiting.times(points(nodes)).ravel(), moves)
+        whose = np.repeat(waiting.sample, len(points(nodes)) * moves)
         return np.concatenate([times, when]), arrays.concat([states, rows]), np.concatenate([sample, whose])
 
     def tell(self, waiting: Flight, drift: Array, limits: Limits) -> Verdict:

@@ -7,7 +7,8 @@ import numpy as np
 
 from picardsolve.collocation.initial_value import InitialValueProblem
 from picardsolve.collocation.march import March
-from picardsolve.collocation.panels import POINTS
+from picardsolve.collocation.nodes import Nodes, nodes
+from picardsolve.collocation.panels import panels
 from picardsolve.collocation.sweeps import Choice
 from picardsolve.problem.state import LARGEST_DENSE
 
@@ -17,6 +18,10 @@ _LINEARIZED = {"newton": 12, "panels": 12, "secant": 8}  # segments; by a secant
 _SWEPT = {"newton": 12, "panels": 15, "secant": 45}  # evaluations at every node
 _TIE, _LITTLE = 1.2, 0.05  # Newton's method, which finds more in fewer rounds, may be slower by this factor or seconds
 
+_ORDERS = {  # from a relative tolerance on: rounds and evaluations over the bank of problems
+    "newton": ((3e-6, 12), (3e-8, 16), (0.0, 24)),
+    "others": ((3e-5, 12), (3e-7, 16), (0.0, 20)),
+}
 _DENSE = 240  # unknowns of a segment's Newton system that are cheap on a CPU whatever the drift costs
 _TOO_MANY = 3000  # predicted rounds: a solve without Jacobians is called stiff
 
@@ -28,11 +33,26 @@ def usual_iteration(problem: InitialValueProblem, order: int | None) -> Choice:
     return "panels" if problem.takes_jacobians else "secant"
 
 
-def usual_order(unknowns: int, choice: Choice) -> int:
-    """Degree of the polynomials: lower for large states by Newton's method, because its algebra is cubic in it."""
-    if choice != "newton":
-        return 20
-    return 24 if unknowns <= 10 else 16 if unknowns <= 20 else 12
+def usual_orders(problem: InitialValueProblem, choice: Choice) -> np.ndarray:
+    """Degree of the polynomials of samples, ``(B,)``: lower at loose tolerances, where high ones save few rounds.
+
+    Of large states it is lower by Newton's method, because its algebra is cubic in it.
+    """
+    steps = _ORDERS["newton" if choice == "newton" else "others"]
+    limits, orders = (np.array(part) for part in zip(*steps, strict=True))
+    own = orders[(_tolerances(problem)[:, None] >= limits).argmax(1)]
+    if choice != "newton" or problem.unknowns <= 10:
+        return own
+    return np.minimum(own, 16 if problem.unknowns <= 20 else 12)
+
+
+def _tolerances(problem: InitialValueProblem) -> np.ndarray:
+    """The tightest ``rtol`` of each sample, ``(B,)``; where that is 0, ``atol`` relative to the start."""
+    arrays = problem.arrays
+    with np.errstate(over="ignore"):
+        absolute = problem.atol / arrays.larger(arrays.size(problem.start), 1e-290)
+    tightest = arrays.largest(-arrays.where(problem.rtol > 0, problem.rtol, absolute))
+    return -arrays.fetch(tightest)[0]
 
 
 @dataclass(frozen=True)
@@ -55,13 +75,13 @@ class Prices:
         return (Prices(call, float(np.median((seconds[1:] - call) / rows[1:]))),)
 
 
-def seconds(problem: InitialValueProblem, choice: Choice, n: int, price: Prices) -> float:
-    """What a solve of all samples costs, for n nodes; in units of the solve that the constants are of."""
-    u, d = problem.unknowns, problem.numbers
+def seconds(problem: InitialValueProblem, choice: Choice, nodes: Nodes, price: Prices) -> float:
+    """What a solve of all samples costs, in units of the solve that the constants are of."""
+    n, u, d = nodes.n, problem.unknowns, problem.numbers
     if choice == "newton":
         moved, algebra = n * u, 2 / 3 * (n * u) ** 3 + 2 * (n * u) ** 2 * d
     elif choice == "panels" or d <= LARGEST_DENSE:
-        moved, algebra = len(POINTS) * (1 + u), 140 * d**3
+        moved, algebra = panels(nodes) * (1 + u), 14 * panels(nodes) * d**3
     else:
         moved = algebra = 0
     rows = _LINEARIZED[choice] * moved + _SWEPT[choice] * n
@@ -73,10 +93,10 @@ def newton_pays(
     problem: InitialValueProblem, march: March, order: int | None, calls: Sequence[tuple[int, float]]
 ) -> bool:
     """Whether a march by Newton's method may be as fast as one by a secant, after so many calls."""
-    name, n = march.sweep.name, march.nodes.n
-    instead = order or usual_order(problem.unknowns, "secant")
+    name, own = march.sweep.name, march.nodes
+    instead = nodes(own.kind, order or int(usual_orders(problem, "secant").max()))
     costs = [
-        (seconds(problem, name, n, price), seconds(problem, "secant", instead, price))
+        (seconds(problem, name, own, price), seconds(problem, "secant", instead, price))
         for price in Prices.possible(calls)
     ]
     return any(newton <= max(_TIE * secant, secant + _LITTLE) for newton, secant in costs)

@@ -9,7 +9,7 @@ from picardsolve.collocation.arrays import Array
 from picardsolve.collocation.events import EventWatches
 from picardsolve.collocation.failures import Failure, Stiff
 from picardsolve.collocation.initial_value import InitialValueProblem
-from picardsolve.collocation.iteration_choice import newton_pays, rounds_if_stiff, usual_iteration
+from picardsolve.collocation.iteration_choice import newton_pays, rounds_if_stiff
 from picardsolve.collocation.march import March
 from picardsolve.collocation.refinement import refine
 from picardsolve.collocation.sweeps import Choice, Rows
@@ -47,20 +47,22 @@ class Marches:
     ):
         self.problem, self.watches = problem, watches
         self._method, self._choice = method, choice
-        self.marches: dict[Choice, March] = {}
+        self.marches: dict[tuple[Choice, int], March] = {}
         self.failures: dict[int, Failure] = {}
         self.over = np.zeros(problem.samples, bool)
         self.times = np.ones(problem.samples, int)
         self._decisions: list[str] = []
-        self._take(choice or usual_iteration(problem, method.order), np.arange(problem.samples))
+        self._take(choice, np.arange(problem.samples))
 
-    def _take(self, choice: Choice, sample: np.ndarray) -> None:
-        """Let samples begin with an iteration."""
+    def _take(self, choice: Choice | None, sample: np.ndarray) -> None:
+        """Let samples begin with an iteration, those with the same order together."""
         for march in self.marches.values():
             march.leave(sample)
-        if choice not in self.marches:
-            self.marches[choice] = self._method.march(self.problem, choice, self.watches)
-        self.marches[choice].begin(sample)
+        taken, orders = self._method.plan(self.problem, choice)
+        for order in np.unique(orders[sample]).tolist():
+            if (taken, order) not in self.marches:
+                self.marches[taken, order] = self._method.march(self.problem, taken, order, self.watches)
+            self.marches[taken, order].begin(sample[orders[sample] == order])
         self.times[sample] = 1
 
     # ---- a round
@@ -136,13 +138,12 @@ class Marches:
 
     def compare(self, calls: Sequence[tuple[int, float]]) -> None:
         """Take a secant in place of Newton's method where that is faster, by rows and seconds of the first calls."""
-        for name in ("newton", "panels"):
-            march = self.marches.get(name)
-            if self._choice is not None or march is None or not march.under_way:
-                continue
-            if not newton_pays(self.problem, march, self._method.order, calls):
-                self._decisions.append("Jacobians are expensive, by the size of states and the time of the first calls")
-                self._take("secant", march.active)
+        slow = [march for march in self.marches.values() if march.sweep.quadratic and march.under_way]
+        if self._choice is not None or not slow:
+            return
+        if not newton_pays(self.problem, slow[0], self._method.order, calls):
+            self._decisions.append("Jacobians are expensive, by the size of states and the time of the first calls")
+            self._take("secant", np.concatenate([march.active for march in slow]))
 
     # ---- what was found
 

@@ -11,7 +11,7 @@ from picardsolve.collocation.check import Check
 from picardsolve.collocation.events import Event
 from picardsolve.collocation.finite_differences import Differences
 from picardsolve.collocation.initial_value import InitialValueProblem, Limits
-from picardsolve.collocation.iteration_choice import usual_iteration, usual_order
+from picardsolve.collocation.iteration_choice import usual_iteration, usual_orders
 from picardsolve.collocation.march import EndsIn, March
 from picardsolve.collocation.newton_sweep import NewtonSweep
 from picardsolve.collocation.nodes import Kind, nodes
@@ -41,8 +41,8 @@ class Collocation(AdaptiveMethod):
     Args:
         nodes: "radau" (Radau IIA, also for stiff equations), "lobatto" (Lobatto IIIA) or "chebyshev"
             (Gauss-Lobatto-Chebyshev).
-        order: degree of the polynomials, from 4 to 40; None: 24 for states of at most ten numbers, 20 for larger ones
-            (16 or 12 where Newton's method takes Jacobians at all nodes).
+        order: degree of the polynomials, from 4 to 40; None: by the tolerance of each sample, 12 where it is loose, up
+            to 24 for states of at most ten numbers, and to 20 for larger ones.
         in_flight: most segments at once; None: 12.
         first_step: length of the first segment; None: chosen.
         max_step: most time in a segment, for what could be overlooked between nodes, such as a pulse.
@@ -90,17 +90,22 @@ class Collocation(AdaptiveMethod):
             )
         return AdaptiveSolve.of(problem, y, self, name, tolerance, Event.of(events), only_last)
 
-    def march(self, problem: InitialValueProblem, choice: Choice | None, ends_in: EndsIn | None = None) -> March:
+    def plan(self, problem: InitialValueProblem, choice: Choice | None) -> tuple[Choice, np.ndarray]:
+        """The iteration, and the degrees of the polynomials of samples, ``(B,)``; ``choice`` is the user's."""
+        choice = choice or usual_iteration(problem, self.order)
+        return choice, usual_orders(problem, choice) if self.order is None else np.full(problem.samples, self.order)
+
+    def march(self, problem: InitialValueProblem, choice: Choice, order: int, ends_in: EndsIn | None = None) -> March:
         """A march of samples, before the first round; none has begun.
 
         Args:
             problem: the samples.
-            choice: the iteration; None: by the size of the state.
+            choice: the iteration.
+            order: degree of the polynomials.
             ends_in: looks for events.
         """
-        choice = choice or usual_iteration(problem, self.order)
         newton = choice in ("newton", "panels")
-        at = nodes(self.nodes, (self.order or usual_order(problem.unknowns, choice)) + (self.nodes != "radau"))
+        at = nodes(self.nodes, order + (self.nodes != "radau"))
         differences = Differences(problem)
         in_flight = self.in_flight or min(_IN_FLIGHT, max(_NUMBERS // (at.n * problem.numbers), 1))
         scale = np.ones(problem.samples) if newton else _ahead(problem)

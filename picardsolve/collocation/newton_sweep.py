@@ -12,7 +12,7 @@ from picardsolve.collocation.flight import Correction, Flight, Memory
 from picardsolve.collocation.initial_value import Limits
 from picardsolve.collocation.linearization import Linearization
 from picardsolve.collocation.nodes import Nodes
-from picardsolve.collocation.panels import POINTS, PanelLinearization, to_points
+from picardsolve.collocation.panels import PanelLinearization, points, to_points
 from picardsolve.collocation.sweeps import Choice, Followers, Rows, SegmentSweep
 
 
@@ -63,7 +63,7 @@ class NewtonSweep(SegmentSweep):
     Args:
         nodes: of the segments.
         differences: how Jacobians are taken.
-        name: "newton": Jacobians at every node, for a `DenseLinearization`. "panels": at ten points, for a
+        name: "newton": Jacobians at every node, for a `DenseLinearization`. "panels": at a few points, for a
             `PanelLinearization`.
     """
 
@@ -95,7 +95,7 @@ class NewtonSweep(SegmentSweep):
         self.linearizations += len(which)
         rows, self._steps = self.differences.rows(states, flight.sample[which], self._panels)
         times, moves = (
-            flight.times(POINTS if self._panels else self.nodes.c)[which],
+            flight.times(points(self.nodes) if self._panels else self.nodes.c)[which],
             self.differences.moves(self._panels),
         )
         return np.repeat(times.ravel(), moves), rows, np.repeat(flight.sample[which], times.shape[1] * moves)

@@ -1,4 +1,4 @@
-"""The linearised equations of segments, approximately: exponentials of the mean Jacobians on ten panels."""
+"""The linearised equations of segments, approximately: exponentials of the mean Jacobians on a few panels."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,48 +11,61 @@ from picardsolve.collocation.chains import Chains
 from picardsolve.collocation.linearization import Linearization
 from picardsolve.collocation.nodes import Nodes
 
-_PANELS, _POINTS = 10, 10
-_ENDS = np.arange(_PANELS + 1) / _PANELS
 
-POINTS = (1 + legendre.leggauss(_POINTS)[0]) / 2  # of [0, 1]: where Jacobians are taken
+def panels(nodes: Nodes) -> int:
+    """How many there are: what flows are off by adds up over a solve, and has to be less than the growth of errors."""
+    return 2 * nodes.n // 3
 
 
 @lru_cache
-def _on_panels() -> np.ndarray:
-    """From values at `POINTS`: mean and rise of their polynomial on each panel, its values at the ends, ``(31, 10)``.
+def points(nodes: Nodes) -> np.ndarray:
+    """Of [0, 1], as many as panels: where Jacobians are taken."""
+    return (1 + legendre.leggauss(panels(nodes))[0]) / 2
+
+
+@lru_cache
+def _ends(nodes: Nodes) -> np.ndarray:
+    return np.arange(panels(nodes) + 1) / panels(nodes)
+
+
+@lru_cache
+def _on_panels(nodes: Nodes) -> np.ndarray:
+    """From values at P points: mean and rise of their polynomial on panels, its values at ends, ``(3 P + 1, P)``.
 
     The rise on a panel is that of the straight line with the same first moment.
     """
-    rows, x = np.eye(_POINTS), 2 * _ENDS - 1
+    count = panels(nodes)
+    rows, x = np.eye(count), 2 * _ends(nodes) - 1
     once, twice = (
         np.stack([legendre.legval(x, legendre.legint(row, m, lbnd=-1)) for row in rows], 1) / 2**m for m in (1, 2)
     )
-    means = np.diff(once, axis=0) * _PANELS
+    means = np.diff(once, axis=0) * count
     # by parts: integral of (t - middle) u
-    moments = (once[1:] + once[:-1]) / (2 * _PANELS) - np.diff(twice, axis=0)
-    parts = means, 12 * _PANELS**2 * moments, legendre.legvander(x, _POINTS - 1)
-    return np.concatenate(parts) @ np.linalg.inv(legendre.legvander(2 * POINTS - 1, _POINTS - 1))
+    moments = (once[1:] + once[:-1]) / (2 * count) - np.diff(twice, axis=0)
+    parts = means, 12 * count**2 * moments, legendre.legvander(x, count - 1)
+    return np.concatenate(parts) @ np.linalg.inv(legendre.legvander(2 * points(nodes) - 1, count - 1))
 
 
 @lru_cache
 def to_points(nodes: Nodes) -> np.ndarray:
-    """Interpolation from the points of a segment to `POINTS`, ``(10, points)``."""
-    return nodes.interpolate(POINTS)
+    """Interpolation from the points of a segment to those of the Jacobians, ``(P, points)``."""
+    return nodes.interpolate(points(nodes))
 
 
 @lru_cache
 def _to_ends(nodes: Nodes) -> np.ndarray:
-    """Interpolation from the nodes alone to the panels' ends, ``(11, n)``."""
-    return nodes.extrapolate(_ENDS, nodes.n)
+    """Interpolation from the nodes alone to the panels' ends, ``(P + 1, n)``."""
+    return nodes.extrapolate(_ends(nodes), nodes.n)
 
 
 @lru_cache
 def _hermite(nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
-    """Hermite's cubics on the panels, at the nodes: of the values and of the slopes at the ends, ``(n, 11)`` each."""
-    panel = np.minimum((nodes.c * _PANELS).astype(int), _PANELS - 1)
-    t, row = nodes.c * _PANELS - panel, np.arange(nodes.n)
+    """Hermite's cubics on panels, at the nodes: of the values and of the slopes at the ends, ``(n, P + 1)`` each."""
+    count, row = panels(nodes), np.arange(nodes.n)
+    panel = np.minimum((nodes.c * count).astype(int), count - 1)
+    t = nodes.c * count - panel
     rise = t**2 * (3 - 2 * t)
-    values, slopes = np.zeros((2, nodes.n, _PANELS + 1))
+    values, slopes = np.zeros((2, nodes.n, count + 1))
     values[row, panel], values[row, panel + 1] = 1 - rise, rise
     slopes[row, panel], slopes[row, panel + 1] = t * (1 - t) ** 2, t**2 * (t - 1)
     return values, slopes
@@ -71,7 +84,7 @@ def _velocities(half: int) -> np.ndarray:
 
 @dataclass
 class PanelLinearization(Linearization):
-    """J at ten points; the algebra is linear in the number of nodes. For moderate states and equations not stiff.
+    """J at P points; the algebra is linear in the number of nodes. For moderate states and equations not stiff.
 
     On a panel the flow is the exponential of ``x = J + [rise of J, J] / 12``, with J the mean Jacobian times the
     panel's length (Magnus' expansion of order 4: Blanes, Casas, Oteo & Ros 2009). On a panel where residuals rise by
@@ -82,8 +95,8 @@ class PanelLinearization(Linearization):
     Attributes:
         phi: ``phi_1(x)``, ``(K, panels, d, d)``; one for all panels where there is one Jacobian.
         across: ``I + phi_1(x) x``, the flow of a panel, of the shape of phi.
-        at_ends: the Jacobians at the panels' ends, times the panels' length, ``(K, 11 or 1, d, d)``.
-        response: ``(K, 11, d, d)`` derivative of ``delta`` at the panels' ends with respect to the start; None where
+        at_ends: the Jacobians at the panels' ends, times the panels' length, ``(K, P + 1 or 1, d, d)``.
+        response: ``(K, P + 1, d, d)`` derivative of ``delta`` at the panels' ends with respect to the start; None where
             it is not needed.
     """
 
@@ -96,11 +109,11 @@ class PanelLinearization(Linearization):
     def of(
         arrays: Arrays, nodes: Nodes, h: Array, jacobians: Array, second_order: bool, units: Array
     ) -> "PanelLinearization":
-        """For K segments of lengths ``(K,)``: Jacobians ``(K, 10, size, size)`` and units ``(K, d)``."""
+        """For K segments of lengths ``(K,)``: Jacobians ``(K, P, size, size)`` and units ``(K, d)``."""
         made = PanelLinearization._prepared(arrays, nodes, h, jacobians, second_order, units)
         state = arrays.constant(_identity(units.shape[1])) + arrays.zeros(len(units), 1, 1, 1)
         states = [state]
-        for p in range(_PANELS):
+        for p in range(panels(nodes)):
             state = made.across[:, p : p + 1] @ state
             states.append(state)
         made.response = arrays.concat(states, 1)
@@ -110,11 +123,13 @@ class PanelLinearization(Linearization):
     def _prepared(
         arrays: Arrays, nodes: Nodes, h: Array, jacobians: Array, second_order: bool, units: Array
     ) -> "PanelLinearization":
-        x = at_ends = (_whole(arrays, jacobians) if second_order else jacobians) * (h / _PANELS)[:, None, None, None]
-        count, points, d, _ = x.shape
-        if points > 1:
-            read = (arrays.constant(_on_panels()) @ x.reshape(count, points, -1)).reshape(count, -1, d, d)
-            mean, rise, at_ends = read[:, :_PANELS], read[:, _PANELS : 2 * _PANELS], read[:, 2 * _PANELS :]
+        x = at_ends = (_whole(arrays, jacobians) if second_order else jacobians) * (h / panels(nodes))[
+            :, None, None, None
+        ]
+        count, places, d, _ = x.shape
+        if places > 1:
+            read = (arrays.constant(_on_panels(nodes)) @ x.reshape(count, places, -1)).reshape(count, -1, d, d)
+            mean, rise, at_ends = read[:, :places], read[:, places : 2 * places], read[:, 2 * places :]
             x = mean + (rise @ mean - mean @ rise) / 12
         matrix = x @ x / 12 - x / 2 + arrays.constant(_identity(d))
         ratios = (units[:, None] / units[:, :, None])[:, None]
@@ -155,12 +170,12 @@ class PanelLinearization(Linearization):
         return self.solve(self.h[:, None, None] * places * drift[:, None])
 
     def _at_ends(self, ends: Array) -> Array:
-        """``delta`` at the panels' ends, ``(K, 11, d)``, for residuals there."""
+        """``delta`` at the panels' ends, ``(K, P + 1, d)``, for residuals there."""
         rises, many = (ends[:, 1:] - ends[:, :-1])[..., None], self.phi.shape[1] > 1
         added = self.phi @ rises
         answer = ends[:, :1, :, None]
         answers = [answer]
-        for p in range(_PANELS):
+        for p in range(panels(self.nodes)):
             which = slice(p * many, p * many + 1)
             answer = self.across[:, which] @ answer + added[:, p : p + 1]
             answers.append(answer)

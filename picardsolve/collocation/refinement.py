@@ -15,6 +15,7 @@ from picardsolve.collocation.path import Path, counted
 
 _ENOUGH = 1.0  # tolerances that the estimated error may be
 _AIM = 0.2  # tolerances that another march aims at
+_UNSURE = 0.3  # part of a segment's estimated error that the estimate itself is off by, often
 _FINEST = 16.0  # units of rounding
 _HOPELESS = 10.0  # tolerances: rounding alone
 _ROWS = 20_000  # of a round of Newton's method that is guided
@@ -26,7 +27,7 @@ class PropagatedError:
 
     Attributes:
         chains: the order of the segments.
-        error: ``(S, d)`` signed: what to add to the states there.
+        error: ``(S, d)`` the size of what is to be added to the states there, and the standard deviation of that.
         floor: ``(S, d)`` standard deviation from rounding.
         allowed: ``(S, d)`` error that the user's tolerance allows.
         largest: ``(A, d)`` largest values of the components.
@@ -43,7 +44,10 @@ class PropagatedError:
 
     @staticmethod
     def of(segments: Segments, limits: Limits) -> "PropagatedError":
-        """``e[s + 1] = flow[s] e[s] + error[s]``; where flows are not known, sizes of errors are added up."""
+        """``e[s + 1] = flow[s] e[s] + error[s]``; where flows are not known, sizes of errors are added up.
+
+        Errors of segments may cancel each other. What their estimates are off by does not.
+        """
         chains = Chains(segments.sample)
         with np.errstate(all="ignore"):
             found = _summed(segments, chains, limits) if segments.flow is None else _flown(segments, chains, limits)
@@ -83,16 +87,19 @@ def _flown(segments: Segments, chains: Chains, limits: Limits) -> tuple[Array, A
     flows, added, noise = (arrays.take(part, order) for part in (segments.flow, segments.error, segments.noise))
     identity, first, errors, spreads = arrays.constant(_identity(noise.shape[1])), 0, [], []
     flown = identity + arrays.zeros(sizes[0], 1, 1)
-    error, covariance = 0 * added[: sizes[0]], 0 * flown
+    error, covariance, unsure = 0 * added[: sizes[0]], 0 * flown, 0 * flown
     for size in sizes:
         now = slice(first, first + size)
         flow = flows[now]
+        across = flow.swapaxes(1, 2)
         error = (flow @ error[:size, :, None])[..., 0] + added[now]
         own = (noise[now] ** 2)[:, None] * identity  # roundings are independent
-        covariance = flow @ covariance[:size] @ flow.swapaxes(1, 2) + own
+        covariance = flow @ covariance[:size] @ across + own
+        doubt = _UNSURE * added[now]
+        unsure = flow @ unsure[:size] @ across + doubt[:, :, None] * doubt[:, None]
         flown = arrays.concat([flow @ flown[:size], flown[size:]])
-        errors.append(error)
-        spreads.append((covariance * identity).sum(2))
+        errors.append(arrays.size(error) + arrays.root(arrays.larger((unsure * identity).sum(2), 0.0)))
+        spreads.append(arrays.larger((covariance * identity).sum(2), 0.0))
         first += size
     largest = _largest(arrays, chains, segments.scale)
     allowed = limits.allowed(largest, segments.sample[chains.begins])
@@ -125,7 +132,7 @@ def _worst(march: March, segments: Segments, found: PropagatedError, also: np.nd
     """
     arrays, chains = march.arrays, found.chains
     sample = segments.sample[chains.begins]
-    ratios = [arrays.largest(arrays.size(part) / found.allowed) for part in (found.error, found.floor)]
+    ratios = [arrays.largest(part / found.allowed) for part in (found.error, found.floor)]
     asked = march.problem.elapsed[1:, sample]
     t = np.concatenate([asked.T.ravel(), also])
     whose = np.concatenate([np.repeat(np.arange(len(sample)), len(asked)), np.searchsorted(sample, of)])

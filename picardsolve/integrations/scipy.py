@@ -163,7 +163,8 @@ class ParallelCollocation(OdeSolver):
         span, rtol = np.array([self.t, self.t_bound]), np.full(len(self.atol), self.rtol)
         arrays = NumpyArrays()
         problem = InitialValueProblem(self.y.view(float)[None], span, rtol[None], self.atol[None], _UNIT, arrays)
-        march = self.method.march(problem, iteration)
+        choice, orders = self.method.plan(problem, iteration)
+        march = self.method.march(problem, choice, int(orders[0]))
         march.begin(_ONE)
         return march
 
