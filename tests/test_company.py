@@ -155,4 +155,4 @@ def test_a_stiff_sample_changes_to_newtons_method_beside_others_that_do_not(seed
         exact = (y0[i] - 1) * torch.exp(-rate[i] * ts[:, None]) + ts[:, None].cos()
         assert ((together.ys[:, i] - exact).abs() <= 10 * tol * (1 + exact.abs())).all()
         if events:
-            assert torch.equal(together.events[i][0].ts, single.events[0][0].ts)
+            assert torch.equal(together.events[0][i].ts, single.events[0][0].ts)

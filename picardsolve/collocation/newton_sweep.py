@@ -114,16 +114,17 @@ class NewtonSweep(SegmentSweep):
         arrays, which = self.arrays, np.flatnonzero(flight.stale)
         memory = flight.memory
         assert isinstance(memory, LinearMemory)
-        kept = np.flatnonzero(~flight.stale)
-        linear = memory.take(kept).linear
+        old, kept = memory.linear, len(flight) - len(which)
+        linear = memory.take(np.arange(len(flight))).linear if not len(which) else None
         if len(which):
-            at = None if self._panels else drift if not len(kept) else arrays.take(drift, which)
+            at = None if self._panels else drift if not kept else arrays.take(drift, which)
             jacobians = self.differences.jacobians(self._steps, at, beside)
             units = self.differences.units(self._at, flight.sample[which])
             lengths, second = arrays.array(flight.h[which]), self.differences.second_order
-            made = self._kind.of(arrays, self.nodes, lengths, jacobians, second, units)
-            order = np.argsort(np.concatenate([kept, which]))
-            linear = made if linear is None else made.behind(linear).take(order)
+            linear = self._kind.of(arrays, self.nodes, lengths, jacobians, second, units)
+            if kept and old is not None:
+                place = np.where(flight.stale, len(old.h) + np.cumsum(flight.stale) - 1, memory.at)
+                linear = linear.behind(old).take(place)
         assert linear is not None
         flight.memory = LinearMemory(linear, np.arange(len(flight)))
         return linear
