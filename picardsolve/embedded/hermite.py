@@ -46,22 +46,25 @@ def interpolation(x: np.ndarray, nodes: np.ndarray, used: np.ndarray) -> tuple[n
 
     Nodes that are not used, ``used`` ``(Q, k)``, have weight 0.
     """
+    nodes, used = np.ascontiguousarray(nodes.T), np.ascontiguousarray(used.T)
     gaps, both = _gaps(nodes, used)
-    away = x[:, None] - nodes
-    ratio = np.where(both, away[:, None, :] / gaps, 1.0)
-    square = np.where(used, ratio.prod(2) ** 2, 0.0)
-    slope = np.where(both, 1 / gaps, 0.0).sum(2)
-    return (1 - 2 * away * slope) * square, away * square
+    away = x - nodes
+    ratio = np.where(both, away / gaps, 1.0)
+    square = np.where(used, ratio.prod(1) ** 2, 0.0)
+    slope = np.where(both, 1 / gaps, 0.0).sum(1)
+    return ((1 - 2 * away * slope) * square).T, (away * square).T
 
 
 def difference(nodes: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``(N, k)`` of states and of slopes at nodes ``(N, k)`` in the divided difference over all of them."""
+    nodes, used = np.ascontiguousarray(nodes.T), np.ascontiguousarray(used.T)
     gaps, both = _gaps(nodes, used)
-    square = np.where(used, np.where(both, 1 / gaps, 1.0).prod(2) ** 2, 0.0)
-    return -2 * square * np.where(both, 1 / gaps, 0.0).sum(2), square
+    inverse = 1 / gaps
+    square = np.where(used, np.where(both, inverse, 1.0).prod(1) ** 2, 0.0)
+    return (-2 * square * np.where(both, inverse, 0.0).sum(1)).T, square.T
 
 
 def _gaps(nodes: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``(Q, k, k)`` differences of nodes, 1 where there is none, and where there is one."""
-    both = used[:, :, None] & used[:, None, :] & ~np.eye(nodes.shape[1], dtype=bool)
-    return np.where(both, nodes[:, :, None] - nodes[:, None, :], 1.0), both
+    """``(k, k, Q)`` differences of nodes ``(k, Q)``, 1 where there is none, and where there is one."""
+    both = used[:, None] & used & ~np.eye(len(nodes), dtype=bool)[:, :, None]
+    return np.where(both, nodes[:, None] - nodes, 1.0), both

@@ -117,28 +117,29 @@ class Marches:
         errors, growth = linear.worst(local)
         merge = self._merging(new, marched)
         found = merge(errors)
-        some = self._doubted(found, marched, plain)
-        if len(some):
-            local, linear = yield from self._looked_at_again(plain, some, local, linear, coefficients)
-            errors, growth = linear.worst(local)
+        doubted = self._doubted(found, marched)
+        if len(doubted):
+            part, node, step = linear.part(doubted)
+            own = local.index_select(0, on_device(step, local.device))
+            errors[:, node], _ = yield from self._looked_at_again(part, own, coefficients)
             found = merge(errors)
         self.found = found
         self.growth[marched] = growth[marched]
 
     def _looked_at_again(
-        self, steps: Steps, some: np.ndarray, local: Tensor, linear: Linearised, coefficients: Coefficients
-    ) -> Asks[tuple[Tensor, Linearised]]:
-        """Local errors, and how errors propagate, with some steps halved."""
-        every, part = None if linear.flow is not None else linear.directions(local), max(_AT_ONCE // local.shape[1], 1)
-        for first in range(0, len(some), part):
-            own = some[first : first + part]
-            at = on_device(own, local.device)
-            beside = None if every is None else every.index_select(0, at)
-            fine, moved = yield from halved(steps, own, self.pair, coefficients, beside, self.march.time_dtype)
-            local = local.index_copy(0, at, fine)
+        self, linear: Linearised, local: Tensor, coefficients: Coefficients
+    ) -> Asks[tuple[np.ndarray, np.ndarray]]:
+        """The errors of samples by halved steps, as `Linearised.worst` has them; ``local`` as they were estimated."""
+        steps, dtype, fine = linear.steps, self.march.time_dtype, []
+        every, most = None if linear.flow is not None else linear.directions(local), max(_AT_ONCE // local.shape[1], 1)
+        for first in range(0, len(local), most):
+            some = np.arange(first, min(first + most, len(local)))
+            beside = None if every is None else every[first : first + most]
+            errors, moved = yield from halved(steps, some, self.pair, coefficients, beside, dtype)
+            fine.append(errors)
             if beside is not None and moved is not None:
-                linear = linear.growing(own, beside, moved)
-        return local, linear
+                linear = linear.growing(some, beside, moved)
+        return linear.worst(torch.cat(fine))
 
     @property
     def _unit(self) -> float:
@@ -156,12 +157,11 @@ class Marches:
         missed[0] = before.missed(path)[new.sample]
         return lambda errors: Found(path, np.concatenate([before.errors, errors * missed], 1)[:, order])
 
-    def _doubted(self, found: Found, marched: np.ndarray, steps: Steps) -> np.ndarray:
-        """The steps of samples whose errors are too large, but not by much."""
+    def _doubted(self, found: Found, marched: np.ndarray) -> np.ndarray:
+        """The samples whose errors are too large, but not by much."""
         error = found.worst[0, marched]
         doubted = marched[(error > _ENOUGH) & (error <= _DOUBTED)]
-        doubted = doubted[[sample not in self.failures for sample in doubted.tolist()]]
-        return np.flatnonzero(np.isin(steps.sample[steps.begins], doubted)) if len(doubted) else doubted
+        return doubted[[sample not in self.failures for sample in doubted.tolist()]]
 
     def _events(self, steps: Steps, marched: np.ndarray) -> Sequence[Occurred | None]:
         """The events of samples, of some anew; a failure after a terminal one does not count."""

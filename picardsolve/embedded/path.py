@@ -120,8 +120,7 @@ class Recorder:
         numbers = [np.concatenate(parts)[keep] for parts in zip(*self._numbers, strict=True)]
         order = np.argsort(numbers[0], kind="stable")
         sample, t, inside, begins = (part[order] for part in numbers)
-        rows = [torch.cat(parts) for parts in zip(*self._rows, strict=True)]
-        index = on_device(keep[order], rows[0].device)
-        y, slope, error = (part.index_select(0, index) for part in rows)
+        index = on_device(keep[order], self._rows[0][0].device)
+        y, slope, error = (torch.cat(parts).index_select(0, index) for parts in zip(*self._rows, strict=True))
         count = np.bincount(sample, minlength=self.samples)
         return Steps(sample, t, inside, begins.cumsum(), y, slope, error, count.cumsum() - count, count)

@@ -63,6 +63,15 @@ class Linearised:
         """What is allowed where steps end, ``(N, D)``."""
         return self.scale.index_select(0, self.ends)
 
+    def part(self, samples: np.ndarray) -> "tuple[Linearised, np.ndarray, np.ndarray]":
+        """That of some samples; and the numbers of its nodes and of its steps in this one."""
+        keep = np.isin(self.steps.sample, samples)
+        node, step = np.flatnonzero(keep), np.flatnonzero(keep[self.steps.begins])
+        at, of_steps = on_device(node, self.scale.device), on_device(step, self.scale.device)
+        scale, rounding = self.scale.index_select(0, at), self.rounding.index_select(0, of_steps)
+        flow = None if self.flow is None else self.flow.index_select(0, of_steps)
+        return Linearised(self.steps.of(node), scale, rounding, flow, self.grows[step]), node, step
+
     def propagated(self, local: Tensor) -> Propagated:
         """Errors that follow from local errors ``(N, D)``."""
         local = local / self.own
