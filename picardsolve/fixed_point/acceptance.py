@@ -21,11 +21,13 @@ class Verdict:
         accepted: steps that the window moves on by.
         kept: the window goes on from the first ``kept`` states of the round; those behind them are guessed anew.
         failed: whether the first step, which is the sequential solver's, is not finite.
+        within: steps up to which the states are within the tolerance; at least ``accepted``.
     """
 
     accepted: Index
     kept: Index
     failed: np.ndarray
+    within: Index
 
 
 @dataclass
@@ -33,6 +35,9 @@ class Acceptance:
     """Counts the steps that may be accepted, and narrows the window of a sample whose iteration diverges.
 
     A window accepts its leading states that are within the tolerance, and always its first step, which is exact. A
+    window that holds all steps that are left would only save rows by that, and no rounds: no step enters. It keeps the
+    states that the rule is not sure of, until all of them are within the tolerance. What is let go is frozen, while
+    what is kept becomes more exact in every round, and so do all states that follow from it. A
     sample whose changes blow up keeps the states that did not, in a window half as wide. That window then grows by the
     number of accepted steps, or by an eighth: doubled at once it would diverge again every other round.
 
@@ -66,15 +71,26 @@ class Acceptance:
         """Take the states ahead for new ones."""
         self._seen = np.zeros_like(self._seen)
 
-    def count(self, within: np.ndarray, size: np.ndarray, y: Tensor, place: Placement, failed: np.ndarray) -> Verdict:
+    def count(
+        self,
+        within: np.ndarray,
+        sure: np.ndarray,
+        size: np.ndarray,
+        y: Tensor,
+        place: Placement,
+        failed: np.ndarray,
+        left: Index,
+    ) -> Verdict:
         """Judge a round.
 
         Args:
             within: ``(W, B)`` whether each state is within the tolerance.
+            sure: ``(W, B)`` whether it may be let go while others are not.
             size: ``(W, B)`` root mean square change of each state.
             y: ``(W, B, D)`` the states.
             place: where they lie.
             failed: ``(B,)`` samples that have failed before.
+            left: ``(B,)`` steps from the window's first one to the end of the grid.
         """
         span, mask, position = place.span, place.mask, place.position
         finite, broken = np.isfinite(size), np.zeros_like(failed)
@@ -84,8 +100,11 @@ class Acceptance:
             broken = ~finite[0] & mask[0] & (not self.implicit)
             if self.lockstep:
                 within, finite, broken = within | broken, finite | broken, np.zeros_like(broken)
-        leading = np.logical_and.accumulate(within & finite & mask, 0).sum(0)
-        accepted = np.minimum(leading + (not self.implicit), span)
+        reached, surely = (
+            np.minimum(np.logical_and.accumulate(each & finite & mask, 0).sum(0) + (not self.implicit), span)
+            for each in (within, sure)
+        )
+        accepted = np.where((span == left) & (reached < span), surely, reached)
         unsettled = ~within & (position < self._seen)
         diverged = np.where(unsettled, size, 0).max(0) > _BLOW_UP * self._peak
         if not sound:
@@ -106,7 +125,7 @@ class Acceptance:
         self.width = np.where(diverged, np.maximum(span // 2, 1), grown)
         self._seen = kept - accepted
         self._peak = np.where((position >= accepted) & (position < kept), size, 0).max(0)
-        return Verdict(accepted, kept, broken)
+        return Verdict(accepted, kept, broken, np.maximum(accepted, reached))
 
     def _restart(self, accepted: Index, finite: np.ndarray, mask: np.ndarray, failed: np.ndarray) -> np.ndarray:
         """Choose the samples whose implicit first step starts anew; returns those that did so before, and fail."""

@@ -142,10 +142,10 @@ class PacedWindow(Machine):
 
     def tell(self, outputs: Tensor) -> None:
         """Pass the outputs on, and let the time of the round decide how wide the next one is."""
-        self.window.tell(outputs)
-        last, settings = self.window.history[-1], self.window.settings
-        held = last.width > 0
+        window, before = self.window, self.window.reached
+        window.tell(outputs)
+        last, settings = window.history[-1], window.settings
         self.pace.limit(settings.stopping.widest(settings.width))
-        stride = float(last.stride[held].double().mean())
+        stride = float((window.reached - before)[last.width.numpy() > 0].mean())
         self.pace.note(int(last.width.max()), stride, perf_counter() - self._began)
         self.window.width = self.pace.width

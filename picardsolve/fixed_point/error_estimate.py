@@ -20,6 +20,7 @@ _MOST_GROWTH = 1e4  # a step's share of the tolerance is divided by at most this
 _ROUNDING = 10.0  # changes and residuals below so many units of rounding say nothing of larger ones
 _UNPREDICTED = 4.0  # units of rounding of a change that no sweep predicts: the change is added, and may cancel
 _BORROWED = 8.0  # ratios of a denoiser's later steps exceed earlier ones by no more, in nine of ten
+_SURE = 0.03  # of the allowance: errors that states are let go with where that saves no round
 _SAFETY = 2.0  # where slopes are trusted; estimates are 0.3 to 3 times the true error, see docs/benchmarks.md
 
 
@@ -43,7 +44,10 @@ class ErrorEstimate(Stopping):
     factor 2 is for safety:
     ``E[n+1] = |c_n| E[n] + 2 q_n |Y[n] - X[n]|``. The allowance grows by what a step forgets, and is divided by the
     growth of an error in the window ahead, in units of the tolerance:
-    ``A[n+1] = |c_n| A[n] + (max(1 - |c_n|, 0) / 2 + 1 / N) / max(1, |c_{n+1}|, |c_{n+1} c_{n+2}|, ...)``.
+    ``A[n+1] = |c_n| A[n] + (max(1 - |c_n|, 0) / 2 + 1 / N) / max(1, |c_{n+1}|, |c_{n+1} c_{n+2}|, ...)``. Estimates are
+    low where a sample is about to choose between two modes, for slopes do not see the direction in which errors grow.
+    So a window that holds all steps that are left lets a state go only with an error of 0.03 of its allowance, until
+    all of them are within it.
 
     A step that has been evaluated only once takes the largest ratio of this round, or of the last round that measured
     one; eight times that for a denoiser, whose later steps are harder to predict than the ones before them. After two
@@ -118,7 +122,9 @@ class ErrorEstimate(Stopping):
         if self.implicit:
             return fits, size
         fits[-1] &= account.blind < 2
-        return np.concatenate([fits[1:], np.zeros_like(fits[:1])]), size
+        if self.trusts_slopes:
+            self.sure = _departing(error <= _SURE * allowed)
+        return _departing(fits), size
 
     def _known(self, seen: Seen, noise: Tensor | None, size: int) -> tuple[Any, ...]:
         """Changes in tolerances, changes, and residuals and slopes where there are any; ``size``: of a state."""
@@ -264,6 +270,11 @@ class _Account:
 def _arriving(change: np.ndarray) -> np.ndarray:
     """The changes of the states before each step, from those of the states after it, ``(..., W, B)`` both."""
     return np.concatenate([np.zeros_like(change[..., :1, :]), change[..., :-1, :]], -2)
+
+
+def _departing(fits: np.ndarray) -> np.ndarray:
+    """Of the states after each step, what holds of those before it; False for the last, which no step leaves from."""
+    return np.concatenate([fits[1:], np.zeros_like(fits[:1])])
 
 
 def _scan(a: np.ndarray, c: np.ndarray) -> np.ndarray:

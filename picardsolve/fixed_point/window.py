@@ -45,6 +45,7 @@ class Window(GridMachine):
         path: ``(N + 1, B, D)`` accepted states, NaN where there are none yet; None if they are not kept.
         width: most steps that the next rounds may hold; may be changed between rounds.
         begin: ``(B,)`` steps accepted so far.
+        reached: ``(B,)`` steps up to which states have been within the tolerance.
         failed: ``(B,)`` whether a sequential step of the sample was not finite.
         history: one record per round.
         past: ``(memory, B, K)`` outputs of the steps before ``begin``; None where none are needed, or known.
@@ -56,6 +57,7 @@ class Window(GridMachine):
     path: Tensor | None = None
     width: int = field(init=False)
     begin: Index = field(init=False)
+    reached: Index = field(init=False)
     failed: np.ndarray = field(init=False)
     history: History = field(init=False, default_factory=History)
     past: Tensor | None = field(init=False, default=None)
@@ -66,7 +68,7 @@ class Window(GridMachine):
         self._iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
         self.width = settings.width
         self.acceptance = Acceptance(samples, self.width, self.chain.implicit, settings.lockstep)
-        self.begin = np.zeros(samples, dtype=np.int64)
+        self.begin, self.reached = np.zeros((2, samples), dtype=np.int64)
         self.failed, self.stopped = np.zeros((2, samples), dtype=bool)
         self._increments = Increments(self.chain)
         self._memory: Memory = ()
@@ -128,7 +130,11 @@ class Window(GridMachine):
         ]
         within, size = verdicts[0]
         within = within & (valid[0] > 0) if valid else within
-        verdict = self.acceptance.count(within, size, swept.y, place, self.failed)
+        sure = rules[0].sure
+        sure = within if sure is None else within & sure
+        left = self.chain.length - self.begin
+        verdict = self.acceptance.count(within, sure, size, swept.y, place, self.failed, left)
+        self.reached = np.maximum(self.reached, self.begin + verdict.within)
         self.history.append((self.begin, verdict.accepted, place.span), size, seen[0].residual, rules[-1].estimates)
         self.failed = self.failed | verdict.failed
         for rule in rules:
@@ -151,6 +157,7 @@ class Window(GridMachine):
     def restart(self, step: int, y: Tensor) -> None:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin = np.full_like(self.begin, step)
+        self.reached = self.begin
         self.acceptance.forget()
         self._increments.forget()
         self.x, self.past, self._memory = y[None], None, ()
@@ -160,6 +167,7 @@ class Window(GridMachine):
     def stand(self, y: Tensor, begin: Index, failed: np.ndarray) -> None:
         """Go on from states ``y`` (B, D), which another solver has reached and written into the path."""
         self.x, self.begin, self.failed = y[None], begin, failed
+        self.reached = begin
 
     # ---- the parts of a round
 

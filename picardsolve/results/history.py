@@ -172,11 +172,21 @@ class History(Sequence[Round]):
 
     @property
     def longest_stall(self) -> int:
-        """The most rounds in a row in which a sample accepted one step of several, where a window slides."""
+        """The most rounds in a row in which a sample could accept but one step of several, where a window slides."""
         _, stride, width = self.counts()
-        stalled = (stride <= 1) & (width > 1) & self._sliding
+        stalled = (stride <= 1) & (width > 1) & self._sliding & ~self._ready
         k = np.arange(1, len(stalled) + 1)[:, None]
         return int((k - np.maximum.accumulate(np.where(stalled, 0, k))).max(initial=0))
+
+    @property
+    def _ready(self) -> np.ndarray:
+        """Whether the second state of each round was within the tolerance, though it may have been kept: ``(K, B)``."""
+        ready = np.zeros(self.counts()[1].shape, dtype=bool)
+        for k, (at, _, width, samples, kinds) in enumerate(self._rounds):
+            if "e" in kinds and width > 1:
+                begin = at + (_tables(kinds) - 3) * width * samples
+                ready[k] = (self._norms[begin : begin + 2 * samples].reshape(2, samples) <= 1).all(0)
+        return ready
 
     @property
     def _sliding(self) -> bool:

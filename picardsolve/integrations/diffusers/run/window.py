@@ -149,20 +149,21 @@ class PipelineWindow:
         if state is not None and self.checking:
             chain.check(i, x, out[0], flat(state), state.dtype)
         window.correct(x[None] if intact and samples.dtype in WIDE else flat(samples, 2))
+        reached = window.reached
         window.tell(out.flatten(0, 1))
-        stride, taken = self.begin - i, None
+        stride, gained, taken = self.begin - i, int((window.reached - reached).min()), None
         if state is None or (stride > 1 and self.foresees(i)):
             taken = chain.path(i, flat(samples[:stride], 2), out[:stride])
             if state is not None:
                 taken[0] = flat(state)
         chain.take(x, out[0])
-        self.limit.round(len(samples), stride)
+        self.limit.round(len(samples), gained)
         calls.replay.keep(range(i + 1, self.begin))
         chain.drop_before(i + 1)
         self._report.history = window.history
         if self._pace is not None and calls.started is not None and not self._cold(i):
             whole = perf_counter() - calls.started
-            self._pace.note(len(samples), stride, calls.span.seconds if len(samples) == 1 else whole)
+            self._pace.note(len(samples), gained, calls.span.seconds if len(samples) == 1 else whole)
             if self._pace.settled and self._pace.width == 1:
                 self._report.sequential = "a wider window would be slower here"
         return taken
