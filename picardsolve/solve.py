@@ -26,7 +26,7 @@ from picardsolve.integrators.adaptive import AdaptiveMethod, Given
 from picardsolve.integrators.base import Integrator
 from picardsolve.integrators.discretization import Discretization
 from picardsolve.integrators.posed import posed
-from picardsolve.problem.checks import check_choice, check_optional_positive_integer, check_width
+from picardsolve.problem.checks import check_choice, check_flag, check_optional_positive_integer, check_width
 from picardsolve.problem.machine import drive
 from picardsolve.problem.parameters import detached, within_reach
 from picardsolve.problem.terms import Term
@@ -62,6 +62,7 @@ def solve(
     rtol: Any = None,
     atol: Any = None,
     stop: Stop | MakesRule = "error",
+    certify: bool = False,
     brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
@@ -120,6 +121,9 @@ def solve(
             ``tol`` is then relative to the noise of the step for a `Denoiser` (default 0.05) or an `SDE`. A function of
             the tolerance that returns a `picardsolve.extend.Stopping`, such as a class of your own, makes the rule of
             this solve; see docs/extending.md.
+        certify: look at every state twice. A state leaves the window when it has been within the tolerance in two
+            rounds, and errors are taken for twice as large. It takes about as many rounds, of rows for up to two
+            windows, and about a third more evaluations; see docs/certificates.md. For ``stop="error"`` on a grid.
         brownian: the Brownian path, by default ``BrownianPath(seed=0)``. `Collocation` refuses it.
         args: passed to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed to a `Denoiser`'s model by name; tensors hold an entry per sample.
@@ -158,6 +162,7 @@ def solve(
     check_choice("save", save, get_args(Save))
     if not callable(stop):
         check_choice("stop", stop, get_args(Stop))
+    check_flag("certify", certify)
     if window is not None:
         check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
@@ -171,7 +176,7 @@ def solve(
     inputs: Any = y0, ts, args if cond is None else cond, _reach(term, args) if recording else ()
     if integrator.adaptive:
         method = cast(AdaptiveMethod, integrator)
-        _check_alone(method, guess, window, stop, brownian)
+        _check_alone(method, guess, window, stop, certify, brownian)
         tolerance = tolerance_of(problem.term, problem.layout, tol, rtol, atol, "error")
         given = Given(problem.layout.pack(y0), ts, live, inputs[-1]) if recording and mesh is None else None
         machine = method.begin(problem, y, iteration, tolerance, events, save == "last", given)
@@ -201,7 +206,9 @@ def solve(
         throw=throw,
     )
     chain = cast(Integrator, integrator).chain(problem)
-    grid = GridSolve.of(problem, y, chain, iteration, guess, window or 32, stop, (tol, rtol, atol), save == "all")
+    grid = GridSolve.of(
+        problem, y, chain, iteration, guess, window or 32, stop, (tol, rtol, atol), save == "all", certify
+    )
     _warn(half_precision(problem.layout.dtype, grid.tolerance.smallest))
 
     def slide() -> Solution:
@@ -217,11 +224,15 @@ def solve(
     return recorded(solution, problem, cast(Integrator, integrator), *inputs) if recording else solution
 
 
-def _check_alone(method: AdaptiveMethod, guess: object, window: object, stop: object, brownian: object) -> None:
+def _check_alone(
+    method: AdaptiveMethod, guess: object, window: object, stop: object, certify: bool, brownian: object
+) -> None:
     """Refuse what only grids have."""
     name = type(method).__name__
     if guess is not None or stop != "error":
         raise ValueError(f"guess, stop: {name} has its own; leave them out.")
+    if certify:
+        raise ValueError(f"certify: {name} estimates the error of every step itself; leave it out.")
     if window is not None:
         raise ValueError(
             f"window: got {window!r}, but {name} has no steps that a window could hold; {method.instead_of_window}, "

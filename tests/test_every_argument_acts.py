@@ -142,6 +142,7 @@ WINDOW = {
     "rtol": ({"tol": None}, {"tol": None, "rtol": 1e-9}),
     "atol": ({"tol": None}, {"tol": None, "atol": 1e-12, "rtol": 1e-9}),
     "stop": ({}, {"stop": "increment"}),
+    "certify": ({}, {"certify": True}),
     "max_rounds": (TRUNCATED, {**TRUNCATED, "max_rounds": 5}),
     "events": ({}, {"events": lambda t, y: y[0]}, "events: found between steps"),
     "throw": ({**TRUNCATED}, {**TRUNCATED, "throw": True}, "limit of rounds"),

@@ -80,6 +80,7 @@ class GridSolve:
         stop: Stop | MakesRule,
         tolerances: tuple[Any, Any, Any],
         keeps: bool,
+        certify: bool = False,
     ) -> "GridSolve":
         """Choose the parts; arguments are those of `picardsolve.solve`, ``tolerances`` is its tol, rtol and atol.
 
@@ -91,7 +92,7 @@ class GridSolve:
         rule = method.stop or stop
         named: Stop = "error" if callable(rule) else rule
         asked, tolerance = (tolerance_of(problem.term, problem.layout, *tolerances, each) for each in (named, "error"))
-        stopping, meter = stopping_of(rule, asked, chain, chain.trusts_slopes), None
+        stopping, meter = stopping_of(rule, asked, chain, chain.trusts_slopes, certify), None
         if method.stop is None and stop != "error" and not asked.nothing:
             meter = ErrorEstimate(tolerance, chain.length, chain.trusts_slopes, implicit=chain.implicit)
         checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT

@@ -103,13 +103,13 @@ class Sharpening:
         rule, guess = settings.stopping, settings.guess
         assert isinstance(rule, ErrorEstimate)
         tolerance = rule.tolerance.scaled(torch.from_numpy(factor).to(self.y))
-        finer = ErrorEstimate(tolerance, self.chain.length, rule.trusts_slopes, reserves=False)
+        finer = ErrorEstimate(tolerance, self.chain.length, rule.trusts_slopes, reserves=False, patient=rule.patient)
         if window.path is not None:
             guess = FromTrajectory(self.problem.layout.unpack_path(window.path))
             guess = guess_for(guess, self.problem, self.chain)
         settings = replace(settings, width=window.width, guess=guess, stopping=finer)
         sharper = Window(self.chain, self.y, settings, None if window.path is None else window.path.clone())
-        sharper.begin = np.where(again, 0, self.chain.length)
+        sharper.begin = sharper.reached = np.where(again, 0, self.chain.length)
         drive(sharper, most)
         if sharper.done and not sharper.failed.any():
             chosen = torch.from_numpy(again).to(self.y.device)[:, None]

@@ -21,7 +21,7 @@ class Verdict:
         accepted: steps that the window moves on by.
         kept: the window goes on from the first ``kept`` states of the round; those behind them are guessed anew.
         failed: whether the first step, which is the sequential solver's, is not finite.
-        within: steps up to which the states are within the tolerance; at least ``accepted``.
+        within: steps up to which the states are within the tolerance, from ``accepted`` to ``kept``.
     """
 
     accepted: Index
@@ -80,6 +80,7 @@ class Acceptance:
         place: Placement,
         failed: np.ndarray,
         left: Index,
+        ready: Index | None = None,
     ) -> Verdict:
         """Judge a round.
 
@@ -91,6 +92,8 @@ class Acceptance:
             place: where they lie.
             failed: ``(B,)`` samples that have failed before.
             left: ``(B,)`` steps from the window's first one to the end of the grid.
+            ready: ``(B,)`` steps up to which states were within the tolerance in the last round. No more are accepted
+                in a window that slides. None: a single look is enough.
         """
         span, mask, position = place.span, place.mask, place.position
         finite, broken = np.isfinite(size), np.zeros_like(failed)
@@ -104,7 +107,9 @@ class Acceptance:
             np.minimum(np.logical_and.accumulate(each & finite & mask, 0).sum(0) + (not self.implicit), span)
             for each in (within, sure)
         )
-        accepted = np.where((span == left) & (reached < span), surely, reached)
+        least = np.minimum(not self.implicit, span)
+        accepted = reached if ready is None else np.minimum(reached, np.maximum(ready, least))
+        accepted = np.where(span < left, accepted, np.where(reached < span, surely, reached))
         unsettled = ~within & (position < self._seen)
         diverged = np.where(unsettled, size, 0).max(0) > _BLOW_UP * self._peak
         if not sound:
@@ -118,14 +123,14 @@ class Acceptance:
             diverged |= self.restarting
         blown_up = (unsettled & (size > _BLOW_UP * self._peak)) | (~finite & mask)
         calm = np.logical_and.accumulate(~blown_up, 0).sum(0)
-        least = np.minimum(1, span) if self.implicit else accepted
-        kept = np.where(diverged, np.clip(calm, least, span), span)
+        fewest = np.minimum(1, span) if self.implicit else accepted
+        kept = np.where(diverged, np.clip(calm, fewest, span), span)
         kept[self.restarting] = 0
         grown = np.minimum(self.width + np.maximum(accepted, np.maximum(self.width // 8, 1)), self.widest)
         self.width = np.where(diverged, np.maximum(span // 2, 1), grown)
         self._seen = kept - accepted
         self._peak = np.where((position >= accepted) & (position < kept), size, 0).max(0)
-        return Verdict(accepted, kept, broken, np.maximum(accepted, reached))
+        return Verdict(accepted, kept, broken, np.clip(reached, accepted, kept))
 
     def _restart(self, accepted: Index, finite: np.ndarray, mask: np.ndarray, failed: np.ndarray) -> np.ndarray:
         """Choose the samples whose implicit first step starts anew; returns those that did so before, and fail."""

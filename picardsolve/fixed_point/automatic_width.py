@@ -142,10 +142,11 @@ class PacedWindow(Machine):
 
     def tell(self, outputs: Tensor) -> None:
         """Pass the outputs on, and let the time of the round decide how wide the next one is."""
-        window, before = self.window, self.window.reached
+        window, before, begin = self.window, self.window.reached, self.window.begin
         window.tell(outputs)
         last, settings = window.history[-1], window.settings
         self.pace.limit(settings.stopping.widest(settings.width))
         stride = float((window.reached - before)[last.width.numpy() > 0].mean())
-        self.pace.note(int(last.width.max()), stride, perf_counter() - self._began)
+        again = before - begin if settings.stopping.patient else 0
+        self.pace.note(int((last.width.numpy() - again).max()), stride, perf_counter() - self._began)
         self.window.width = self.pace.width

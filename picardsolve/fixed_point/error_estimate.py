@@ -66,6 +66,7 @@ class ErrorEstimate(Stopping):
         implicit: whether steps are equations. A residual is then caused by the change of either state of a step, of
             which the larger one counts; and no state is exact because the one before it is.
         reserves: whether a step's share is divided by ``1 + L``. False where the tolerance already accounts for growth.
+        patient: see `Stopping`; estimates are then twice as large, too.
 
     Attributes:
         worst: ``(B,)`` the largest error that a state was accepted with, without the factor for safety.
@@ -77,6 +78,7 @@ class ErrorEstimate(Stopping):
     frozen: bool = False
     implicit: bool = False
     reserves: bool = True
+    patient: bool = False
     _account: "_Account | None" = field(init=False, default=None)
     _rounding: np.ndarray | None = field(init=False, default=None)  # of the states, in units of the tolerance, (B,)
     _before: np.ndarray | None = field(init=False, default=None)  # changes of the last round in tolerances, and raw
@@ -190,7 +192,7 @@ class ErrorEstimate(Stopping):
     @property
     def _safety(self) -> float:
         """Estimates are this much larger than what is expected; elsewhere the larger of two ratios is the margin."""
-        return _SAFETY if self.trusts_slopes else 1.0
+        return (_SAFETY if self.trusts_slopes else 1.0) * (2.0 if self.patient else 1.0)
 
     def _larger_of_two(self, ratios: np.ndarray) -> np.ndarray:
         """The ratios, or those of the round before where they are larger; NaN where this round measured none."""
@@ -287,12 +289,17 @@ def _scan(a: np.ndarray, c: np.ndarray) -> np.ndarray:
     return c
 
 
-def stopping_of(stop: Stop | MakesRule, tolerance: Tolerance, chain: Chain, trusts_slopes: bool) -> Stopping:
-    """The rule of a name, or the user's own; for the last argument see `ErrorEstimate`.
+def stopping_of(
+    stop: Stop | MakesRule, tolerance: Tolerance, chain: Chain, trusts_slopes: bool, patient: bool = False
+) -> Stopping:
+    """The rule of a name, or the user's own; for the last arguments see `ErrorEstimate`.
 
     Raises:
         TypeError: what the user gave makes no `Stopping`.
+        ValueError: a rule that estimates no errors is asked to be patient.
     """
+    if patient and stop != "error":
+        raise ValueError(f"certify: only the rule 'error', the default, estimates errors; got stop={stop!r}.")
     if callable(stop):
         rule = stop(tolerance)
         check_type("stop", rule, Stopping, "a subclass of picardsolve.extend.Stopping, made from a tolerance")
@@ -301,4 +308,4 @@ def stopping_of(stop: Stop | MakesRule, tolerance: Tolerance, chain: Chain, trus
         return Increment(tolerance)
     if stop == "residual":
         return Residuals(tolerance)
-    return ErrorEstimate(tolerance, chain.length, trusts_slopes, implicit=chain.implicit)
+    return ErrorEstimate(tolerance, chain.length, trusts_slopes, implicit=chain.implicit, patient=patient)

@@ -31,7 +31,7 @@ class Slide:
     kept: Index
     left: Index
     rows: int
-    widest: int
+    widest: Index
     length: int
     memory: int
 
@@ -99,7 +99,7 @@ class Slide:
     @cached_property
     def remembered(self) -> Pick:
         """What the iteration remembers."""
-        return remembered(self.accepted, self.kept, self.widest, self.rows)
+        return remembered(self.accepted, self.kept, int(self.widest.max()), self.rows)
 
     @cached_property
     def start(self) -> Pick:

@@ -44,11 +44,13 @@ class Stopping(ABC):
         estimates: excess, ratios and slopes of the last round, see `Estimates`; None for a rule that estimates nothing.
         sure: ``(W, B)`` booleans for the states of the last round, as those of `judge`: which of those that are within
             the tolerance need no further look, where another look costs no round. None: all of them.
+        patient: whether a state is let go only when it has been within the tolerance in two rounds.
     """
 
     tolerance: Tolerance
     estimates: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     sure: np.ndarray | None = None
+    patient: bool = False
 
     def norms(self, swept: Swept, noise: Tensor | None) -> Sequence[Tensor]:
         """Tensors ``(W, B)`` that `judge` is given on the host, brought there with all else that a round waits for.

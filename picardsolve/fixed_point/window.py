@@ -68,7 +68,7 @@ class Window(GridMachine):
         self._iteration.directions(y0.shape[-1], 0)  # refuses, before any work, a state that is too large
         self.width = settings.width
         self.acceptance = Acceptance(samples, self.width, self.chain.implicit, settings.lockstep)
-        self.begin, self.reached = np.zeros((2, samples), dtype=np.int64)
+        self.begin, self.reached, self._ready = np.zeros((3, samples), dtype=np.int64)
         self.failed, self.stopped = np.zeros((2, samples), dtype=bool)
         self._increments = Increments(self.chain)
         self._memory: Memory = ()
@@ -92,7 +92,8 @@ class Window(GridMachine):
 
     def ask(self) -> Rows:
         """The rows of the next round. Before the first evaluation, without a guess, it is one step: the exact first."""
-        span = np.minimum(np.minimum(self.acceptance.width, self.width), self.chain.length - self.begin)
+        span = np.minimum(self.acceptance.width, self.width) + self._waiting(self.begin)
+        span = np.minimum(span, self.chain.length - self.begin)
         span[self.failed] = 0
         place = self._place = self._placed(np.minimum(span, max(len(self.x) - 1, 1))).sent(self.x.device)
         width, after = len(place.n), None
@@ -133,8 +134,9 @@ class Window(GridMachine):
         sure = rules[0].sure
         sure = within if sure is None else within & sure
         left = self.chain.length - self.begin
-        verdict = self.acceptance.count(within, sure, size, swept.y, place, self.failed, left)
-        self.reached = np.maximum(self.reached, self.begin + verdict.within)
+        ready = self._ready if rules[0].patient else None
+        verdict = self.acceptance.count(within, sure, size, swept.y, place, self.failed, left, ready)
+        self._note_reached(verdict)
         self.history.append((self.begin, verdict.accepted, place.span), size, seen[0].residual, rules[-1].estimates)
         self.failed = self.failed | verdict.failed
         for rule in rules:
@@ -157,7 +159,7 @@ class Window(GridMachine):
     def restart(self, step: int, y: Tensor) -> None:
         """Forget the states ahead and go on from state ``y`` (B, D) at ``step``, all samples alike."""
         self.begin = np.full_like(self.begin, step)
-        self.reached = self.begin
+        self.reached, self._ready = self.begin, np.zeros_like(self.begin)
         self.acceptance.forget()
         self._increments.forget()
         self.x, self.past, self._memory = y[None], None, ()
@@ -167,9 +169,20 @@ class Window(GridMachine):
     def stand(self, y: Tensor, begin: Index, failed: np.ndarray) -> None:
         """Go on from states ``y`` (B, D), which another solver has reached and written into the path."""
         self.x, self.begin, self.failed = y[None], begin, failed
-        self.reached = begin
+        self.reached, self._ready = begin, np.zeros_like(begin)
 
     # ---- the parts of a round
+
+    def _waiting(self, begin: Index) -> Index:
+        """Steps at the beginning of a window that wait for a second look, beside those of its width."""
+        return (self.reached - begin) * self.settings.stopping.patient
+
+    def _note_reached(self, verdict: Verdict) -> None:
+        """Remember how far the states of the round are within the tolerance."""
+        self._ready = verdict.within - verdict.accepted
+        self.reached = np.clip(self.reached, self.begin + verdict.within, self.begin + verdict.kept)
+        if self.settings.lockstep:
+            self._ready, self.reached = (np.full_like(each, each.min()) for each in (self._ready, self.reached))
 
     def _sent(self, directions: Tensor, like: Tensor) -> Tensor:
         """Directions where the states are; the same tensor is sent once."""
@@ -227,7 +240,8 @@ class Window(GridMachine):
         """Keep the accepted states, move on behind them with what is known of the states ahead, and guess the rest."""
         chain, y, accepted, kept = self.chain, swept.y, verdict.accepted, verdict.kept
         left = np.where(self.failed, 0, chain.length - self.begin - accepted)
-        slide = Slide(self.begin, accepted, kept, left, len(y), self.width, chain.length, chain.memory)
+        widest = self.width + self._waiting(self.begin + accepted)
+        slide = Slide(self.begin, accepted, kept, left, len(y), widest, chain.length, chain.memory)
         drawn = self._increments.pick(accepted)
         slide.sent(y.device, self.path is not None, drawn)
         self._write(y, slide)
