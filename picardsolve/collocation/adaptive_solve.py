@@ -103,7 +103,9 @@ class AdaptiveSolve(AdaptiveMachine):
                 [EventFunction(event, layout, clock, function.args_of(i)) for event in events]
                 for i in range(len(starts))
             ]
-            watches = EventWatches(own, [EventWatch(each, own, i) for i, each in enumerate(functions)])
+            each = [EventWatch(mine, own, i) for i, mine in enumerate(functions)]
+            of_rows = [EventFunction(event, layout, clock, ()) for event in events]
+            watches = EventWatches(own, each, of_rows, function.args_of_rows)
         return cls(Marches(own, method, choice, watches), function, ts[1:] if only_last else ts)
 
     @property
