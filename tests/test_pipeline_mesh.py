@@ -86,7 +86,27 @@ def stubborn(**given):
     return out[0], out.report
 
 
-MADE = {"denoise": denoised, "DDPM": drawn, "Stable Diffusion": guided, "ControlNet": controlled, "stubborn": stubborn}
+def sharing(**given):
+    """A part of the denoiser is a module of the pipeline, too."""
+    pipe, noise = digits(DDPMScheduler(**FLAT)), generator(5)
+    x = torch.randn(1, 1, 8, 8, generator=noise, dtype=torch.float64)
+    run = sampler(pipe, window=4, **given)
+    run.modules.append(pipe.unet.mid_block)
+    with torch.no_grad(), run:
+        pipe.scheduler.set_timesteps(8)
+        for t in pipe.scheduler.timesteps:
+            x = pipe.scheduler.step(pipe.unet(x, t).sample, t, x, generator=noise).prev_sample
+    return x, run.report
+
+
+MADE = {
+    "denoise": denoised,
+    "DDPM": drawn,
+    "Stable Diffusion": guided,
+    "ControlNet": controlled,
+    "stubborn": stubborn,
+    "sharing": sharing,
+}
 
 
 def shown(made):

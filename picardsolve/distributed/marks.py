@@ -59,8 +59,13 @@ class Marks:
 def _version(tensor: Tensor | np.ndarray) -> tuple[int, int]:
     if isinstance(tensor, np.ndarray):
         return 0, tensor.ctypes.data
-    readable = tensor.layout == torch.strided and not tensor.is_meta
-    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr() if readable else 0
+    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr() if _readable(tensor) else 0
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own, which those of other classes may not have."""
+    ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return ordinary and not (tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
 
 
 def _sample(tensor: Tensor | np.ndarray) -> list[Tensor]:
@@ -69,9 +74,9 @@ def _sample(tensor: Tensor | np.ndarray) -> list[Tensor]:
         if not tensor.flags.writeable or not tensor.flags.c_contiguous or tensor.dtype.kind not in "fiub":
             return []
         tensor = torch.from_numpy(tensor)
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or not tensor.is_contiguous():
+    if not _readable(tensor) or not tensor.is_contiguous():
         return []
-    flat = tensor.detach().as_subclass(Tensor).reshape(-1)
+    flat = tensor.detach().reshape(-1)
     flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
     return [flat[:: max(len(flat) // _SAMPLED, 1)].contiguous().view(torch.uint8)] if len(flat) else []
 

@@ -49,6 +49,7 @@ class DenoiserCalls:
         renewed: whether a denoiser was changed since the latest round.
         watch: observes the denoisers' internal state.
         mode: answers what is known of this iteration if it is a replay; else None.
+        busy: whether a denoiser is at work: what it calls itself is not the pipeline's call.
     """
 
     batch: Batch
@@ -66,12 +67,12 @@ class DenoiserCalls:
     renewed: bool = False
     watch: Watch = field(default_factory=Watch)
     mode: ReplayMode | None = None
+    busy: bool = False
     _device: torch.device | None = None  # of the first real call
     _begun: Any = None  # its event there
     _origin: tuple[float, Any] | None = None  # when the first call of the run was made, and its event
     _step: int = 0
     _number: int = 0  # number of the call within the step
-    _busy: bool = False
     _counted: bool = False
     _kinds: list[tuple[Any, Any]] = field(default_factory=list)  # kinds of this iteration's calls
     _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, by the shapes of the call
@@ -113,7 +114,7 @@ class DenoiserCalls:
 
     def answer(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer a call of a module."""
-        if self._busy:  # another module of the pipeline makes this call
+        if self.busy:
             return original(*args, **kwargs)
         number, self._number = self._number, self._number + 1
         if torch.is_grad_enabled() and wants_gradient((args, kwargs)):
@@ -282,7 +283,7 @@ class DenoiserCalls:
             self._origin = self._origin or (self.started, self._begun)
         if self.report.sequential is None:
             watched.begin()
-        self._busy, through = True, directly if self.request is None else self.request.call
+        self.busy, through = True, directly if self.request is None else self.request.call
         try:
             if lanes is None:
                 out, calls, evaluated = through(original, args, kwargs, 1), 1, 1
@@ -290,7 +291,7 @@ class DenoiserCalls:
                 out = self.batch.call(original, lanes, args, kwargs, like, through, watched)
                 calls, evaluated = len(out.chunks), out.evaluated
         finally:
-            self._busy = False
+            self.busy = False
         report = self.report
         for sentence in () if self.batch.shared is None else self.batch.shared.notes:
             report.note(sentence)

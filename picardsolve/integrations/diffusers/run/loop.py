@@ -85,6 +85,11 @@ class Loop:
         """The denoisers' internal state."""
         return self.calls.watch
 
+    @property
+    def busy(self) -> bool:
+        """Whether a denoiser is at work."""
+        return self.calls.busy
+
     # ---- iterations
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -76,6 +76,8 @@ class Leading:
 
     def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Answer a call of a denoiser."""
+        if self._loop.busy:  # a part of it that is a module of the pipeline, too
+            return original(*args, **kwargs)
         self._ranks.begin(args, kwargs)
         output = self._loop.forward(module, original, args, kwargs)
         self._crew.tell(("output", _alone(output)), last=False)
@@ -114,13 +116,15 @@ class Following:
     def __init__(self, timesteps: Tensor, step: Any, shared: SharedLanes, ranks: Ranks):
         self.report, self.watch, self.carrying = Report(steps=len(timesteps)), Watch(), False
         self._timesteps, self._step, self._shared, self._ranks = timesteps, step, shared, ranks
-        self._over = False
+        self._over = self._busy = False
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._timesteps)
 
     def forward(self, module: nn.Module, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """The output that rank 0 has for this step; this rank's own where a gradient goes through it."""
+        if self._busy:
+            return original(*args, **kwargs)
         self._shared.stands(module, original, args, kwargs)
         if not self._ranks.begun:
             self._over = True  # unless the ranks are alike
@@ -128,7 +132,9 @@ class Following:
             self._over = False
         output = self._told("output")
         if torch.is_grad_enabled() and wants_gradient(((*args, *module.parameters()), kwargs)):
-            return original(*args, **kwargs)
+            self._busy = True
+            output = original(*args, **kwargs)
+            self._busy = False
         return output
 
     def scale_model_input(self, real: Callable, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -176,10 +182,10 @@ class Following:
 
     def _served(self) -> Any:
         """What rank 0 tells next; until then lanes are evaluated."""
-        before, self._over = self._over, True  # if this raises, rank 0 knows, or is gone
+        before, self._over, self._busy = self._over, True, True  # if this raises, rank 0 knows, or is gone
         with torch.no_grad(), WithoutLoopMode():
             told = self._ranks.crew.serve()
-        self._over = before
+        self._over, self._busy = before, False
         return told
 
 
