@@ -151,3 +151,16 @@ def test_inference_mode():
             inside = ps.solve(term, y0 + 0, (0.0, 2.0), **given)
         torch.testing.assert_close(inside.ys, outside.ys.detach(), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(inside(0.5 * torch.ones(1)), outside(0.5 * torch.ones(1)).detach())
+
+
+def test_a_last_step_that_was_refused_is_not_tried_again():
+    """A step that ends where it must may be longer than was chosen: once, then it is as short as its error asks."""
+    generator = torch.Generator().manual_seed(3)
+    y0 = torch.randn(64, 2, generator=generator, dtype=torch.float64)
+    wild = 3 * torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    back = torch.randn(30, 2, generator=generator, dtype=torch.float64) / 3
+    with torch.no_grad():
+        for end in torch.linspace(0.3, 2.0, 12).tolist():
+            term = ps.ODE(lambda t, y: torch.tanh(y @ wild) @ back)
+            sol = ps.solve(term, y0, (0.0, end), integrator=ps.Dopri5(), batch_dims=1, tol=1e-3, max_rounds=2000)
+            assert sol.result is ps.Result.solved

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_LONGER = 1.2  # times the length that was chosen, at most, for a step that ends where steps must: it saves another
+
 
 @dataclass
 class Lanes:
@@ -86,7 +88,8 @@ class Limits:
         stop, jumps = self._next_stop(lanes.t, lanes.sign, lanes.end)
         left = np.abs(stop - lanes.t)
         half = left / 2  # two steps of one length, where a second one would be shorter than the first
-        reached = np.where(1.01 * h >= left, stop, lanes.t + lanes.sign * np.where(h > half, half, h))
+        longest = np.where(lanes.again, h, np.minimum(_LONGER * h, self.most))  # that may have been tried already
+        reached = np.where(longest >= left, stop, lanes.t + lanes.sign * np.where(h > half, half, h))
         reached = np.where(lanes.over, lanes.t, reached)
         return reached, None if jumps is None or not jumps.any() else jumps & (reached == stop)
 

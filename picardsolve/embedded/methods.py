@@ -84,10 +84,11 @@ class Dopri5(EmbeddedMethod):
     """Adaptive steps of order 5 for an `ODE` (Dormand & Prince 1980), as torchdiffeq's dopri5.
 
     Every sample has steps of its own. The errors of all steps are estimated from the states and slopes around them, and
-    propagated to the times that are asked for; where they exceed the tolerance there, the sample is solved again to a
-    sharper tolerance. The tolerance is about the distance to the solution of the equation. States between steps are
-    read from polynomials through the states and slopes of several steps. Gradients are those of the steps that were
-    taken, with their lengths held fixed (discretise, then optimise); they can be differentiated again.
+    propagated to the times that are asked for. Where they seem to exceed the tolerance there, all steps of the sample
+    are halved, at once, to see their errors; where they do exceed it, the sample is solved again to a sharper
+    tolerance. The tolerance is about the distance to the solution of the equation. States between steps are read from
+    polynomials through the states and slopes of several steps. Gradients are those of the steps that were taken, with
+    their lengths held fixed (discretise, then optimise); they can be differentiated again.
 
     Args:
         first_step: length of the first step; None: chosen.

@@ -20,8 +20,8 @@ class Pair:
         nodes: states that a polynomial between steps goes through, with their slopes.
         window: states that local errors are seen by.
         cap: what is seen counts up to this many times the pair's own estimate.
-        first: tolerances that a step of the first march may be off by. Above 1 where errors are well below the pair's
-            estimate: what is held to the tolerance is the end, and a sample that misses it is solved again.
+        first: tolerances that a step of the first march may be off by. What is held to the tolerance is the end, and a
+            sample that misses it is solved again: so many that errors that grow tenfold rarely do.
     """
 
     order: int
