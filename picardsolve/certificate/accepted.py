@@ -111,9 +111,9 @@ class Accepted:
         return errors, torch.maximum(errors, added)
 
     def product_of_slopes(self) -> Tensor:
-        """The largest product of successive slopes, ``(B,)``: the growth of errors of a denoiser."""
+        """The largest product of successive slopes, ``(B,)``: a denoiser's growth; NaN where not known."""
         rise = torch.cat([torch.zeros_like(self.slopes[:1]), _believed(self.slopes).clamp(min=1e-6).log().cumsum(0)])
-        return (rise - rise.cummin(0).values).amax(0).exp()
+        return (rise - rise.cummin(0).values).amax(0).exp().where(self.rates.isfinite().all(0), torch.nan)
 
 
 def _by_slopes(expected: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
