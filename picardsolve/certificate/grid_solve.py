@@ -15,11 +15,12 @@ from picardsolve.certificate.growth import Growth, measurable
 from picardsolve.certificate.running import Pacing, last_states, result_of, run_rounds
 from picardsolve.certificate.sharpening import Sharpening
 from picardsolve.fixed_point.automatic_width import ChoosesWidth, Pace
-from picardsolve.fixed_point.error_estimate import ErrorEstimate, stopping_of
+from picardsolve.fixed_point.error_estimate import ErrorEstimate
 from picardsolve.fixed_point.grid_machine import GridMachine, forget_beyond
 from picardsolve.fixed_point.guesses import guess_for
 from picardsolve.fixed_point.iterations import Method, iteration_for
 from picardsolve.fixed_point.stopping import MakesRule
+from picardsolve.fixed_point.stopping_rules import stopping_of
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators.base import DriftChain
 from picardsolve.problem.problem import Problem

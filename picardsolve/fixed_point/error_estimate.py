@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picardsolve.fixed_point.stopping import Increment, MakesRule, Residuals, Seen, Stopping, on_host, reference
+from picardsolve.fixed_point.stopping import Seen, Stopping, on_host, reference
 from picardsolve.fixed_point.sweep import Swept
-from picardsolve.integrators.base import Chain, Index
-from picardsolve.problem.checks import check_type
-from picardsolve.problem.tolerances import Stop, Tolerance
+from picardsolve.integrators.base import Index
+from picardsolve.problem.tolerances import Tolerance
 
 _HUGE = 1e200  # growth factors are not told apart beyond it
 _LEAST_SLOPE = 1e-6  # slopes are taken for no smaller in a product
@@ -287,25 +286,3 @@ def _scan(a: np.ndarray, c: np.ndarray) -> np.ndarray:
         a = np.concatenate([a[:shift], np.minimum(a[shift:] * a[:-shift], _HUGE)])
         shift *= 2
     return c
-
-
-def stopping_of(
-    stop: Stop | MakesRule, tolerance: Tolerance, chain: Chain, trusts_slopes: bool, patient: bool = False
-) -> Stopping:
-    """The rule of a name, or the user's own; for the last arguments see `ErrorEstimate`.
-
-    Raises:
-        TypeError: what the user gave makes no `Stopping`.
-        ValueError: a rule that estimates no errors is asked to be patient.
-    """
-    if patient and stop != "error":
-        raise ValueError(f"certify: only the rule 'error', the default, estimates errors; got stop={stop!r}.")
-    if callable(stop):
-        rule = stop(tolerance)
-        check_type("stop", rule, Stopping, "a subclass of picardsolve.extend.Stopping, made from a tolerance")
-        return rule
-    if stop == "increment" or tolerance.nothing:
-        return Increment(tolerance)
-    if stop == "residual":
-        return Residuals(tolerance)
-    return ErrorEstimate(tolerance, chain.length, trusts_slopes, implicit=chain.implicit, patient=patient)
