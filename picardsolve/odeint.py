@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from picardsolve.adaptive import Adaptive
+from picardsolve.adjoint.recording import Refused
 from picardsolve.adjoint.transformed import transformed
 from picardsolve.collocation import Collocation
 from picardsolve.embedded import Dopri5, Dopri8, EmbeddedMethod, Tsit5
@@ -18,6 +19,7 @@ from picardsolve.integrators import RK4, Euler, Heun
 from picardsolve.problem import grids
 from picardsolve.problem.checks import check_callable
 from picardsolve.problem.clock import Clock
+from picardsolve.problem.componentwise import by_component
 from picardsolve.problem.state import Layout
 from picardsolve.problem.terms import ODE
 from picardsolve.problem.transforms import is_transformed, transforming
@@ -119,7 +121,7 @@ def odeint(
     full_output = given.pop("full_output", False)
     spread = {"mesh": mesh, "devices": devices}
     term = ODE(func, given.pop("vectorized", False))
-    tolerances = _by_component("rtol", rtol, y0), _by_component("atol", atol, y0)
+    tolerances = by_component("rtol", rtol, y0), by_component("atol", atol, y0)
     if transforming():
         if event_fn is not None or full_output or any(part is not None for part in spread.values()):
             raise RuntimeError("event_fn, full_output, mesh, devices: not inside a transform of torch.func; leave out.")
@@ -135,6 +137,9 @@ def odeint(
         answer = at, pytree.tree_map(lambda *ends: torch.stack(ends), y0, end)
     elif method in _FIXED:
         answer, solution = _on_grid(term, y0, grid, tolerances, method, given, **spread)
+        if torch.is_grad_enabled() and times.requires_grad:
+            said = f"gradient: not recorded with respect to t on the grid of {method!r}; detach t, or leave method out."
+            answer = pytree.tree_map(lambda leaf: Refused.apply(said, leaf, times), answer)
     else:
         solution = _adaptive(term, y0, times, tolerances, method, given, **spread)
         answer = solution.ys
@@ -170,43 +175,6 @@ def _transformed(
     if method in _FIXED and is_transformed(t):
         raise RuntimeError(f"t: torch.func cannot transform the times of {method!r}, a fixed grid; leave method out.")
     return pytree.tree_unflatten(transformed(states, starts, t, term), structure)
-
-
-def _by_component(name: str, value: Any, y0: Any) -> Any:
-    """A tolerance in the structure of y0, broadcast as torchdiffeq does.
-
-    Raises:
-        TypeError: it is neither a number nor a real tensor, nor, for a tuple of states, a tuple of these.
-        ValueError: its shape or length does not fit that of y0.
-    """
-    if value is None or isinstance(value, int | float):
-        return value
-    if isinstance(value, Tensor) and value.dim() == 0:
-        return float(value)
-    if isinstance(y0, tuple):
-        if not isinstance(value, tuple | list | Tensor):
-            raise TypeError(f"{name}: expected a number, a tensor or a tuple of them, got {value!r}.")
-        if len(value) != len(y0):
-            raise ValueError(f"{name}: expected one value for each of the {len(y0)} states, got {len(value)}.")
-        return tuple(_over(name, part, state) for part, state in zip(value, y0, strict=True))
-    return _over(name, value, y0)
-
-
-def _over(name: str, value: Any, state: Tensor) -> Tensor:
-    """One value for each component of a tensor."""
-    try:
-        values = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: expected a number, a tensor or a tuple of them, got {value!r}.") from None
-    if values.dim() == 1 and len(values) == state.numel():
-        return values.reshape(state.shape)
-    try:
-        return values.expand(state.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"{name}: expected a number or a tensor that broadcasts over {tuple(state.shape)}, got "
-            f"{tuple(values.shape)}."
-        ) from None
 
 
 def _adaptive(

@@ -387,3 +387,25 @@ def test_gradients_are_torchdiffeqs():
 def test_an_event_that_never_happens_is_an_error():
     with pytest.raises(ps.SolveError, match=r"^event_fn: no element changed its sign up to t = 1e\+09"):
         ps.odeint(lambda t, y: 0 * y, Y0, torch.tensor([0.0, 1.0]), event_fn=lambda t, y: y[0])
+
+
+@pytest.mark.parametrize("method", ["euler", "heun2", "rk4"])
+def test_times_of_a_fixed_grid_have_no_gradient_and_say_so(method):
+    t = torch.linspace(0, 1, 5, requires_grad=True)
+    start = torch.ones(2, requires_grad=True)
+    ys = ps.odeint(lambda t, y: -y, start, t, method=method)
+    with pytest.raises(RuntimeError, match=f"^gradient: not recorded with respect to t on the grid of '{method}'"):
+        ys.sum().backward()
+    ps.odeint(lambda t, y: -y, start, t.detach(), method=method).sum().backward()
+    assert start.grad is not None
+
+
+def test_times_of_an_adaptive_method_have_gradients():
+    for method in (None, "newton", "dopri5"):
+        t = torch.linspace(0, 1, 5, dtype=torch.float64).requires_grad_()
+        ys = ps.odeint(lambda t, y: -y, torch.ones(1, dtype=torch.float64), t, method=method)
+        ys[-1].sum().backward()
+        assert t.grad is not None
+        torch.testing.assert_close(
+            t.grad[[0, -1]], torch.tensor([1.0, -1.0]).double() * torch.tensor(-1.0).double().exp()
+        )
