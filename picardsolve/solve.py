@@ -187,6 +187,7 @@ def solve(
                 return machine.solution(drive(machine, max_rounds or machine.most_rounds, after), throw)
 
         solution = led(crew, march, lambda: machine.solution(0, False), *alike)
+        _warn(solution.result.value if solution.result is Result.beyond else None)
         if recording and mesh is not None:
             return refused(solution, *inputs)
         solver = machine.solver

@@ -1,6 +1,7 @@
 """`Adaptive`: whatever its clock says, the tolerance is held; what it says decides what a solve costs."""
 
 import time
+import warnings
 
 import pytest
 import torch
@@ -180,3 +181,25 @@ def test_an_iteration_is_refused():
 def test_a_wrong_length_is_refused(name, value, error):
     with pytest.raises(error, match=f"^{name}: expected a number > 0, got "):
         ps.Adaptive(**{name: value})
+
+
+def lorenz(t, y):
+    return DRIFTS["lorenz"][0](t, y)
+
+
+@pytest.mark.parametrize("method", [ps.Collocation(), ps.Dopri5(), ps.Dopri8(), ps.Tsit5(), ps.Adaptive()])
+@pytest.mark.parametrize("span", [9.0, 12.0, 14.0])
+@pytest.mark.parametrize("first", [0.9, 1.0, 1.1])
+def test_in_single_precision_a_chaotic_solution_is_right_or_said_to_be_beyond(method, span, first):
+    """Where rounding grows to the size of the tolerance."""
+    y0, tol = torch.tensor([first, 1.0, 1.0]), 7.6e-4
+    how = {"integrator": method, "rtol": tol, "atol": 1e-9, "batch_dims": 0}
+    exact = solve(lorenz, y0.double(), span, **(SHARP | {"batch_dims": 0})).ys[-1]
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        sol = solve(lorenz, y0, span, throw=False, **how)
+    if sol.result is ps.Result.unreachable:
+        return
+    off = ((sol.ys[-1] - exact).abs() / (tol * exact.abs())).max()
+    assert off <= 1 or sol.result is ps.Result.beyond
+    assert (sol.result is ps.Result.beyond) == any("estimated error stays above" in str(one.message) for one in heard)

@@ -62,6 +62,11 @@ class ChoiceSolve(AdaptiveMachine):
         return self.solver.failed
 
     @property
+    def beyond(self) -> bool:
+        """Whether the estimated error of a sample stays above the tolerance."""
+        return self.solver.beyond
+
+    @property
     def percent(self) -> int:
         """How far the slowest sample has come."""
         return self.solver.percent
@@ -102,8 +107,8 @@ class ChoiceSolve(AdaptiveMachine):
         """Let the method solve that was not tried, where this one could not."""
         others = [each for each in (self.collocation, self._pair) if each is not self._now]
         untried = [each for each in others if not each.started or not each.machine.done]
-        if self.solver.failed and untried:
-            self._go(untried[0], f"{self._now.name} could not solve it")
+        if untried and (self.failed or self.beyond):
+            self._go(untried[0], f"{self._now.name} did not reach the tolerance")
 
     def _after_stage(self) -> None:
         """Look whether what is left takes less time with a higher order, or by collocation."""

@@ -129,6 +129,11 @@ class AdaptiveSolve(AdaptiveMachine):
         return bool(self.marches.failures)
 
     @property
+    def beyond(self) -> bool:
+        """Whether the estimated error of a sample stays above the tolerance."""
+        return bool(self.marches.beyond.any())
+
+    @property
     def percent(self) -> int:
         """How far the slowest sample has come."""
         return int(100 * self.marches.part)
@@ -197,7 +202,8 @@ class AdaptiveSolve(AdaptiveMachine):
         marches, layout = self.marches, self.function.layout
         failures: dict[int, Failure] = {int(i): OutOfRounds() for i in np.flatnonzero(~marches.over)}
         failures |= marches.failures
-        result = Result.terminated if marches.terminated.any() else Result.solved
+        kept = Result.beyond if self.beyond else Result.solved
+        result = Result.terminated if marches.terminated.any() else kept
         said, time, failed = "", None, min(failures, default=None)
         if failed is not None:
             time = float(self.problem.time(marches.reached[failed], failed))

@@ -35,6 +35,7 @@ class Marches:
         marches: by iteration.
         over: ``(B,)`` whether nothing is left to be done.
         failures: why samples ended before their times.
+        beyond: ``(B,)`` whether the estimated error stays above the tolerance.
         times: ``(B,)`` how many marches of the same iteration there were.
     """
 
@@ -51,6 +52,7 @@ class Marches:
         self.failures: dict[int, Failure] = {}
         self.over = np.zeros(problem.samples, bool)
         self.times = np.ones(problem.samples, int)
+        self.beyond = np.zeros(problem.samples, bool)
         self._decisions: list[str] = []
         self._take(choice, np.arange(problem.samples))
 
@@ -111,8 +113,9 @@ class Marches:
             also, of = also[own], of[own]
         if not len(sample):
             return
-        again, failures = refine(march, sample, self.times[sample] < _MARCHES, also, of)
+        again, failures, late = refine(march, sample, self.times[sample] < _MARCHES, also, of)
         self.times[again] += 1
+        self.beyond[late] = True
         self.over[np.setdiff1d(sample, again)] = True
         self._fail(failures, march)
 

@@ -147,7 +147,7 @@ def _worst(march: March, segments: Segments, found: PropagatedError, also: np.nd
 
 def refine(
     march: March, sample: np.ndarray, again: np.ndarray, also: np.ndarray, of: np.ndarray
-) -> tuple[np.ndarray, dict[int, Failure]]:
+) -> tuple[np.ndarray, dict[int, Failure], np.ndarray]:
     """Let samples that are done march again to a sharper tolerance, guided by their paths, where errors are too large.
 
     Args:
@@ -158,7 +158,8 @@ def refine(
         of: ``(E,)`` their samples.
 
     Returns:
-        the samples that march again, and the failures of those whose error stays above the tolerance.
+        the samples that march again, the failures of those whose error stays far above the tolerance, and the samples
+        whose error stays a little above it.
     """
     arrays, limits, n = march.arrays, march.limits, march.nodes.n
     segments = march.accepted.of_samples(sample)
@@ -185,4 +186,4 @@ def refine(
         assert own is not None
         march.guide.add(more, Path(arrays, march.nodes, own), factor[goes_on] ** (1 / n))
         march.begin(more)
-    return more, failures
+    return more, failures, sample[sharper & ~goes_on & ~hopeless]

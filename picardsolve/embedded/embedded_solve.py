@@ -17,7 +17,7 @@ from picardsolve.embedded.dense import DenseSteps
 from picardsolve.embedded.failures import OutOfRounds
 from picardsolve.embedded.found import Asked
 from picardsolve.embedded.lanes import Limits
-from picardsolve.embedded.marches import Marches
+from picardsolve.embedded.marches import ENOUGH, Marches
 from picardsolve.embedded.moving_times import at_moving_times, moving, shifted
 from picardsolve.embedded.pair import Coefficients, Pair
 from picardsolve.embedded.rows import Asks, Rows
@@ -120,6 +120,12 @@ class EmbeddedSolve(AdaptiveMachine):
         return self._rows is None
 
     @property
+    def beyond(self) -> bool:
+        """Whether the estimated error of a sample stays above the tolerance."""
+        found, failed = self.marches.found, list(self.marches.failures)
+        return found is not None and bool((np.delete(found.worst[0], failed) > ENOUGH).any())
+
+    @property
     def percent(self) -> int:
         """How far the slowest sample has come."""
         lanes = self.marches.march.lanes
@@ -179,7 +185,8 @@ class EmbeddedSolve(AdaptiveMachine):
             failures.update((int(sample), OutOfRounds()) for sample in lanes.sample[~lanes.over])
         failed = min(failures, default=None)
         ended = found is not None and np.isfinite(found.marched.ends).any()
-        result = (Result.terminated if ended else Result.solved) if failed is None else failures[failed].result
+        kept = Result.beyond if self.beyond else Result.solved
+        result = (Result.terminated if ended else kept) if failed is None else failures[failed].result
         saved, at = (self.ts[1:], self.times[1:]) if self.only_last else (self.ts, self.times)
         known = None if found is None else found.marched
         path = states.states(saved) if known is None else known.states(known.unknown)[-len(saved) :]

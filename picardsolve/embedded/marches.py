@@ -27,7 +27,7 @@ from picardsolve.problem.index import on_device
 from picardsolve.problem.row_function import RowFunction
 
 _MARCHES = 5  # at most
-_ENOUGH = 1.0  # tolerances that the estimated error may be
+ENOUGH = 1.0  # tolerances that the estimated error may be
 _AIM = 0.4  # tolerances that another march aims at
 _SHARPER = 1e-2  # times the tolerance of a step, at most, from one march to the next
 _FINEST = 4.0  # units of rounding: the least error of a step
@@ -160,7 +160,7 @@ class Marches:
     def _doubted(self, found: Found, marched: np.ndarray) -> np.ndarray:
         """The samples whose errors are too large, but not by much."""
         error = found.worst[0, marched]
-        doubted = marched[(error > _ENOUGH) & (error <= _DOUBTED)]
+        doubted = marched[(error > ENOUGH) & (error <= _DOUBTED)]
         return doubted[[sample not in self.failures for sample in doubted.tolist()]]
 
     def _events(self, steps: Steps, marched: np.ndarray) -> Sequence[Occurred | None]:
@@ -199,7 +199,7 @@ class Marches:
         """The samples of these that miss the tolerance, and may not the next time; the tolerance of their steps."""
         assert self.found is not None
         error, _, floor = self.found.worst[:, going]
-        if not ((error > _ENOUGH) | (floor > _HOPELESS)).any():
+        if not ((error > ENOUGH) | (floor > _HOPELESS)).any():
             return going[:0]
         scale, counts = self._scale[going], self.counts[going]
         rounding = self.found.marched.rounding(self._unit)[going]
@@ -209,7 +209,7 @@ class Marches:
         hopeless = beyond | ((floor > _HOPELESS) & (counts > 2))
         for sample, off in zip(going[hopeless], np.maximum(error, floor)[hopeless], strict=True):
             self.failures[int(sample)] = self._unreachable(float(off))
-        again = ~hopeless & (error > _ENOUGH) & (factor < 1) & (counts < _MARCHES)
+        again = ~hopeless & (error > ENOUGH) & (factor < 1) & (counts < _MARCHES)
         self._scale[going[again]] *= factor[again]
         return going[again]
 

@@ -55,6 +55,11 @@ class AdaptiveMachine(Machine):
 
     @property
     @abstractmethod
+    def beyond(self) -> bool:
+        """Whether the estimated error of a sample stays above the tolerance."""
+
+    @property
+    @abstractmethod
     def percent(self) -> int:
         """How far the slowest sample has come."""
 

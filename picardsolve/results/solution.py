@@ -32,6 +32,10 @@ class Result(Enum):
     )
     stopped = "The iterations that were asked for are done; how far they are from the tolerance is not known."
     solved = "The solution is within the tolerance, as far as its own checks tell."
+    beyond = (
+        "The estimated error stays above the tolerance, because errors grow or by rounding: see solution.certificate; "
+        "loosen the tolerance, use more precision, or solve over a shorter time."
+    )
     terminated = "A terminal event ended the solve: its time and state are in events, states at later times are NaN."
     diverged = "The solution appears to blow up in finite time: solve up to an earlier time, or check the drift."
     nonfinite_drift = "Check the drift there, or solve up to an earlier time; the solution holds the states before it."
