@@ -159,7 +159,7 @@ def refine(
 
     Returns:
         the samples that march again, the failures of those whose error stays far above the tolerance, and the samples
-        whose error stays a little above it.
+        whose error, or twice the deviation by rounding, stays a little above it.
     """
     arrays, limits, n = march.arrays, march.limits, march.nodes.n
     segments = march.accepted.of_samples(sample)
@@ -186,4 +186,5 @@ def refine(
         assert own is not None
         march.guide.add(more, Path(arrays, march.nodes, own), factor[goes_on] ** (1 / n))
         march.begin(more)
-    return more, failures, sample[sharper & ~goes_on & ~hopeless]
+    late = (np.maximum(error, 2 * floor) > _ENOUGH) & ~goes_on & ~hopeless
+    return more, failures, sample[late]

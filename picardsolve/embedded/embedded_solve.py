@@ -121,9 +121,12 @@ class EmbeddedSolve(AdaptiveMachine):
 
     @property
     def beyond(self) -> bool:
-        """Whether the estimated error of a sample stays above the tolerance."""
+        """Whether the estimated error of a sample, or twice the deviation by rounding, stays above the tolerance."""
         found, failed = self.marches.found, list(self.marches.failures)
-        return found is not None and bool((np.delete(found.worst[0], failed) > ENOUGH).any())
+        if found is None:
+            return False
+        error, _, floor = np.delete(found.worst, failed, 1)
+        return bool((np.maximum(error, 2 * floor) > ENOUGH).any())
 
     @property
     def percent(self) -> int:
