@@ -13,7 +13,7 @@ from torch import Tensor
 import picardsolve as ps
 from picardsolve.adaptive import choice_solve
 
-SHARP = {"integrator": ps.Dopri8(), "rtol": 1e-12, "atol": 1e-12}
+SHARP = {"integrator": ps.Dopri8(), "rtol": 1e-10, "atol": 1e-10}
 
 
 def column(*parts: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 import picardsolve as ps
 
+pytestmark = pytest.mark.usefixtures("nothing_is_decided_by_the_clock")
+
 Y = torch.tensor([[1.0, 0.5], [0.3, 2.0]], dtype=torch.float64)
 TS = ps.grids.uniform(0.0, 2.0, 64)
 BETAS = torch.linspace(1e-4, 0.02, 1000)

@@ -10,6 +10,8 @@ from scipy.integrate import solve_ivp
 import picardsolve as ps
 from picardsolve.integrations.scipy import ParallelCollocation
 
+pytestmark = pytest.mark.usefixtures("nothing_is_decided_by_the_clock")
+
 OFFSETS = [0.0, 1e3, 1.7e9]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SPAN = 10.0

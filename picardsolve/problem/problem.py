@@ -1,7 +1,7 @@
 """One solve, validated."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from picardsolve.brownian.path import Path
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.crew import Crew
+from picardsolve.problem.lifting import Lifted
 from picardsolve.problem.row_function import RowFunction
 from picardsolve.problem.state import Layout
 from picardsolve.problem.terms import Term
@@ -29,6 +30,7 @@ class Problem:
         parameters: a list for the tensors that the functions close over and that require gradients. None: gradients
             are not recorded.
         crew: who evaluates the rows of a round; None: this process, on the states' device.
+        lifted: its functions of many times, by identity: machines that solve one problem share what they learn.
     """
 
     term: Term
@@ -39,6 +41,7 @@ class Problem:
     max_batch: int | None = None
     parameters: list[Tensor] | None = None
     crew: Crew | None = None
+    lifted: dict[int, Lifted] = field(default_factory=dict)
 
     def row_function(
         self, name: str, function: Callable[..., Any], trailing: int | None = 0, clock: Clock | None = None
@@ -53,4 +56,6 @@ class Problem:
         """
         clock = clock or Clock.of(self.ts, self.layout, self.term.resolved)
         user = UserFunction(name, function, self.layout, clock, self.args, self.term.takes, trailing)
+        if not user.own:
+            user.lifted = self.lifted.setdefault(id(function), user.lifted)
         return RowFunction(user, self.max_batch, self.parameters, self.crew)
