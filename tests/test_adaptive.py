@@ -188,8 +188,7 @@ def lorenz(t, y):
 
 
 @pytest.mark.parametrize("method", [ps.Collocation(), ps.Dopri5(), ps.Dopri8(), ps.Tsit5(), ps.Adaptive()])
-@pytest.mark.parametrize("span", [9.0, 12.0, 14.0])
-@pytest.mark.parametrize("first", [0.9, 1.0, 1.1])
+@pytest.mark.parametrize(("span", "first"), [(12.0, 1.2), (14.0, 1.0)])
 def test_in_single_precision_a_chaotic_solution_is_right_or_said_to_be_beyond(method, span, first):
     """Where rounding grows to the size of the tolerance."""
     y0, tol = torch.tensor([first, 1.0, 1.0]), 7.6e-4

@@ -294,9 +294,10 @@ def test_gradients_and_transforms_are_left_to_their_own_thread():
 
 
 def test_few_rows_do_not_wait_for_many():
-    arrived, seen = [threading.Event() for _ in range(3)], []
+    arrived, seen, began = [threading.Event() for _ in range(3)], [], threading.Event()
 
     def wait_for_all(t, y):
+        began.set()
         assert all(event.wait(100) for event in arrived)
         seen.append(sorted(y[:, 0].tolist()))
         return y * t
@@ -307,6 +308,7 @@ def test_few_rows_do_not_wait_for_many():
         def solve(r):
             arrive = r.arrive
             r.arrive = lambda call: (arrive(call), arrived[k].set())
+            assert k == 0 or began.wait(100)  # the many come first, whatever the threads do
             return r(torch.ones(count, 1), torch.full((count, 3), float(k)))
 
         return solve

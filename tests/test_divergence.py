@@ -158,8 +158,9 @@ def test_samples_with_conditions_of_their_own_are_torchdiffeqs(probes, vectorize
     torch.testing.assert_close(loss_and_gradients(ours, by), theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_an_event_gets_the_arguments_of_the_solve():
-    given = {"integrator": ps.Collocation(), "args": (PACE.detach(),), "batch_dims": 1}
+@pytest.mark.parametrize("integrator", [ps.Collocation(), ps.Dopri5()])
+def test_an_event_gets_the_arguments_of_the_solve(integrator):
+    given = {"integrator": integrator, "args": (PACE.detach(),), "batch_dims": 1}
     level = 0.1
 
     def event(t, state, pace):

@@ -72,7 +72,7 @@ def test_states_are_kept_until_it_is_sure_of_them_where_that_takes_no_round():
 
 @pytest.mark.parametrize("window", [8, 16])
 @pytest.mark.parametrize("sampler", [ps.DDIM(), ps.DDPM()], ids=["DDIM", "DDPM"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_certified_windows_that_slide_hold_the_tolerance(sampler, window, seed):
     term, y0, ts, mode = two_modes(seed)
     given = {"term": term, "y0": y0, "ts": ts, "integrator": sampler, "brownian": ps.BrownianPath(seed)}

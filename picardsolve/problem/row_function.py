@@ -61,8 +61,9 @@ class RowFunction(Job):
         return self._user.args_of(sample)
 
     def args_of_rows(self, sample: np.ndarray) -> tuple[Any, Any]:
-        """The arguments of rows that belong to samples ``(R,)``; and, in their structure, 0 for those with rows."""
-        return self._user.args_of_rows(sample, False), self._user.dims_of(self._user.args)
+        """The user's arguments of rows of samples ``(R,)``; and, in their structure, 0 for those with rows."""
+        user = self._user
+        return user.by_row(tuple(user.args), sample), user.dims_of(user.args)
 
     def with_args(self, args: Sequence[Any] | Mapping[str, Any]) -> "RowFunction":
         """The same function with other arguments, without looking for parameters, in this process."""

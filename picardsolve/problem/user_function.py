@@ -130,6 +130,10 @@ class UserFunction:
         args = (*self.own, *self.args) if self.own else self.args
         if not args or in_order or not self.layout.batched or self.takes == "batch":
             return args
+        return self.by_row(args, sample)
+
+    def by_row(self, args: Any, sample: np.ndarray) -> Any:
+        """Some arguments, with rows in the place of entries for each sample."""
         return pytree.tree_map(
             lambda arg: arg.index_select(0, on_device(sample, arg.device)) if self._per_sample(arg) else arg, args
         )
