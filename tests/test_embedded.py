@@ -232,3 +232,14 @@ def test_odeint_takes_them_by_name():
         ys, sol = ps.odeint(lambda t, y: torch.stack([y[1], -y[0]]), y0, t, method=name, options=full)
         assert "embedded pair" in sol.notes[0]
         torch.testing.assert_close(ys[:, 0], t.cos(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [ps.Dopri5, ps.Dopri8, ps.Tsit5])
+@pytest.mark.parametrize("start", [0.0, 0.3, 1e6])
+def test_a_shortest_step_is_accepted_wherever_it_begins(method, start):
+    """Also where rounding of times makes it longer by a last bit."""
+    ts = [start, start + 3.0]
+    term, y0 = ps.ODE(lambda t, y: -8 * y), torch.ones(1, dtype=torch.float64)
+    given = {"integrator": method(min_step=0.2, first_step=0.05), "rtol": 1e-9, "atol": 1e-9}
+    sol = ps.solve(term, y0, ts, throw=False, max_rounds=3000, **given)
+    assert sol.stats.calls < 3000

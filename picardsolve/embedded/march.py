@@ -219,7 +219,8 @@ class March:
         lanes, limits = self.lanes, self.limits
         accepted = error <= 1  # not where it is not finite
         if limits.least > 0:
-            accepted |= np.isfinite(error) & (h <= limits.least)
+            rounding = 4 * np.finfo(float).eps * np.abs(reached)  # of the length, a difference of times
+            accepted |= np.isfinite(error) & (h <= limits.least + rounding)
         accepted &= ~lanes.over
         lanes.h = h * self.control.factor(error, lanes.before, lanes.again)
         if accepted.all():
