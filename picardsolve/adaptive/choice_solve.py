@@ -82,9 +82,7 @@ class ChoiceSolve(AdaptiveMachine):
 
     def evaluate(self, rows: Any) -> Tensor:
         """The drift at the rows."""
-        began = seconds()
-        drift = self.solver.evaluate(rows)
-        self._drift = seconds() - began
+        drift, self._drift = self._timed(rows)
         return drift
 
     def tell(self, outputs: Tensor) -> None:
@@ -152,14 +150,16 @@ class ChoiceSolve(AdaptiveMachine):
 
     def _too_dear(self, rows: Any) -> bool:
         """Whether large rounds would take longer than the steps that are left; a piece shows what rows cost."""
-        count, samples, largest = len(rows[0]), self.costs.samples, max(map(_rows, self.collocation.calls), default=0)
+        count, samples = len(rows[0]), self.costs.samples
+        largest = max((call.rows for call in self.collocation.calls), default=0)
         if not largest or count <= 2 * max(largest, _PIECE * samples):
             return False
-        if not self._pays(count, self._drift_call, self._drift_call / samples):
-            one, more = (self._timed(rows, each * samples) for each in (1, _PIECE))
-            self._drift_call = one
-            return not self._pays(count, one, max(more - one, 0.0) / ((_PIECE - 1) * samples))
-        return False
+        if self._pays(count, self._drift_call, self._drift_call / samples):
+            return False
+        pieces = (tuple(part[: each * samples] for part in rows) for each in (1, _PIECE))
+        one, more = (self._timed(piece)[1] for piece in pieces)
+        self._drift_call = one
+        return not self._pays(count, one, max(more - one, 0.0) / ((_PIECE - 1) * samples))
 
     def _pays(self, rows: int, drift: float, row: float) -> bool:
         """Whether rounds of so many rows take less time than steps, where a call and a row more take so long."""
@@ -167,11 +167,10 @@ class ChoiceSolve(AdaptiveMachine):
         by_steps = steps * pair.stages * self.costs.call(drift)
         return self.costs.rounds(steps, pair.order) * (drift + row * rows) <= by_steps
 
-    def _timed(self, rows: Any, count: int) -> float:
-        """Seconds of a drift call with the first ones of some rows."""
+    def _timed(self, rows: Any) -> tuple[Tensor, float]:
+        """The drift at rows, and its seconds."""
         began = seconds()
-        self.collocation.machine.evaluate(tuple(part[:count] for part in rows))
-        return seconds() - began
+        return self.solver.evaluate(rows), seconds() - began
 
     def solution(self, rounds: int, throw: bool) -> Solution:
         """What was found, after so many rounds.
@@ -191,10 +190,6 @@ class ChoiceSolve(AdaptiveMachine):
         calls = sum(each.function.calls for each in machines)
         stats = replace(solution.stats, evaluations=evaluations, calls=calls)
         return replace(solution, stats=stats, notes=(*solution.notes, *self.said))
-
-
-def _rows(call: Call) -> int:
-    return call.rows
 
 
 def _ms(duration: float) -> str:
