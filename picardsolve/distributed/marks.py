@@ -53,8 +53,6 @@ class Marks:
             for (one, version), (two, version_now) in zip(self.tensors, other.tensors, strict=True)
         )
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def _version(tensor: Tensor | np.ndarray) -> tuple[int, int]:
     if isinstance(tensor, np.ndarray):
