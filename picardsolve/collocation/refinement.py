@@ -12,8 +12,8 @@ from picardsolve.collocation.failures import Failure, Unreachable
 from picardsolve.collocation.initial_value import Limits
 from picardsolve.collocation.march import March
 from picardsolve.collocation.path import Path, counted
+from picardsolve.integrators.adaptive import ENOUGH, exceeds
 
-_ENOUGH = 1.0  # tolerances that the estimated error may be
 _AIM = 0.2  # tolerances that another march aims at
 _UNSURE = 0.3  # part of a segment's estimated error that the estimate itself is off by, often
 _FINEST = 16.0  # units of rounding
@@ -170,7 +170,7 @@ def refine(
         rounding = _FINEST * limits.problem.unit * found.largest / limits.allowed(found.largest, sample)
         (finest,) = arrays.fetch(arrays.largest(rounding))  # beyond, all is rounding
         factor = np.maximum(np.maximum(_AIM / error, 1e-4), finest)
-    sharper = (error > _ENOUGH) & (floor <= _HOPELESS)
+    sharper = (error > ENOUGH) & (floor <= _HOPELESS)
     goes_on = sharper & again & (factor < 1)
     beyond = np.where(floor > _HOPELESS, floor, error)
     hopeless = (floor > _HOPELESS) | (sharper & ~goes_on & (error > _HOPELESS))
@@ -186,5 +186,5 @@ def refine(
         assert own is not None
         march.guide.add(more, Path(arrays, march.nodes, own), factor[goes_on] ** (1 / n))
         march.begin(more)
-    late = (np.maximum(error, 2 * floor) > _ENOUGH) & ~goes_on & ~hopeless
+    late = exceeds(error, floor) & ~goes_on & ~hopeless
     return more, failures, sample[late]

@@ -17,12 +17,12 @@ from picardsolve.embedded.dense import DenseSteps
 from picardsolve.embedded.failures import OutOfRounds
 from picardsolve.embedded.found import Asked
 from picardsolve.embedded.lanes import Limits
-from picardsolve.embedded.marches import ENOUGH, Marches
+from picardsolve.embedded.marches import Marches
 from picardsolve.embedded.moving_times import at_moving_times, moving, shifted
 from picardsolve.embedded.pair import Coefficients, Pair
 from picardsolve.embedded.rows import Asks, Rows
 from picardsolve.embedded.stages import Buffered, Recorded, Stages
-from picardsolve.integrators.adaptive import AdaptiveMachine, Given
+from picardsolve.integrators.adaptive import AdaptiveMachine, Given, exceeds
 from picardsolve.problem.clock import Clock
 from picardsolve.problem.events import Event
 from picardsolve.problem.problem import Problem
@@ -126,7 +126,7 @@ class EmbeddedSolve(AdaptiveMachine):
         if found is None:
             return False
         error, _, floor = np.delete(found.worst, failed, 1)
-        return bool((np.maximum(error, 2 * floor) > ENOUGH).any())
+        return bool(exceeds(error, floor).any())
 
     @property
     def percent(self) -> int:

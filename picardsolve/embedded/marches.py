@@ -22,12 +22,12 @@ from picardsolve.embedded.propagation import Linearised, linearised
 from picardsolve.embedded.rows import Asks
 from picardsolve.embedded.stages import Stages
 from picardsolve.embedded.watch import Watch
+from picardsolve.integrators.adaptive import ENOUGH
 from picardsolve.problem.events import Event, EventFunction
 from picardsolve.problem.index import on_device
 from picardsolve.problem.row_function import RowFunction
 
 _MARCHES = 5  # at most
-ENOUGH = 1.0  # tolerances that the estimated error may be
 _AIM = 0.4  # tolerances that another march aims at
 _SHARPER = 1e-2  # times the tolerance of a step, at most, from one march to the next
 _FINEST = 4.0  # units of rounding: the least error of a step

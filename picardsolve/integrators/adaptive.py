@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from picardsolve.integrators.discretization import Discretization
@@ -13,6 +14,13 @@ from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import ODE, SecondOrderODE, SemilinearODE, Term
 from picardsolve.problem.tolerances import Tolerance
 from picardsolve.results.solution import Solution
+
+ENOUGH = 1.0  # tolerances that an estimated error may be
+
+
+def exceeds(error: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Whether errors, or twice their standard deviations by rounding, are above the tolerance; both in tolerances."""
+    return np.maximum(error, 2 * floor) > ENOUGH
 
 
 @dataclass(frozen=True)
