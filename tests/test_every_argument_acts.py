@@ -403,7 +403,7 @@ CALLS |= {
     "Batcher": built(
         ps.Batcher,
         # what a lone call shows of it; test_batcher.py has company
-        lambda made: (made(torch.zeros(1), Y), torch.tensor([made.load.max_rows, made.max_wait])),
+        lambda made: (made(torch.zeros(1), Y), torch.tensor([made.load.max_rows, made.max_wait or 0.0])),
         {"model": drift, "max_rows": 8},
         model=lambda t, y: -y,
         max_rows=2,

@@ -43,7 +43,8 @@ class Batcher:
     Args:
         model: a drift, a network, or any function whose rows are independent.
         max_rows: most rows of one call.
-        max_wait: seconds that a call waits, at most, for those of other requests that are expected.
+        max_wait: seconds that a call waits, at most, for those of other requests that are expected. None: as long as
+            their company saves, and their own work until then takes, by what has been measured.
 
     Attributes:
         model: as given.
@@ -57,11 +58,12 @@ class Batcher:
         ValueError: an argument has a wrong value.
     """
 
-    def __init__(self, model: Callable[..., Any], *, max_rows: int, max_wait: float = 0.002):
+    def __init__(self, model: Callable[..., Any], *, max_rows: int, max_wait: float | None = None):
         check_callable("model", model)
         check_positive_integer("max_rows", max_rows)
-        check_not_negative("max_wait", max_wait)
-        if math.isinf(max_wait):
+        if max_wait is not None:
+            check_not_negative("max_wait", max_wait)
+        if max_wait is not None and math.isinf(max_wait):
             raise ValueError("max_wait: expected a finite number of seconds, for a request may never call again.")
         self.model, self.max_rows, self.max_wait = model, max_rows, max_wait
         self.__wrapped__ = model  # what reads a function's signature, or what it depends on, looks there
@@ -90,7 +92,7 @@ class Batcher:
     @property
     def company(self) -> int:
         """How many requests make calls at present, at least 1."""
-        return max(sum(request.is_under_way(self.max_wait) for request in self._requests), 1)
+        return max(sum(request.is_under_way(self._patience()) for request in self._requests), 1)
 
     # ---- for requests
 
@@ -170,12 +172,12 @@ class Batcher:
     def _lead(self, request: Request, call: Call) -> None:
         """Evaluate a round, once there is company or nobody to be waited for."""
         with self._lock:
-            deadline = monotonic() + self.max_wait
+            began = monotonic()
             while not self._is_complete() and not request.cancelled:
-                left = deadline - monotonic()
+                left = began + self._patience() - monotonic()
                 if left <= 0:
                     for other in self._requests:
-                        other.late = other.late or other.is_expected(self.max_wait)
+                        other.late = other.late or other.is_expected(self._patience())
                     break
                 self._arrived.wait(left)
             joining = [other for other in self._queue if not other.done and other.joins(call)]
@@ -188,8 +190,20 @@ class Batcher:
 
     def _is_complete(self) -> bool:
         """Whether there are as many rows as a round takes, or nobody is expected."""
-        rows = sum((call.lanes - call.taken) * call.form.block for call in self._queue)
-        return rows >= self.max_rows or not any(request.is_expected(self.max_wait) for request in self._requests)
+        patience = self._patience()
+        full = self._waiting() >= self.max_rows
+        return full or not any(request.is_expected(patience) for request in self._requests)
+
+    def _waiting(self) -> int:
+        """Rows that wait for a round."""
+        return sum((call.lanes - call.taken) * call.form.block for call in self._queue)
+
+    def _patience(self) -> float:
+        """Seconds that a call waits, at most."""
+        if self.max_wait is not None:
+            return self.max_wait
+        others = [request.latest for request in self._requests if request.pending is None and not request.late]
+        return self.load.patience(self._waiting(), others)
 
     @staticmethod
     def _deliver(call: Call, outcome: Outcome) -> None:

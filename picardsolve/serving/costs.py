@@ -1,21 +1,23 @@
 """What rounds of each size take, as seen from rounds that are run anyway, on a machine that has other work, too."""
 
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate
+from statistics import median_low
 
 _NEEDED = 3  # rounds of about one size before it counts: the first ones reserve memory, and any may be interrupted
+_KEPT = 16  # rounds of about one size that are remembered
 
 
 @dataclass
 class Costs:
-    """The shortest time of a round of each size.
+    """The median time of the latest rounds of each size.
 
-    Of the sizes between two powers of two the one that was fastest for its size stands for all. Times between sizes are
-    interpolated, and larger sizes never take less.
+    Of the sizes between two powers of two one stands for all: that whose time for its size is the median. Times between
+    sizes are interpolated, and larger sizes never take less.
     """
 
-    _best: dict[int, tuple[int, float]] = field(init=False, default_factory=dict)  # size and seconds, by power of two
-    _counts: dict[int, int] = field(init=False, default_factory=dict)
+    _latest: dict[int, deque[tuple[float, int, float]]] = field(init=False, default_factory=dict)  # by power of two
 
     @property
     def known(self) -> bool:
@@ -25,10 +27,11 @@ class Costs:
     def note(self, size: int, seconds: float) -> None:
         """Take a round."""
         power = (size - 1).bit_length()
-        self._counts[power] = self._counts.get(power, 0) + 1
-        best = self._best.get(power)
-        if best is None or seconds * best[0] <= best[1] * size:
-            self._best[power] = size, seconds
+        self._latest.setdefault(power, deque(maxlen=_KEPT)).append((seconds / size, size, seconds))
+
+    def knows(self, size: int) -> bool:
+        """Whether rounds of about a size count."""
+        return len(self._latest.get((size - 1).bit_length(), ())) >= _NEEDED
 
     def of(self, size: int) -> float:
         """Seconds of a round of a size; 0 where nothing is known."""
@@ -43,10 +46,10 @@ class Costs:
 
     def _points(self) -> list[tuple[int, float]]:
         """Sizes with their seconds, in order, none of which is longer than that of a larger size."""
-        counted = dict(self._counts)  # copies: the threads that share a model note what they see meanwhile
-        best = sorted(point for power, point in list(self._best.items()) if counted.get(power, 0) >= _NEEDED)
-        least = [*accumulate((seconds for _, seconds in reversed(best)), min)][::-1]
-        return [(size, seconds) for (size, _), seconds in zip(best, least, strict=True)]
+        latest = [[*rounds] for rounds in [*self._latest.values()]]  # copies: threads that share a model note meanwhile
+        middle = sorted(median_low(rounds)[1:] for rounds in latest if len(rounds) >= _NEEDED)
+        least = [*accumulate((seconds for _, seconds in reversed(middle)), min)][::-1]
+        return [(size, seconds) for (size, _), seconds in zip(middle, least, strict=True)]
 
 
 def _last_slope(points: list[tuple[int, float]]) -> float:

@@ -7,6 +7,7 @@ from picardsolve.fixed_point.width_costs import Strides
 from picardsolve.serving.costs import Costs
 
 _BETTER = 1.1  # a window must promise so many times the steps that requests make one at a time
+_UNKNOWN = 0.002  # seconds that a call waits for others before any are known
 _JUDGED = 32  # rounds of one width whose steps are remembered
 
 
@@ -23,7 +24,7 @@ class Load:
     Attributes:
         max_rows: most rows of a call.
         calls: seconds of calls by their rows.
-        between: seconds of a request of its own by the width of its round.
+        between: processor seconds that a request spends beside a round, by the round's width; 1: a step alone.
     """
 
     max_rows: int
@@ -38,6 +39,22 @@ class Load:
     def called(self, rows: int, seconds: float) -> None:
         """A call of the model is over."""
         self.calls.note(rows, seconds)
+
+    def patience(self, rows: int, others: list[tuple[int, int]]) -> float:
+        """Seconds that rows may wait for those of others: what a shared call saves, and what others do meanwhile.
+
+        The work of others is not lost while a call waits for it: Python runs one thread at a time, and a call that is
+        made meanwhile takes so much longer.
+
+        Args:
+            rows: that wait.
+            others: of each that may come the rows of its latest call, and the seconds that it spent before that.
+        """
+        if not self.calls.known:
+            return _UNKNOWN
+        coming = sum(rows for rows, _ in others)
+        saved = self.calls.of(rows) + self.calls.of(coming) - self.calls.of(rows + coming)
+        return saved + sum(own for _, own in others)
 
     def width(self, requests: int, rows: int, most: int, steps: int) -> int:
         """The width of a request's next round.
@@ -54,7 +71,9 @@ class Load:
         strides = self.strides(steps)
 
         def rate(width: int) -> float:
-            seconds = requests * self.between.of(width) + self.calls.of(requests * width * rows)
+            # a step alone costs little beside its call; how little is seen when it is tried
+            own = self.between.of(width) if width > 1 or self.between.knows(1) else 0.0
+            seconds = requests * own + self.calls.of(requests * width * rows)
             return strides.of(width) / max(seconds, 1e-12)
 
         best = max((2**k for k in range(room.bit_length())), key=rate)  # few widths, of which much is learnt
@@ -70,7 +89,7 @@ class LoadPace:
         most: the largest width.
         steps: of the whole solve.
         company: how many requests there are at present.
-        told: is told the width of each round.
+        told: is told the width of each round, and whether it is the one that was asked for.
         rows: rows of one step.
         settled: never: others come and go.
     """
@@ -79,12 +98,12 @@ class LoadPace:
     most: int
     steps: int
     company: Callable[[], int]
-    told: Callable[[int], None]
+    told: Callable[[int, bool], None]
     rows: int = 1
     settled: bool = field(init=False, default=False)
 
     def __post_init__(self):
-        self._widest, self._asked, self._before = self.most, 1, 1
+        self._widest, self._asked, self._before = self.most, 0, 0
 
     @property
     def width(self) -> int:
@@ -107,4 +126,4 @@ class LoadPace:
         if width == self._asked == self._before:
             self.load.strides(self.steps).note(width, stride)
         self._before = width
-        self.told(width)
+        self.told(width, width == self._asked)

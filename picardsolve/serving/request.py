@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from time import monotonic
+from threading import get_ident
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
 from picardsolve.serving.calls import Call
@@ -31,12 +32,14 @@ class Request:
     Attributes:
         calls: calls so far.
         rows: rows of these calls.
+        latest: rows of the latest call, and the processor seconds that the solve spent between it and the one before.
         steps: steps of the solve that are done, as far as the solve says so.
         late: whether others have waited for its next call in vain; nobody waits for it until it calls again.
     """
 
     def __init__(self, batcher: "Batcher"):
         self.calls = self.rows = self.steps = 0
+        self.latest = (0, 0.0)
         self.late = False
         self.pending: Call | None = None
         self.__wrapped__ = batcher.model  # what reads a function's signature, or what it depends on, looks there
@@ -44,7 +47,8 @@ class Request:
         self._cancelled = False
         self._returned: float | None = None  # when it got its latest outputs
         self._absent = 0.0  # seconds between its latest outputs and the call after them
-        self._spent, self._width = 0.0, 1  # seconds of its own since its latest round, and the width of that round
+        self._own: tuple[int, float] = (0, 0.0)  # the thread that got them, and its processor time then
+        self._spent, self._width = 0.0, 1  # processor time since its latest round, and the width of that round
 
     def __enter__(self) -> "Request":
         self._batcher.admit(self)
@@ -104,8 +108,8 @@ class Request:
         """
         return LoadPace(self._batcher.load, most, steps, lambda: self._batcher.company, self._told, rows)
 
-    def _told(self, width: int) -> None:
-        if self._spent:
+    def _told(self, width: int, usual: bool) -> None:
+        if self._spent and usual:
             self._batcher.load.between.note(self._width, self._spent)
         self._spent, self._width = 0.0, width
 
@@ -113,16 +117,18 @@ class Request:
 
     def arrive(self, call: Call) -> None:
         """The solve has made a call."""
+        own = 0.0
         if self._returned is not None:
             self._absent = monotonic() - self._returned
-            self._spent += self._absent
+            own = thread_time() - self._own[1] if self._own[0] == get_ident() else self._absent
         self.pending, self.late = call, False
         self.calls += 1
-        self.rows += call.lanes * call.form.block
+        rows = call.lanes * call.form.block
+        self.latest, self.rows, self._spent = (rows, own), self.rows + rows, self._spent + own
 
     def leave(self) -> None:
         """The call is over."""
-        self.pending, self._returned = None, monotonic()
+        self.pending, self._returned, self._own = None, monotonic(), (get_ident(), thread_time())
 
     def is_expected(self, within: float) -> bool:
         """Whether its next call is likely to come within some seconds after its latest."""

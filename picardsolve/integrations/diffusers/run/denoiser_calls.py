@@ -74,6 +74,7 @@ class DenoiserCalls:
     _step: int = 0
     _number: int = 0  # number of the call within the step
     _counted: bool = False
+    _resting: bool = False
     _kinds: list[tuple[Any, Any]] = field(default_factory=list)  # kinds of this iteration's calls
     _forms: dict[Any, Any] = field(default_factory=dict)  # an output of a single step, by the shapes of the call
     _first: dict[int, tuple[nn.Module, tuple, dict, Call]] = field(default_factory=dict)
@@ -84,13 +85,20 @@ class DenoiserCalls:
         """Whether a batched output has been compared with the output of a call for one step."""
         return not self._first
 
-    def begin(self, step: int, lanes: Lanes | None, replaying: bool, mode: ReplayMode | None = None) -> None:
-        """Begin an iteration."""
+    def begin(
+        self,
+        step: int,
+        lanes: Lanes | None,
+        replaying: bool,
+        mode: ReplayMode | None = None,
+        resting: bool = False,
+    ) -> None:
+        """Begin an iteration; ``resting``: a step alone, after which nothing of it is needed again."""
         if self.lanes is not None and not self.renewed:
             self._first.clear()  # the comparison belongs to the first round only
         self._step, self._number, self.lanes, self.replaying, self.mode = step, 0, lanes, replaying, mode
         self.missed, self.evaluated, self.started, self._counted = False, 0, None, False
-        self._kinds, self.renewed = [], False
+        self._kinds, self.renewed, self._resting = [], False, resting
         if self.batch.shared is not None:
             self.batch.shared.begin()
         if not replaying:
@@ -144,6 +152,8 @@ class DenoiserCalls:
             lanes.cut(1)  # the loop uses its own states, which are not window tensors
         if lanes is not None and watched.undecided:
             lanes.cut(1)
+        if self._resting and not watched.undecided:  # what the denoiser remembers does not matter
+            return self._call(None, original, args, kwargs)
         if lanes is None or lanes.count == 1:
             args, kwargs = pick(args, 0), pick(kwargs, 0)
             output = self._plain(watched, original, args, kwargs)
@@ -268,20 +278,20 @@ class DenoiserCalls:
 
     def _call(
         self,
-        watched: WatchedDenoiser,
+        watched: WatchedDenoiser | None,
         original: Callable,
         args: tuple,
         kwargs: dict,
         lanes: list[int] | None = None,
         like: Any = None,
     ) -> Any:
-        """Make and count a real call, for one step or for some lanes."""
+        """Make and count a real call, for one step or for some lanes; without ``watched`` no look at any memory."""
         if self.started is None:
             self.started, given = perf_counter(), tensors((args, kwargs))
             self._device = given[0].device if given else None
             self._begun = event_on(self._device)
             self._origin = self._origin or (self.started, self._begun)
-        if self.report.sequential is None:
+        if watched is not None and self.report.sequential is None:
             watched.begin()
         self.busy, through = True, directly if self.request is None else self.request.call
         try:

@@ -78,6 +78,7 @@ class Loop:
         self._handed: Handed | None = None
         self._guard = Guard(scheduler, own)
         self._i = self._stepped = 0
+        self._resting = False  # whether this iteration is a step alone, with no thought of those ahead
         self._left: tuple[Any, int | None] = (None, None)  # the latest state that the pipeline got, and its version
 
     @property
@@ -111,7 +112,8 @@ class Loop:
     def _iteration(self) -> Iterator[Tensor]:
         lanes, replaying = self._lanes, self._i < self._window.begin
         mode = self._steps.mode(self._i) if replaying else None
-        self.calls.begin(self._i, lanes, replaying, mode)
+        self._resting = lanes is None and not replaying and self._window.resting
+        self.calls.begin(self._i, lanes, replaying, mode, self._resting)
         if lanes is None:
             with mode or nullcontext():
                 yield self._timesteps[self._i]
@@ -240,8 +242,7 @@ class Loop:
             lanes.close()
             return self._round_by_table(Taken(outputs[0], timestep, first, extra), outputs, samples, states, made)
         self._steps.catch_up()
-        resting = self._window.resting
-        before = None if resting else self._copy()
+        before = None if self._resting else self._copy()
         stepped = self._steps.real(self._i, Taken(pick(output, 0), timestep, first, extra))
         if lanes is not None:
             lanes.close()
@@ -262,7 +263,7 @@ class Loop:
                 window.limit.set_back()
             elif count == 1 < self.calls.evaluated:
                 window.limit.set_back()
-            if resting:
+            if self._resting:
                 window.rest()
                 return stepped
             if self.calls.renewed:  # earlier measurements belong to another denoiser

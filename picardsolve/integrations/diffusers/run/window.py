@@ -105,13 +105,14 @@ class PipelineWindow:
     @property
     def resting(self) -> bool:
         """Whether steps are taken alone for now, with no thought of those ahead."""
-        return self.opened and (self.limit.pausing or (self._pace is not None and self._pace.alone))
+        one = self._options.window == 1
+        return self.opened and (one or self.limit.pausing or (self._pace is not None and self._pace.alone))
 
     def rest(self) -> None:
         """Such a step was taken."""
         if self.limit.pausing:
             self.limit.step()
-        else:
+        elif self._pace is not None:
             self._pace.note(1, 1, 0.0)
 
     def foresees(self, i: int) -> bool:
