@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned so that figures can be compared; the package itself supports torch >= 2.4 (make TORCH=torch==2.4.1 ...).
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench bench-robot gpu-check quality trust docs clean
+.PHONY: demo test check bench bench-robot gpu-check quality trust docs pictures clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,8 +64,17 @@ trust: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/trust.py
 	$(BIN)/python tests/benchmarks/trust.py --batches
 
-docs: $(VENV)/installed
+# the site, in docs/_build/html; half a minute, and no network once the `docs` extra is installed
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -q --keep-going -W -d docs/_build/doctrees docs docs/_build/html
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+# the pictures of the demo
+pictures: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out docs/images
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output docs/_build

@@ -20,6 +20,8 @@ from picardsolve.extend import (
     rounds_if_stiff,
 )
 
+__all__ = ["ParallelCollocation"]
+
 Nodes: TypeAlias = Literal["radau", "lobatto", "chebyshev"]
 Iteration: TypeAlias = Literal["picard", "secant", "newton"]
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import picardsolve as ps
 
+__all__ = ["TorchsdePath", "sdeint"]
+
 _THEIRS = torchsde.BrownianInterval, torchsde.BrownianPath, torchsde.BrownianTree
 _WITH_AREAS = ("space-time", "davie", "foster")
 
