@@ -2,8 +2,8 @@
 
 * Chains. An `Integrator` makes a `DriftChain` from a `Problem` and checks the term with `accepted_term`. The chain
   evaluates `Rows` and turns outputs into step maps, `Steps`, often `AffineSteps`, with the numbers of each step in a
-  `StepTable`. `RungeKuttaChain` takes a `Tableau`. `Chain` is a chain whose drift somebody else calls, `Evaluated`
-  one evaluation held fixed, `Index` an array of step numbers.
+  `StepTable`. A `RungeKutta` method has a `Tableau`, which its `RungeKuttaChain` takes. `Chain` is a chain whose drift
+  somebody else calls, `Evaluated` one evaluation held fixed, `Index` an array of step numbers.
 * Iterations. An `Iteration` returns a `Swept` from a sweep and gets its `Memory` back. `linear_sweep`, `matrix_sweep`,
   `recurrence`, `matrix_recurrence`, `arriving` and `rms` are the algebra of sweeps, `without_autocast` its precision.
 * Guesses. A `Guess` fills the states that are `Entering`, from a `Trail` of states behind them.
@@ -39,7 +39,7 @@ from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
-from picardsolve.integrators.runge_kutta import RungeKuttaChain, Tableau
+from picardsolve.integrators.runge_kutta import RungeKutta, RungeKuttaChain, Tableau
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.integrators.step_table import StepTable
 from picardsolve.problem.autocast import without_autocast
@@ -88,6 +88,7 @@ __all__ = [
     "Problem",
     "Residuals",
     "Rows",
+    "RungeKutta",
     "RungeKuttaChain",
     "Settings",
     "StepTable",

@@ -15,7 +15,7 @@ from picardsolve.adjoint.transformed import transformed
 from picardsolve.collocation import Collocation
 from picardsolve.embedded import Dopri5, Dopri8, EmbeddedMethod, Tsit5
 from picardsolve.fixed_point.iterations import Newton, Picard, Secant
-from picardsolve.integrators import RK4, Euler, Heun
+from picardsolve.integrators import RK4, Euler, Heun, Midpoint
 from picardsolve.problem import grids
 from picardsolve.problem.checks import check_callable
 from picardsolve.problem.clock import Clock
@@ -30,7 +30,7 @@ from picardsolve.solve import solve
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-_FIXED = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8")}
+_FIXED = {"euler": Euler(), "heun2": Heun(), "rk4": RK4("3/8"), "midpoint": Midpoint()}
 _ITERATIONS = {None: None, "picard": Picard(), "secant": Secant(), "newton": Newton()}
 _EMBEDDED = {"dopri5": Dopri5, "dopri8": Dopri8, "tsit5": Tsit5}
 _OTHERS = ("bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's further adaptive methods, of all versions
@@ -81,7 +81,7 @@ def odeint(
             "dopri5", "dopri8" and "tsit5" step with `Dopri5`, `Dopri8` and `Tsit5`, one step after the other; unlike in
             torchdiffeq, the tolerance is about the error of the solution and not of a step. The names of torchdiffeq's
             other adaptive methods, such as "bosh3", mean None here: the tolerance is kept, and not the steps. "euler",
-            "heun2" and "rk4" (the 3/8 rule, as in torchdiffeq) solve on a fixed grid.
+            "midpoint", "heun2" and "rk4" (the 3/8 rule, as in torchdiffeq) solve on a fixed grid.
         options: for all methods ``vectorized``, ``max_batch``, ``max_rounds`` and ``progress``; ``full_output=True``
             returns ``(states, solution)``, where the `Solution` has the certificate. For "dopri5", "dopri8", "tsit5"
             the arguments of `Dopri5`, which are torchdiffeq's; ``norm`` and ``dtype`` are ignored with a warning. For

@@ -94,8 +94,8 @@ def solve(
         ts: ``(N + 1,)`` times, strictly increasing or decreasing; see `picardsolve.grids`.
         integrator: how time is discretised. For an `ODE` or `SecondOrderODE`: `Collocation`, which is adaptive, and
             `Dopri5`, `Dopri8`, `Tsit5`, which are too, one step after the other, or `Adaptive`, which takes what is
-            faster of these; `Euler`, `Heun`, `RK4`, `BackwardEuler`. For a `SemilinearODE`: these, or `ETD1`,
-            `ETDRK2`, `ETDRK4`. For an `SDE`: `EulerMaruyama`, `Milstein`, `SRA1`, `SRID2`, `StochasticHeun`,
+            faster of these; `Euler`, `Midpoint`, `Heun`, `RK4`, `BackwardEuler`. For a `SemilinearODE`: these, or
+            `ETD1`, `ETDRK2`, `ETDRK4`. For an `SDE`: `EulerMaruyama`, `Milstein`, `SRA1`, `SRID2`, `StochasticHeun`,
             `StochasticMidpoint`. For a `Denoiser`: `DDIM`, `DDPM`, `DPMSolver`.
         iteration: how new states follow from a round. The default is `MultiSecant` for a `Denoiser`, `Newton` for
             `BackwardEuler`, `Exponential` for `ETD1`, `ETDRK2` and `ETDRK4`, `Secant` for an `SDE`, `Picard` otherwise.

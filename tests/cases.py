@@ -287,7 +287,10 @@ def ode_cases(
 ) -> Case:
     dtype, (shape, full, batch_dims), seed = draw(st.sampled_from(dtypes)), draw(layouts(batches)), draw(seeds)
     ts = draw(grids(max_span=0.4 if dtype in HALF else max_span, min_steps=min_steps))
-    kind, integrator = draw(drift_kinds), draw(st.sampled_from([ps.Euler(), ps.Heun(), ps.RK4(), ps.RK4("3/8")]))
+    kind, integrator = (
+        draw(drift_kinds),
+        draw(st.sampled_from([ps.Euler(), ps.Midpoint(), ps.Heun(), ps.RK4(), ps.RK4("3/8")])),
+    )
     span = float((ts[-1] - ts[0]).abs())
     return Case(
         name=f"ODE {kind} {dtype} y0 {full} seed {seed} steps {len(ts) - 1} span {span:.2g}",

@@ -13,7 +13,7 @@ from test_policies import COSINE, SHAPE, Expert, pytestmark, seen
 
 import picardsolve as ps
 from picardsolve.integrations.diffusers import denoise, sample, sampler
-from picardsolve.integrations.policies import ParallelPolicy
+from picardsolve.integrations.policies import FlowMatching, ParallelPolicy
 
 __all__ = ["pytestmark"]  # the warnings of diffusers that are let pass there
 
@@ -68,6 +68,12 @@ def planned(observation: Any = None, plan: Any = None, reset: Any = None, **give
     made = policy.plan(observation, **(plan or {}))
     increments = [record.increments.tolist() for record in made.solution.history]
     return made.rounds, made.converged, made.actions.dtype, increments, made.actions.nan_to_num(9).tolist()
+
+
+def flowed(**given: Any) -> tuple:
+    flow = FlowMatching(**{"ts": [0.0, 0.3, 0.6, 1.0], **given})
+    policy = ParallelPolicy(lambda x, t, seen: -x * t[:, None, None], flow, SHAPE)
+    return tuple(policy.plan(seen(0, 2)).actions.flatten().tolist())
 
 
 def wide(width: int) -> ps.Batcher:
@@ -134,6 +140,11 @@ CALLS = {
             "mesh": (2, None),
             "devices": (["nowhere"], None),
         },
+    ),
+    "FlowMatching": (
+        FlowMatching,
+        flowed,
+        {"ts": ([0.0, 1.0], None), "integrator": (ps.Heun(), ps.Euler())},
     ),
     "plan": (
         ParallelPolicy.plan,

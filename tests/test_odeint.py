@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import picardsolve as ps
 
-METHODS = ["euler", "heun2", "rk4"]
+METHODS = ["euler", "midpoint", "heun2", "rk4"]
 EXACT = {"rtol": 0.0, "atol": 0.0}  # the sequential answer itself, whatever the number of rounds
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14}
 
@@ -389,7 +389,7 @@ def test_an_event_that_never_happens_is_an_error():
         ps.odeint(lambda t, y: 0 * y, Y0, torch.tensor([0.0, 1.0]), event_fn=lambda t, y: y[0])
 
 
-@pytest.mark.parametrize("method", ["euler", "heun2", "rk4"])
+@pytest.mark.parametrize("method", METHODS)
 def test_times_of_a_fixed_grid_have_no_gradient_and_say_so(method):
     t = torch.linspace(0, 1, 5, requires_grad=True)
     start = torch.ones(2, requires_grad=True)

@@ -6,7 +6,7 @@ from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
 from picardsolve.integrators.etd import ETD1, ETDRK2, ETDRK4
 from picardsolve.integrators.ito import SRA1, SRID2, EulerMaruyama, Milstein
-from picardsolve.integrators.runge_kutta import RK4, Euler, Heun
+from picardsolve.integrators.runge_kutta import RK4, Euler, Heun, Midpoint
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.integrators.stratonovich import StochasticHeun, StochasticMidpoint
 
@@ -28,6 +28,7 @@ __all__ = [
     "EulerMaruyama",
     "Heun",
     "Integrator",
+    "Midpoint",
     "Milstein",
     "Rows",
     "Steps",

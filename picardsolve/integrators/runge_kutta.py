@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods: Euler, Heun, RK4. Each stage is a round."""
+"""Explicit Runge-Kutta methods: Euler, midpoint, Heun, RK4. Each stage is a round."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
@@ -17,14 +17,26 @@ from picardsolve.theory.bounds import step_lipschitz
 # rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
 Tableau: TypeAlias = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
 
-_EULER: Tableau = ((), (1.0,))
-_HEUN: Tableau = (((1.0,),), (1 / 2, 1 / 2))
 _CLASSIC: Tableau = (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 _THREE_EIGHTHS: Tableau = (((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
 
 
+class RungeKutta(Integrator):
+    """An explicit Runge-Kutta method. A subclass sets `order` and `tableau`.
+
+    Attributes:
+        tableau: the rows of a below the diagonal, and the weights b.
+    """
+
+    tableau: Tableau
+
+    def chain(self, problem: Problem) -> DriftChain:
+        """The chain of an `ODE` or a `SemilinearODE`."""
+        return RungeKuttaChain(self, problem, self.tableau)
+
+
 @dataclass(frozen=True)
-class Euler(Integrator):
+class Euler(RungeKutta):
     """The explicit Euler method for an `ODE`, ``x[n+1] = x[n] + h drift(t[n], x[n])``; order 1.
 
     For an Ito `SDE` it is `EulerMaruyama`.
@@ -33,30 +45,41 @@ class Euler(Integrator):
     """
 
     order = 1
+    tableau = ((), (1.0,))
 
     def chain(self, problem: Problem) -> DriftChain:
         """The chain of an `ODE`, a `SemilinearODE` or an Ito `SDE`."""
         if isinstance(accepted_term(self, problem, ODE, SemilinearODE, SDE), SDE):
             return EulerMaruyama().chain(problem)
-        return RungeKuttaChain(self, problem, _EULER)
+        return super().chain(problem)
 
 
 @dataclass(frozen=True)
-class Heun(Integrator):
+class Midpoint(RungeKutta):
+    """The explicit midpoint method for an `ODE`; order 2, with two stages, so that a window takes two rounds.
+
+        sol = ps.solve(ps.ODE(f), y0, ts, integrator=ps.Midpoint())
+
+    Source: Hairer, Norsett & Wanner 1993, table II.1.1.
+    """
+
+    order = 2
+    tableau = (((1 / 2,),), (0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Heun(RungeKutta):
     """Heun's method for an `ODE`; order 2, with two stages, so that a window takes two rounds.
 
     Source: Hairer, Norsett & Wanner 1993, table II.1.1.
     """
 
     order = 2
-
-    def chain(self, problem: Problem) -> DriftChain:
-        """The chain of an `ODE` or a `SemilinearODE`."""
-        return RungeKuttaChain(self, problem, _HEUN)
+    tableau = (((1.0,),), (1 / 2, 1 / 2))
 
 
 @dataclass(frozen=True)
-class RK4(Integrator):
+class RK4(RungeKutta):
     """The Runge-Kutta method of order 4 for an `ODE`, with four stages, so that a window takes four rounds.
 
     Source: Hairer, Norsett & Wanner 1993, table II.1.2.
@@ -75,9 +98,10 @@ class RK4(Integrator):
         if self.rule not in ("classic", "3/8"):
             raise ValueError(f"rule: expected one of 'classic', '3/8', got {self.rule!r}.")
 
-    def chain(self, problem: Problem) -> DriftChain:
-        """The chain of an `ODE` or a `SemilinearODE`."""
-        return RungeKuttaChain(self, problem, _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS)
+    @property
+    def tableau(self) -> Tableau:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the rule."""
+        return _CLASSIC if self.rule == "classic" else _THREE_EIGHTHS
 
 
 @final

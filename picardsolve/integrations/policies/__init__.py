@@ -6,7 +6,8 @@ while running:
     run(plan.actions[:, 1:9])                # eight of them; the next plan starts from the rest
 """
 
+from picardsolve.integrations.policies.flow import FlowMatching
 from picardsolve.integrations.policies.policy import ParallelPolicy
 from picardsolve.integrations.policies.solver import Plan
 
-__all__ = ["ParallelPolicy", "Plan"]
+__all__ = ["FlowMatching", "ParallelPolicy", "Plan"]

@@ -35,7 +35,7 @@ class PlanChain(DriftChain):
     def __init__(
         self, steps: PlanSteps, model: Callable[[Tensor, Tensor, Index], Tensor], x: Tensor, noise: Tensor | None
     ):
-        self.length, self.memory = len(steps.timesteps), steps.order - 1
+        self.length, self.memory, self.rounds = len(steps.timesteps), steps.order - 1, steps.calls
         self.noise_size = 0 if noise is None else noise.shape[-1]
         self._steps, self._model, self._noise = steps, model, noise
         self._plans, self._calls, self._evaluations = len(x), 0, 0
@@ -43,10 +43,13 @@ class PlanChain(DriftChain):
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The predicted samples, ``(R, D)``."""
-        self._calls += 1
-        self._evaluations += len(rows.step)
-        c, d, timesteps = self._steps.to_predict(rows.step)
-        samples = torch.addcmul(c * rows.state, d, self._model(rows.state, timesteps, rows.sample))
+
+        def model(x: Tensor, t: Tensor) -> Tensor:
+            self._calls += 1
+            self._evaluations += len(x)
+            return self._model(x, t, rows.sample)
+
+        samples = self._steps.predicted(rows.step, rows.state, model)
         self._latest = rows.sample, samples
         return samples
 

@@ -1,6 +1,6 @@
 """The policy: makes plans one after the other, each starting from the one before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+_PAYS = 4  # times as many calls in a row as a plan takes, where it breaks even: fifteen steps in docs/robots.md
+
+
 class ParallelPolicy:
     """Makes plans of actions with a denoiser and a diffusers scheduler, all diffusion steps of a plan at once.
 
@@ -53,15 +56,17 @@ class ParallelPolicy:
         model: called as ``model(x, t, observation)`` with ``x`` of shape ``(rows, *shape)``, ``t`` ``(rows,)`` of the
             scheduler's timesteps, and the observation of each row's plan; returns the shape of ``x``, or an object
             with ``sample``. Encode images before: the observation is repeated for every row.
-        scheduler: `DDPMScheduler`, `DDIMScheduler` or `DPMSolverMultistepScheduler` (DPM-Solver++) of diffusers, with
-            its timesteps set. It is read here, and never stepped.
+        scheduler: `DDPMScheduler`, `DDIMScheduler`, `DPMSolverMultistepScheduler` (DPM-Solver++),
+            `FlowMatchEulerDiscreteScheduler` or `FlowMatchHeunDiscreteScheduler` of diffusers, with its timesteps set.
+            It is read here, and never stepped. Or a `FlowMatching`, for a model that is a velocity field.
         shape: shape of a plan: the horizon, then the shape of an action.
         executed: number of actions that are executed before the next plan, from 1 to the horizon; the next plan is
             expected to start there. Default 8, or a shorter horizon. If the first k actions of a plan lie in the past,
             as with k + 1 observations, at most the horizon less k can be executed.
         tol: largest estimated distance to the sequential sampler's plan, in root mean square and in the model's units
             (actions of diffusion policies are scaled to [-1, 1]). 0: to the last bits.
-        max_rounds: the latency budget: after so many model calls the plan is returned as it is. None: no limit.
+        max_rounds: the latency budget: after so many model calls the plan is returned as it is. None: no limit. Where
+            a step takes several calls (Heun), those of one step are always made.
         seed: seed of the random generator that all noise is drawn from, below 2**64.
         iteration: the iteration of the window, by default `Secant`; not `Newton`.
         spread: standard deviation that actions are expected to have, given the observation. It changes the number of
@@ -107,7 +112,7 @@ class ParallelPolicy:
         self._model = PlanModel(model, self._shape, mesh, devices)
         self._max_rounds, self._iteration = max_rounds, iteration or Secant()
         self._steps = PlanSteps.of(scheduler, spread)
-        self._ts = torch.cat([self._steps.timesteps, torch.tensor([-1])]).double()
+        self._ts = torch.cat([self._steps.timesteps.double(), torch.tensor([self._steps.end]).double()])
         self._noise = Noise(self._shape, dtype, self._steps.noisy, self._steps.noise_dtype)
         self._noise.begin(seed)
         self._previous: Tensor | None = None
@@ -184,7 +189,7 @@ class ParallelPolicy:
         solver = Solver(chain, x, self._shape, self._ts, self._iteration, self._tol)
         alike = {"observation": observation, "seed": (x, noise), "max_rounds": max_rounds, "tol": self._tol}
         plan = self._model.together(partial(solver.solve, guess, max_rounds), alike)
-        notes = (*plan.solution.notes, *self._model.notes)
+        notes = (*plan.solution.notes, *self._model.notes, *_few_steps(plan, chain))
         return replace(plan, solution=replace(plan.solution, notes=notes)) if notes else plan
 
     def _expected(self) -> Tensor:
@@ -192,3 +197,13 @@ class ParallelPolicy:
         assert self._previous is not None
         left, end = self._previous[:, self._executed :], self._previous[:, -1:]
         return torch.cat([left, end.expand(-1, self._shape[0] - left.shape[1], *end.shape[2:])], 1).flatten(1)
+
+
+def _few_steps(plan: Plan, chain: PlanChain) -> Iterator[str]:
+    """A note where so few calls are saved that a loop may be faster."""
+    alone = chain.length * chain.rounds
+    if plan.rounds * _PAYS > alone:
+        yield (
+            f"few steps: {plan.rounds} model calls in a row instead of {alone}; the loop over single steps may be as "
+            "fast, above all with a small model, or where a call of many rows takes longer than one of a single row."
+        )

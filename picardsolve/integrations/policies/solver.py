@@ -97,7 +97,7 @@ class Solver:
         with torch.inference_mode():
             window = self._window(guess, *rules, width=self.steps.length)
             try:
-                drive(window, max_rounds)
+                drive(window, None if max_rounds is None else max(1, max_rounds // self.steps.rounds))
             except RankError as error:
                 reached = self._solution(window, Result.interrupted, before, None)
                 raise SolveError(f"{error} {Result.interrupted.value}", reached) from error

@@ -1,5 +1,6 @@
-"""The steps of a diffusers scheduler, as sums over predicted samples."""
+"""The steps of a diffusers scheduler or of a velocity field, as sums over predicted samples."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,9 @@ from picardsolve.integrations.diffusers.scheduler.closed_form import PREDICTIONS
 from picardsolve.integrations.diffusers.scheduler.copied_steps import copy_of
 from picardsolve.integrations.diffusers.scheduler.probe import Probe
 from picardsolve.integrations.diffusers.scheduler.table import SchedulerTable
+from picardsolve.integrations.policies.flow import FLOW_SCHEDULERS, Flow, FlowMatching, Stages
 
+_LINEAR = DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 _ROUNDING = 1e-4  # of coefficients, relative to what cancels in them
 
 
@@ -25,6 +28,7 @@ class PlanSteps:
 
     Attributes:
         timesteps: ``(N,)`` what the model is given, as the scheduler has them.
+        end: what stands behind the last of these.
         noisy: ``(N,)`` whether a step draws noise.
         noise_dtype: dtype that the noise is drawn in; None for that of the output.
         limit: largest absolute value that the clip leaves; infinite where nothing is clipped.
@@ -32,22 +36,25 @@ class PlanSteps:
         levels: ``(N, 2)`` float64: c and d.
         table: ``(N, 6 + order)`` float64: p, r, s, the slope that steps are expected to have, their slope where the
             sample is clipped and where it is not, and the q.
+        stages: the further model calls of a step, whose output is then their slope; None for one call a step.
     """
 
     timesteps: Tensor
+    end: float
     noisy: np.ndarray
     noise_dtype: torch.dtype | None
     limit: float
     order: int
     levels: Tensor
     table: Tensor
+    stages: Stages | None = None
 
     @staticmethod
     def of(scheduler: Any, spread: float) -> "PlanSteps":
         """Read a scheduler whose timesteps are set.
 
         Args:
-            scheduler: a scheduler of diffusers.
+            scheduler: a scheduler of diffusers, or a `FlowMatching`.
             spread: standard deviation that predicted samples are expected to have, given the observation. The expected
                 slopes follow from it: it changes the number of rounds, never the answer.
 
@@ -55,54 +62,81 @@ class PlanSteps:
             TypeError: the scheduler is none of those that policies use.
             ValueError: its timesteps are not set, or its steps are not of this form.
         """
-        kinds = DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler
-        if type(scheduler) not in kinds:
+        if type(scheduler) not in (*_LINEAR, *FLOW_SCHEDULERS, FlowMatching):
             raise TypeError(
-                "scheduler: expected a DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler of diffusers, got "
-                f"{type(scheduler).__name__}; pass one of these, or use picardsolve.integrations.diffusers.denoise."
+                "scheduler: expected a DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler or a flow matching "
+                f"scheduler of diffusers, or FlowMatching(ts), got {type(scheduler).__name__}; pass one of these, or "
+                "use picardsolve.integrations.diffusers.denoise."
             )
-        if scheduler.num_inference_steps is None:
+        if type(scheduler) is not FlowMatching and scheduler.num_inference_steps is None:
             raise ValueError("scheduler: expected one whose timesteps are set; call its set_timesteps(...) before.")
-        timesteps = scheduler.timesteps.cpu()
-        steps, alpha, sigma = _linear_steps(scheduler, timesteps), *_levels(scheduler, timesteps)
-        kind = scheduler.config["prediction_type"]
-        if steps is None or kind not in PREDICTIONS:
-            raise ValueError(
-                "scheduler: expected steps that are linear but for a clipped sample, got the configuration "
-                f"{dict(scheduler.config)}; leave out thresholding, learned variances and the like."
-            )
-        c, d = sample_map(kind, alpha, sigma)
-        x, o, clip = torch.from_numpy(steps.x), torch.from_numpy(steps.o), steps.clip
-        q = [o[:, k] / _earlier(d, k) for k in range(steps.lags + 1)]
-        for k in range(1, len(q)):
-            if not torch.allclose(x[:, k], q[k] * _earlier(c, k), _ROUNDING, _ROUNDING):
-                raise ValueError(
-                    "scheduler: expected steps that remember predicted samples, got the algorithm "
-                    f"{scheduler.config['algorithm_type']!r}; pass algorithm_type='dpmsolver++' or 'sde-dpmsolver++'."
-                )
-        r = torch.zeros_like(c) if clip is None else torch.from_numpy(clip.q)
-        p, gain = x[:, 0] - q[0] * c, alpha / (alpha**2 + (sigma / spread) ** 2) if spread else torch.zeros_like(alpha)
-        expected = p + (r + sum(q)) * gain
-        slope = p + c * q[0]
-        table = torch.stack([p, r, torch.from_numpy(steps.s), expected, slope, slope + c * r, *q], 1)
-        limit = torch.inf if clip is None else clip.limit
-        return PlanSteps(timesteps, steps.noisy, steps.noise_dtype, limit, len(q), torch.stack([c, d], 1), table)
+        flow = Flow.of(scheduler)
+        return _of_scheduler(scheduler, spread) if flow is None else _of_flow(flow, spread)
+
+    @property
+    def calls(self) -> int:
+        """Model calls that follow each other in a step."""
+        return 1 if self.stages is None else len(self.stages.weights)
 
     def to(self, like: Tensor) -> "PlanSteps":
         """The same steps in the dtype and on the device of some states."""
         device, levels, table = like.device, self.levels.to(like), self.table.to(like)
-        return replace(self, timesteps=self.timesteps.to(device), levels=levels, table=table)
+        timesteps, stages = self.timesteps.to(device), None if self.stages is None else self.stages.to(like)
+        if timesteps.is_floating_point():
+            timesteps = timesteps.to(torch.promote_types(like.dtype, torch.float32))
+        return replace(self, timesteps=timesteps, levels=levels, table=table, stages=stages)
 
-    def to_predict(self, n: Index) -> tuple[Tensor, Tensor, Tensor]:
-        """For rows at steps ``n``, ``(R,)``: c and d, of shape ``(R, 1)``, and the timesteps."""
+    def predicted(self, n: Index, x: Tensor, model: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The samples that ``model(x, t)`` predicts from states ``(R, D)`` at steps ``(R,)``."""
         steps = torch.from_numpy(n).to(self.levels.device)
         c, d = self.levels.index_select(0, steps).split(1, 1)
-        return c, d, self.timesteps.index_select(0, steps)
+        output = model(x, self.timesteps.index_select(0, steps))
+        if self.stages is not None:
+            output = self.stages.slopes(model, steps, x, output)
+        return torch.addcmul(c * x, d, output)
 
     def at(self, n: Index) -> tuple[Tensor, ...]:
         """Columns of the table at steps ``n``, each of shape ``(*n.shape, 1)``."""
         rows = self.table.index_select(0, torch.from_numpy(n.ravel()).to(self.table.device))
         return rows.reshape(*n.shape, 1, -1).unbind(-1)
+
+
+def _of_scheduler(scheduler: Any, spread: float) -> PlanSteps:
+    timesteps = scheduler.timesteps.cpu()
+    steps, alpha, sigma = _linear_steps(scheduler, timesteps), *_levels(scheduler, timesteps)
+    kind = scheduler.config["prediction_type"]
+    if steps is None or kind not in PREDICTIONS:
+        raise ValueError(
+            "scheduler: expected steps that are linear but for a clipped sample, got the configuration "
+            f"{dict(scheduler.config)}; leave out thresholding, learned variances and the like."
+        )
+    c, d = sample_map(kind, alpha, sigma)
+    x, o, clip = torch.from_numpy(steps.x), torch.from_numpy(steps.o), steps.clip
+    q = [o[:, k] / _earlier(d, k) for k in range(steps.lags + 1)]
+    for k in range(1, len(q)):
+        if not torch.allclose(x[:, k], q[k] * _earlier(c, k), _ROUNDING, _ROUNDING):
+            raise ValueError(
+                "scheduler: expected steps that remember predicted samples, got the algorithm "
+                f"{scheduler.config['algorithm_type']!r}; pass algorithm_type='dpmsolver++' or 'sde-dpmsolver++'."
+            )
+    r = torch.zeros_like(c) if clip is None else torch.from_numpy(clip.q)
+    p, gain = x[:, 0] - q[0] * c, alpha / (alpha**2 + (sigma / spread) ** 2) if spread else torch.zeros_like(alpha)
+    expected = p + (r + sum(q)) * gain
+    slope = p + c * q[0]
+    table = torch.stack([p, r, torch.from_numpy(steps.s), expected, slope, slope + c * r, *q], 1)
+    limit = torch.inf if clip is None else clip.limit
+    return PlanSteps(timesteps, -1.0, steps.noisy, steps.noise_dtype, limit, len(q), torch.stack([c, d], 1), table)
+
+
+def _of_flow(flow: Flow, spread: float) -> PlanSteps:
+    start, end = (1 - flow.ts if flow.rises else flow.ts).unfold(0, 2, 1).unbind(1)  # noise levels
+    zero, one = torch.zeros_like(start), torch.ones_like(start)
+    p, q, s = (zero, 1 - end, end) if flow.renewed else (end / start, 1 - end / start, zero)
+    gain = (1 - start) / ((1 - start) ** 2 + (start / spread) ** 2) if spread else zero
+    levels = torch.stack([one, start if flow.rises else -start], 1)  # the plan is x + (1 - t) v or x - t v
+    table = torch.stack([p, zero, s, p + q * gain, p + q, p + q, q], 1)
+    noisy, drawn_in = np.full(len(start), flow.renewed), torch.float32 if flow.renewed else None
+    return PlanSteps(flow.timesteps, flow.end, noisy, drawn_in, torch.inf, 1, levels, table, flow.stages)
 
 
 def _linear_steps(scheduler: Any, timesteps: Tensor) -> SchedulerTable | None:
