@@ -4,13 +4,15 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import picardsolve
+
+sys.path.insert(0, str(Path(__file__).parent))  # where `messages` is
 
 project, author, copyright = "picardsolve", "the picardsolve authors", "the picardsolve authors"
 version = release = picardsolve.__version__
 
 extensions = [
+    "messages",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",

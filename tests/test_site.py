@@ -1,12 +1,16 @@
 """The documentation site has every page and every public name, and no broken link."""
 
 import re
+import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+import picardsolve as ps
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -82,3 +86,53 @@ def test_relative_links_and_anchors_lead_somewhere(path):
         assert there.exists(), f"{path.name}: {target}"
         if anchor:
             assert anchor in list(anchors(there)), f"{path.name}: {target}"
+
+
+# ---- the sentences of the troubleshooting page
+
+sys.path.append(str(DOCS))
+MESSAGES = import_module("messages").messages()
+Y, TS, STEP = torch.ones(2), ps.grids.uniform(0, 1, 8), {"integrator": ps.Euler()}
+WRONG = {
+    "window": lambda: ps.solve(ps.ODE(lambda t, y: -y), Y, TS, **STEP, window=0),
+    "tol": lambda: ps.solve(ps.ODE(lambda t, y: -y), Y, TS, **STEP, tol=1e-3, rtol=1e-3),
+    "brownian": lambda: ps.solve(
+        ps.ODE(lambda t, y: -y), Y, TS, integrator=ps.Collocation(), brownian=ps.BrownianPath(0)
+    ),
+    "ts": lambda: ps.solve(ps.ODE(lambda t, y: -y), Y, [1.0, 0.0, 2.0], **STEP),
+    "method": lambda: ps.odeint(lambda t, y: -y, Y, TS, method="rk5"),
+    "dt": lambda: ps.sdeint(None, torch.ones(1, 2), TS, dt=-1.0),
+    "max_rounds": lambda: ps.solve(ps.ODE(lambda t, y: -y), Y, TS, **STEP, window=4, tol=1e-9, max_rounds=1),
+    "finite": lambda: ps.solve(ps.ODE(lambda t, y: y / 0.0), Y, TS, **STEP),
+    "stop": lambda: ps.solve(ps.ODE(lambda t, y: -y), Y, TS, **STEP, stop="often"),
+}
+
+
+def templates():
+    for message in MESSAGES:
+        parts = [re.escape(part) for part in message.text.split("\u2026")]
+        yield message.kind, re.compile(".*".join(parts), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_library_raises_is_listed(name):
+    with pytest.raises((TypeError, ValueError, ps.SolveError)) as raised:
+        WRONG[name]()
+    said, kind = str(raised.value), type(raised.value).__name__
+    assert any(kind == listed and pattern.match(said) for listed, pattern in templates()), said
+
+
+def test_every_sentence_has_something_to_say():
+    assert len(MESSAGES) > 250
+    silent = [message for message in MESSAGES if not message.remedy]
+    assert len(silent) < len(MESSAGES) / 10
+    assert {message.group for message in MESSAGES} == {"warnings", "failures", "arguments", "adapters"}
+
+
+def test_what_the_page_quotes_is_what_the_library_says():
+    page = (DOCS / "troubleshooting.md").read_text()
+    quoted = [quote for row in page.splitlines() if row.startswith("|") for quote in re.findall(r"\*(\S[^*]*)\*", row)]
+    kinds = {message.kind for message in MESSAGES}
+    known = " ".join(message.text for message in MESSAGES)
+    assert len(quoted) > 5
+    assert [quote for quote in quoted if quote not in kinds and quote not in known] == []
