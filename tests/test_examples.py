@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import sliding_window
 import two_moons
 
 
@@ -21,3 +22,14 @@ def test_a_flow_on_two_moons(monkeypatch, capsys, tmp_path):
     mass = float(capsys.readouterr().out.split("adds up to ")[1].split()[0])
     assert abs(mass - 1) < 0.02
     assert (tmp_path / "two_moons.png").stat().st_size > 10_000
+
+
+def test_every_frame_of_the_sliding_window_is_a_round():
+    seen, sol, reference = sliding_window.rounds()
+    assert len(seen) == sol.stats.rounds
+    assert float((sol.ys[:, 0] - reference).abs().max()) < 4 * sliding_window.TOL
+    shown = sliding_window.picture()
+    assert shown.count('<g class="frame"') == sol.stats.rounds
+    assert shown.count('class="now"') == sol.stats.evaluations
+    kept = (Path(__file__).parents[1] / "docs" / "images" / "window.svg").read_text()
+    assert shown.count("<circle") == kept.count("<circle")
