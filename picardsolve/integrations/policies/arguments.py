@@ -41,6 +41,25 @@ def check_seed(seed: object) -> None:
         raise ValueError(f"seed: expected an integer below 2**64, got {seed}.")
 
 
+def check_states(name: str, states: object, shape: tuple[int, ...]) -> None:
+    """Refuse what is not a tensor of plans."""
+    if not isinstance(states, Tensor):
+        raise TypeError(f"{name}: expected a tensor of shape {shape}, got {type(states).__name__}.")
+    if states.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, one plan for each observation, got {tuple(states.shape)}.")
+
+
+def check_held(held: object, shape: tuple[int, ...]) -> None:
+    """Refuse what is not a mask and values of plans."""
+    if not isinstance(held, tuple) or len(held) != 2:
+        raise TypeError(f"held: expected a tuple of a mask and values, of shape {shape} both, got {held!r}.")
+    mask, values = held
+    check_states("held", mask, shape)
+    check_states("held", values, shape)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"held: expected a mask of booleans, got {mask.dtype}; pass mask.bool().")
+
+
 def check_iteration(iteration: object) -> None:
     """Refuse what is not an iteration, or needs derivatives of the model."""
     if iteration is not None:

@@ -30,14 +30,21 @@ class PlanChain(DriftChain):
         steps: the scheduler's steps, in the dtype and on the device of the states.
         model: ``model(x, t, sample)`` with states ``(R, D)``, times ``(R,)`` and the number of each row's plan.
         noise: ``(N, B, D)`` noise of all steps; None where none is drawn.
+        held: ``(B, D)`` booleans and values: numbers of plans that are put in place before every step and after the
+            last one. None: none.
     """
 
     def __init__(
-        self, steps: PlanSteps, model: Callable[[Tensor, Tensor, Index], Tensor], x: Tensor, noise: Tensor | None
+        self,
+        steps: PlanSteps,
+        model: Callable[[Tensor, Tensor, Index], Tensor],
+        x: Tensor,
+        noise: Tensor | None,
+        held: tuple[Tensor, Tensor] | None = None,
     ):
         self.length, self.memory, self.rounds = len(steps.timesteps), steps.order - 1, steps.calls
         self.noise_size = 0 if noise is None else noise.shape[-1]
-        self._steps, self._model, self._noise = steps, model, noise
+        self._steps, self._model, self._noise, self._held = steps, model, noise, held
         self._plans, self._calls, self._evaluations = len(x), 0, 0
         self._latest: tuple[Index, Tensor] = np.arange(len(x)), x
 
@@ -61,7 +68,7 @@ class PlanChain(DriftChain):
         sample, samples = self._latest
         rows = np.zeros(self._plans, dtype=np.int64)
         np.maximum.at(rows, sample, np.arange(len(sample)))
-        return self._clipped(samples[torch.from_numpy(rows)])
+        return self.with_held(self._clipped(samples[torch.from_numpy(rows)]))
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The step maps of a window."""
@@ -70,20 +77,20 @@ class PlanChain(DriftChain):
         if self._steps.limit < torch.inf:
             clipped = self._clipped(sample)
             slope = torch.where(clipped == sample, inside, slope)
-        values = linear_multistep([p], x, q, outputs, (r, clipped), (s, noise))
+        values = self.with_held(linear_multistep([p], x, q, outputs, (r, clipped), (s, noise)))
         return AffineSteps(values=values, factor=slope, expected_slope=expected)
 
     def extend(self, n: Index, hold: Hold, start: Tensor, source: Evaluated, noise: Tensor | None) -> Tensor:
         """Go on towards the predicted sample, whatever ``hold`` says: a plan differs little from its prediction."""
         p, r, s, _, _, _, *q = self._steps.at(n)
         towards = sum(q[1:], q[0]) * source.output + r * self._clipped(source.output)
-        return recurrence(p, towards if noise is None else towards.addcmul_(s, noise), start)
+        return self.with_held(recurrence(p, towards if noise is None else towards.addcmul_(s, noise), start))
 
     def predict(self, n: Index, start: Tensor, noise: Tensor | None) -> Tensor | None:
         """Go on as if plans were normally distributed around zero."""
         _, _, s, expected, *_ = self._steps.at(n)
         pushed = start.new_zeros(len(n), *start.shape) if noise is None else s * noise
-        return recurrence(expected, pushed, start)
+        return self.with_held(recurrence(expected, pushed, start))
 
     def increments(self, n: Index, sample: Index) -> Tensor:
         """The noise of steps ``n`` of plans ``sample``."""
@@ -93,6 +100,10 @@ class PlanChain(DriftChain):
     def counts(self) -> tuple[int, int]:
         """Model calls and evaluations so far."""
         return self._calls, self._evaluations
+
+    def with_held(self, states: Tensor) -> Tensor:
+        """States ``(..., B, D)`` with the numbers that are held in their places."""
+        return states if self._held is None else torch.where(self._held[0], self._held[1], states)
 
     def _clipped(self, sample: Tensor) -> Tensor:
         return sample.clamp(-self._steps.limit, self._steps.limit)

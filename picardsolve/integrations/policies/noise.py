@@ -51,6 +51,10 @@ class Noise:
         # robots that drew together still do, so that the others draw the same; numbers of those that left are not used
         self._streams = [old for old in kept if old.robots is None or not own >= set(old.robots)] + [stream]
 
+    def follow(self, generator: torch.Generator) -> None:
+        """From now on, let the robots that have no noise of their own draw from a generator."""
+        self._streams[0] = _Stream(None, generator)  # the first stream is always that of all robots
+
     def check(self, batch: int) -> None:
         """Refuse a batch that lacks robots with a seed of their own.
 
@@ -64,13 +68,20 @@ class Noise:
                 f"got {batch}; pass all of them, or call reset(seed) first."
             )
 
-    def draw(self, batch: int, device: torch.device) -> Drawn:
-        """The noise of one plan of ``batch`` robots, in the order in which the sequential loop draws."""
+    def draw(self, batch: int, device: torch.device, start: Tensor | None = None) -> Drawn:
+        """The noise of one plan of ``batch`` robots, in the order in which the sequential loop draws.
+
+        Args:
+            batch: B.
+            device: where plans are made.
+            start: ``(B, *shape)`` first states, which are not drawn then.
+        """
         first, *others = self._streams
-        x, noise = self._drawn(first.begun(device), batch, device)
+        x, noise = self._drawn(first.begun(device), batch, device, start)
         for stream in others:
             robots: Sequence[int] = stream.robots or ()
-            own, own_noise = self._drawn(stream.begun(device), len(robots), device)
+            given = None if start is None else start[list(robots)]
+            own, own_noise = self._drawn(stream.begun(device), len(robots), device, given)
             x[robots] = own
             if noise is not None and own_noise is not None:
                 noise[:, robots] = own_noise
@@ -88,9 +99,10 @@ class Noise:
             elif stream.generator is not None:
                 stream.generator.set_state(at)
 
-    def _drawn(self, generator: torch.Generator, batch: int, device: torch.device) -> Drawn:
+    def _drawn(self, generator: torch.Generator, batch: int, device: torch.device, start: Tensor | None) -> Drawn:
         shape, at = (batch, *self._shape), generator.device
-        x = torch.randn(shape, generator=generator, device=at, dtype=self._dtype).flatten(1).to(device)
+        x = torch.randn(shape, generator=generator, device=at, dtype=self._dtype) if start is None else start.clone()
+        x = x.flatten(1).to(device, self._dtype)
         if not self._noisy.any():
             return x, None
         noise = torch.zeros(len(self._noisy), *shape, dtype=self._noise_dtype, device=at)

@@ -18,14 +18,16 @@ from picardsolve.extend import (
 from picardsolve.integrations.policies.arguments import (
     batch_of,
     check_executed,
+    check_held,
     check_iteration,
     check_seed,
     check_shape,
+    check_states,
     numbers_of,
 )
 from picardsolve.integrations.policies.chain import PlanChain, TowardsPlan
 from picardsolve.integrations.policies.model import PlanModel
-from picardsolve.integrations.policies.noise import Noise
+from picardsolve.integrations.policies.noise import Drawn, Noise
 from picardsolve.integrations.policies.solver import Plan, Solver
 from picardsolve.integrations.policies.steps import PlanSteps
 
@@ -148,27 +150,49 @@ class ParallelPolicy:
             self._noise.begin(given, numbers)
 
     @torch.no_grad()
-    def plan(self, observation: Any, *, max_rounds: int | None = None, throw: bool = True) -> Plan:
+    def plan(
+        self,
+        observation: Any,
+        *,
+        start: Tensor | None = None,
+        held: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        max_rounds: int | None = None,
+        throw: bool = True,
+    ) -> Plan:
         """Make plans for a batch of observations. The plan of a robot does not depend on the other robots.
 
         Args:
             observation: a tensor, or a tuple, list or dict of tensors, each with leading dimension B, on one device.
+            start: ``(B, *shape)`` noise that the plans start from. None: it is drawn.
+            held: a mask and values, ``(B, *shape)`` both: where the mask is true, the value is put into the plan before
+                each step and after the last one, as inpainting does it.
+            generator: where the noise of this plan and of those after it is drawn from, but for robots that were reset
+                with noise of their own. Unlike `reset`, it forgets no plan. None: noise goes on.
             max_rounds: the latency budget of this plan, instead of the policy's.
             throw: whether to raise if the steps of a robot are not finite, as with NaN in its observation. Otherwise
                 its actions are NaN, and `Plan.failed` says so. Either way the other robots keep their plans.
 
         Raises:
-            TypeError: the observation holds no tensors.
-            ValueError: the tensors differ in B, or the model returns another shape.
+            TypeError: the observation holds no tensors, or another argument has the wrong type.
+            ValueError: the tensors differ in B, another argument has the wrong shape, or the model's output has.
             SolveError: the steps of a robot are not finite; ``error.solution.ys[-1]`` has the plans of the others.
         """
         check_optional_positive_integer("max_rounds", max_rounds)
         check_type("throw", throw, bool, "True or False")
         batch, device = batch_of(observation)
+        shape = batch, *self._shape
+        if start is not None:
+            check_states("start", start, shape)
+        if held is not None:
+            check_held(held, shape)
+        if generator is not None:
+            check_type("generator", generator, torch.Generator, "torch.Generator().manual_seed(0)")
+            self._noise.follow(generator)
         self._noise.check(batch)
         before = self._noise.state()
         try:
-            plan = self._planned(observation, batch, device, max_rounds or self._max_rounds)
+            plan = self._planned(observation, self._noise.draw(batch, device, start), held, max_rounds)
         except BaseException:  # a plan that failed draws no noise
             self._noise.wind(before)
             raise
@@ -178,16 +202,22 @@ class ParallelPolicy:
             raise error
         return plan
 
-    def _planned(self, observation: Any, batch: int, device: torch.device, max_rounds: int | None) -> Plan:
-        x, noise = self._noise.draw(batch, device)
+    def _planned(
+        self, observation: Any, drawn: Drawn, held: tuple[Tensor, Tensor] | None, max_rounds: int | None
+    ) -> Plan:
+        (x, noise), max_rounds = drawn, max_rounds or self._max_rounds
+        batch, device = len(x), x.device
+        if held is not None:
+            held = held[0].to(device).flatten(1), held[1].to(x).flatten(1)
         self._model.stands(device)
-        chain = PlanChain(self._steps.to(x), partial(self._model, observation, batch), x, noise)
+        chain = PlanChain(self._steps.to(x), partial(self._model, observation, batch), x, noise, held)
+        x = chain.with_held(x)
         guess: Guess = FrozenSample()
         if self._previous is not None and len(self._previous) == batch and self._warm.any():
             expected = None if self._warm.all() else self._warm.to(device)
             guess = TowardsPlan(self._expected().to(device), expected)
         solver = Solver(chain, x, self._shape, self._ts, self._iteration, self._tol)
-        alike = {"observation": observation, "seed": (x, noise), "max_rounds": max_rounds, "tol": self._tol}
+        alike = {"observation": observation, "seed": (x, noise), "held": held, "max_rounds": max_rounds, "tol": self._tol}
         plan = self._model.together(partial(solver.solve, guess, max_rounds), alike)
         notes = (*plan.solution.notes, *self._model.notes, *_few_steps(plan, chain))
         return replace(plan, solution=replace(plan.solution, notes=notes)) if notes else plan

@@ -1,0 +1,116 @@
+"""Policies of lerobot, all diffusion steps of a plan at once: the same actions, sooner.
+
+from picardsolve.integrations.lerobot import parallelize
+policy = DiffusionPolicy.from_pretrained("lerobot/diffusion_pusht").eval()
+with parallelize(policy) as run:
+    action = policy.select_action(observation)          # as before
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from picardsolve import Iteration
+from picardsolve.integrations.policies.parallelized import Call, Loop, ParallelizedPolicy
+from picardsolve.integrations.policies.reading import check_loop, first_parameter, scheduler_key, with_timesteps
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["ParallelizedPolicy", "parallelize"]
+
+
+def parallelize(
+    policy: Any,
+    *,
+    executed: int | None = None,
+    tol: float = 5e-3,
+    max_rounds: int | None = None,
+    iteration: Iteration | None = None,
+    spread: float = 0.1,
+    mesh: "DeviceMesh | None" = None,
+    devices: Sequence[Any] | None = None,
+) -> ParallelizedPolicy:
+    """Let a policy of lerobot make its plans in parallel.
+
+    Only this policy object is changed: its ``conditional_sample``, and its ``reset``, which also forgets the last plan.
+    Before the first plan, the policy's own loop is held against a parallel plan, with a small function in the place of
+    the network.
+
+    Args:
+        policy: a `DiffusionPolicy` with the scheduler DDPM or DDIM.
+        executed: number of actions between two plans; None: the ``n_action_steps`` of its configuration.
+        tol: as for `ParallelPolicy`.
+        max_rounds: as there: the latency budget.
+        iteration: as there.
+        spread: as there.
+        mesh: as there.
+        devices: as there.
+
+    Raises:
+        TypeError: it is no such policy, or a version that is not known here, or already parallel.
+        ValueError: an argument has a wrong value.
+    """
+    loop = _loop_of(policy)
+    executed = policy.config.n_action_steps if executed is None else executed
+    settings = {"tol": tol, "max_rounds": max_rounds, "iteration": iteration, "spread": spread}
+    return ParallelizedPolicy(policy, loop, executed, settings | {"mesh": mesh, "devices": devices})
+
+
+def _loop_of(policy: Any) -> Loop:
+    if isinstance(getattr(policy, "diffusion", None), nn.Module):
+        return _DiffusionLoop(policy.diffusion)
+    raise TypeError(
+        f"policy: expected a DiffusionPolicy of lerobot, got {type(policy).__name__}; pass one of these, or make a "
+        "picardsolve.integrations.policies.ParallelPolicy of its network and scheduler."
+    )
+
+
+class _DiffusionLoop(Loop):
+    """``DiffusionModel.conditional_sample`` of lerobot's `DiffusionPolicy`."""
+
+    name = "conditional_sample"
+
+    def __init__(self, host: Any):
+        self.host = host
+        check_loop(
+            host,
+            self.name,
+            needed=("batch_size", "global_cond", "generator"),
+            optional=("noise",),
+            attributes=("unet", "noise_scheduler", "num_inference_steps", "config"),
+        )
+
+    def read(self, given: dict[str, Any]) -> Call | str:
+        """A call, whose observation is ``global_cond``."""
+        host, noise, config = self.host, given.get("noise"), self.host.config
+        like = first_parameter(host) if noise is None else noise
+        shape = given["batch_size"], config.horizon, config.action_feature.shape[0]
+        condition = given["global_cond"]
+        if condition is None:
+            return "it was given no observation"
+        steps = host.num_inference_steps
+        return Call(
+            module=host.unet,
+            network=_asked,
+            scheduler=lambda: with_timesteps(host.noise_scheduler, steps),
+            key=scheduler_key(host.noise_scheduler, steps),
+            shape=shape,
+            like=like,
+            observation=condition,
+            start=noise,
+            generator=given["generator"],
+        )
+
+    def played(self, understudy: nn.Module, given: dict[str, Any]) -> Tensor:
+        """The loop of a copy that shares all but the network."""
+        other = copy.copy(self.host)
+        other.__dict__.pop(self.name, None)
+        other._modules = {**self.host._modules, "unet": understudy}
+        return other.conditional_sample(**given | {"generator": None})
+
+
+def _asked(module: nn.Module, x: Tensor, t: Tensor, observation: Tensor) -> Tensor:
+    return module(x, t, global_cond=observation)
