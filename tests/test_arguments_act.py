@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import hosts
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UniPCMultistepScheduler
@@ -12,6 +13,7 @@ from pipelines import SIZE, digits, generator, stable_diffusion
 from test_policies import COSINE, SHAPE, Expert, pytestmark, seen
 
 import picardsolve as ps
+from picardsolve.integrations import diffusion_policy, lerobot
 from picardsolve.integrations.diffusers import denoise, sample, sampler
 from picardsolve.integrations.policies import FlowMatching, ParallelPolicy
 
@@ -68,6 +70,22 @@ def planned(observation: Any = None, plan: Any = None, reset: Any = None, **give
     made = policy.plan(observation, **(plan or {}))
     increments = [record.increments.tolist() for record in made.solution.history]
     return made.rounds, made.converged, made.actions.dtype, increments, made.actions.nan_to_num(9).tolist()
+
+
+def parallelized(adapter: Any, kind: Any, policy: Any = None, **given: Any) -> tuple:
+    policy = policy or kind(steps=10).eval()
+    with adapter.parallelize(policy, **given) as run, torch.no_grad():
+        made = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            conditions = {"global_cond": seen(seed, 2).float().repeat(1, 2)}
+            if kind is hosts.DiffusionPolicy:
+                actions = policy.diffusion.conditional_sample(2, **conditions)
+            else:
+                data = torch.zeros(2, hosts.HORIZON, hosts.ACTION)
+                actions = policy.conditional_sample(data, data > 0, **conditions)
+            made.append((run.plan.rounds, run.plan.evaluations, actions.tolist()))
+    return tuple(made)
 
 
 def flowed(**given: Any) -> tuple:
@@ -151,6 +169,9 @@ CALLS = {
         planned,
         {
             "observation": (seen(1, 2).float(), None),
+            "start": ({"plan": {"start": torch.zeros(2, 6, 2)}}, {}),
+            "held": ({"plan": {"held": (torch.ones(2, 6, 2) > 0, torch.zeros(2, 6, 2))}}, {}),
+            "generator": ({"plan": {"generator": generator(5)}}, {}),
             "max_rounds": ({"plan": {"max_rounds": 1}}, {}),
             "throw": (
                 {"plan": {"throw": False}, "observation": BROKEN},
@@ -168,6 +189,24 @@ CALLS = {
         },
     ),
 }
+for adapter, kind, kept in (
+    (lerobot, hosts.DiffusionPolicy, hosts.DiffusionPolicy("DDIM", 5).eval()),
+    (diffusion_policy, hosts.LowdimPolicy, hosts.LowdimPolicy("DDIM", 5).eval()),
+):
+    CALLS[f"parallelize of {adapter.__name__}"] = (
+        adapter.parallelize,
+        partial(parallelized, adapter, kind),
+        {
+            "policy": (kept, None),
+            "executed": (1, 6),
+            "tol": (1e-1, 1e-6),
+            "max_rounds": (1, None),
+            "iteration": (ps.Jacobi(), None),
+            "spread": (0.0, 1.0),
+            "mesh": (2, None),
+            "devices": (["nowhere"], None),
+        },
+    )
 ARGUMENTS = [(call, name) for call, (_, _, values) in CALLS.items() for name in values]
 
 

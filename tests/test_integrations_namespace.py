@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("diffusers", "policies", "scipy", "torchsde")
+NAMES = ("diffusers", "diffusion_policy", "lerobot", "policies", "scipy", "torchsde")
 
 
 @pytest.mark.parametrize("name", NAMES)

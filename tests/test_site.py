@@ -15,7 +15,10 @@ import picardsolve as ps
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-ADAPTERS = [f"picardsolve.integrations.{name}" for name in ("diffusers", "policies", "scipy", "torchsde")]
+ADAPTERS = [
+    f"picardsolve.integrations.{name}"
+    for name in ("diffusers", "diffusion_policy", "lerobot", "policies", "scipy", "torchsde")
+]
 LISTED = ["picardsolve", "picardsolve.extend", "picardsolve.theory", "picardsolve.distributed", *ADAPTERS]
 PLAIN = ("picardsolve.grids", "picardsolve.schedules", "picardsolve.presets")  # modules without __all__
 DIRECTIVE = re.compile(r"^\.\. (?:auto\w+|py:data):: (\S+)$", re.MULTILINE)

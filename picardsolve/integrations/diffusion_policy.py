@@ -8,6 +8,7 @@ with parallelize(policy) as run, torch.no_grad():
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def parallelize(
 
     Only this policy object is changed: its ``conditional_sample``, and its ``reset``, which also forgets the last plan.
     Observations that are put into the plan before every step (inpainting) are held in place there, too. Before the
-    first plan, the policy's own loop is held against a parallel plan, with a small function in the place of the network.
+    first plan, the policy's own loop is held against a parallel plan, with a small function in the network's place.
 
     Args:
         policy: a `DiffusionUnetLowdimPolicy`, `DiffusionUnetHybridImagePolicy` or `DiffusionUnetImagePolicy`, or one of
@@ -57,9 +58,9 @@ def parallelize(
         ValueError: an argument has a wrong value.
     """
     loop = _MaskedLoop(policy)
-    executed = policy.n_action_steps if executed is None else executed
+    between = policy.n_action_steps if executed is None else executed
     settings = {"tol": tol, "max_rounds": max_rounds, "iteration": iteration, "spread": spread}
-    return ParallelizedPolicy(policy, loop, executed, settings | {"mesh": mesh, "devices": devices})
+    return ParallelizedPolicy(policy, loop, between, settings | {"mesh": mesh, "devices": devices})
 
 
 class _MaskedLoop(Loop):
@@ -88,7 +89,7 @@ class _MaskedLoop(Loop):
         return Call(
             module=host.model,
             network=_asked,
-            scheduler=lambda: with_timesteps(host.noise_scheduler, steps),
+            scheduler=partial(with_timesteps, host.noise_scheduler, steps),
             key=scheduler_key(host.noise_scheduler, steps),
             shape=tuple(values.shape),
             like=values,

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from picardsolve.extend import check_positive_integer
+from picardsolve.integrations.policies.flow import FlowMatching
 from picardsolve.integrations.policies.policy import ParallelPolicy
-from picardsolve.integrations.policies.rehearsal import Understudy, check_alike
+from picardsolve.integrations.policies.reading import draws_noise
+from picardsolve.integrations.policies.rehearsal import Understudy, check_alike, rehearsed_to
 from picardsolve.integrations.policies.solver import Plan
 
 Network = Callable[[nn.Module, Tensor, Tensor, Any], Tensor]
@@ -86,11 +89,11 @@ class ParallelizedPolicy:
     plan: Plan | None = None
 
     def __init__(self, policy: Any, loop: Loop, executed: int, settings: Mapping[str, Any]):
+        check_positive_integer("executed", executed)
+        step = FlowMatching([0.0, 1.0])
+        ParallelPolicy(lambda x, *_: x, step, (executed,), executed=executed, **settings)  # refuses wrong settings
         self.policy, self._loop, self._executed, self._settings = policy, loop, executed, settings
-        replaced = vars(loop.host).get(loop.name), vars(policy).get("reset")
-        if any(isinstance(getattr(method, "__self__", None), ParallelizedPolicy) for method in replaced):
-            raise TypeError(f"policy: this {type(policy).__name__} is already parallel; call restore() of it before.")
-        self._replaced, self._own, self._reset = replaced, getattr(loop.host, loop.name), policy.reset
+        self._own, self._reset, self._before = getattr(loop.host, loop.name), policy.reset, vars(policy).get("reset")
         self._signature = inspect.signature(self._own)
         self._policy: ParallelPolicy | None = None
         self._key: Any = None
@@ -100,9 +103,11 @@ class ParallelizedPolicy:
 
     def restore(self) -> None:
         """Give the policy its own loop back. To call it twice does no harm."""
-        if self._is_in_place():
-            self._put_back(self._loop.host, self._loop.name, self._replaced[0])
-            self._put_back(self.policy, "reset", self._replaced[1])
+        if self._loop.name in vars(self._loop.host):
+            delattr(self._loop.host, self._loop.name)
+            del self.policy.reset
+            if self._before is not None:
+                self.policy.reset = self._before
         self._policy = self._key = self.plan = None
 
     def reset(self, robots: Any = None) -> None:
@@ -149,16 +154,6 @@ class ParallelizedPolicy:
 
     # ---- parts
 
-    def _is_in_place(self) -> bool:
-        return getattr(vars(self._loop.host).get(self._loop.name), "__self__", None) is self
-
-    @staticmethod
-    def _put_back(owner: Any, name: str, method: Any) -> None:
-        if method is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, method)
-
     def _alone(self, reason: str, args: Any, kwargs: Any) -> Tensor:
         if reason not in self._said:
             self._said.add(reason)
@@ -176,15 +171,16 @@ class ParallelizedPolicy:
 
     def _maker(self, call: Call, module: nn.Module, settings: Mapping[str, Any]) -> ParallelPolicy:
         scheduler, shape, dtype = call.scheduler(), call.shape[1:], call.like.dtype
-        model = partial(_output, call.network, module, dtype)
+        model = partial(_output, call.network, module, dtype if draws_noise(scheduler) else None)
         return ParallelPolicy(model, scheduler, shape, executed=self._executed, dtype=dtype, **settings)
 
     def _rehearse(self, call: Call, generator: torch.Generator | None, given: dict[str, Any]) -> None:
         understudy, drawn = Understudy(call.like), generator_of(call.like.device)
-        policy = self._maker(call, understudy, {"tol": 0.0})
+        policy = self._maker(call, understudy, {"tol": rehearsed_to(call.like.dtype)})
 
         def ours() -> Tensor:
-            return policy.plan(call.observation, start=call.start, held=call.held, generator=drawn).actions
+            given = {"start": call.start, "held": call.held, "generator": drawn}
+            return policy.plan(call.observation, **given, throw=False).actions
 
         name = f"{type(self._loop.host).__name__}.{self._loop.name}"
         check_alike(name, lambda: self._loop.played(understudy, given), ours, drawn)
@@ -210,8 +206,10 @@ def _why_alone(call: Call) -> str | None:
     return None
 
 
-def _output(network: Network, module: nn.Module, dtype: torch.dtype, x: Tensor, t: Tensor, observation: Any) -> Tensor:
+def _output(
+    network: Network, module: nn.Module, dtype: torch.dtype | None, x: Tensor, t: Tensor, observation: Any
+) -> Tensor:
     out = network(module, x, t, observation)
-    if isinstance(out, Tensor) and out.dtype != dtype:
+    if dtype is not None and isinstance(out, Tensor) and out.dtype != dtype:
         raise _OtherPrecision
     return out

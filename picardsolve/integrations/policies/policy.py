@@ -217,7 +217,13 @@ class ParallelPolicy:
             expected = None if self._warm.all() else self._warm.to(device)
             guess = TowardsPlan(self._expected().to(device), expected)
         solver = Solver(chain, x, self._shape, self._ts, self._iteration, self._tol)
-        alike = {"observation": observation, "seed": (x, noise), "held": held, "max_rounds": max_rounds, "tol": self._tol}
+        alike = {
+            "observation": observation,
+            "seed": (x, noise),
+            "held": held,
+            "max_rounds": max_rounds,
+            "tol": self._tol,
+        }
         plan = self._model.together(partial(solver.solve, guess, max_rounds), alike)
         notes = (*plan.solution.notes, *self._model.notes, *_few_steps(plan, chain))
         return replace(plan, solution=replace(plan.solution, notes=notes)) if notes else plan
