@@ -52,6 +52,7 @@ from picardsolve.sdeint import sdeint
 from picardsolve.serving.batcher import Batcher
 from picardsolve.serving.request import Cancelled
 from picardsolve.solve import sequential, solve
+from picardsolve.solve_chain import solve_chain
 
 __version__ = "0.1.0"
 
@@ -126,5 +127,6 @@ __all__ = [
     "sdeint",
     "sequential",
     "solve",
+    "solve_chain",
     "theory",
 ]

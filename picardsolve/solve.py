@@ -208,7 +208,7 @@ def solve(
     )
     chain = cast(Integrator, integrator).chain(problem)
     grid = GridSolve.of(
-        problem, y, chain, iteration, guess, window or 32, stop, (tol, rtol, atol), save == "all", certify
+        problem, y, chain, iteration, guess, window or chain.width, stop, (tol, rtol, atol), save == "all", certify
     )
     _warn(half_precision(problem.layout.dtype, grid.tolerance.smallest))
 

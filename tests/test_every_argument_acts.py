@@ -27,6 +27,10 @@ def drift(t, y, k=1.0):
     return torch.sin(3 * y) - k * y
 
 
+def recurrent(n, x, k=1.0):
+    return 0.7 * torch.sin(k * x) + 0.1 * torch.cos(n.reshape(-1, *[1] * (x.dim() - 1)) * 1.0) * x.flip(-1)
+
+
 def spread(t, y, k=1.0):
     return 0.3 * k * torch.cos(y)
 
@@ -152,6 +156,7 @@ WINDOW = {
     "max_batch": ({}, {"max_batch": 5}),
     **SPREAD,
 }
+CHAIN = {"step": recurrent, "x0": Y, "n_steps": 64}
 DENOISES = {
     "term": ps.Denoiser(eps, SCHEDULE),
     "y0": torch.randn(2, 4, generator=torch.Generator().manual_seed(0)),
@@ -220,6 +225,31 @@ CALLS = {
         | {
             "batch_dims": ({"max_batch": 1}, {"batch_dims": 1, "max_batch": 1}),
             "max_batch": ({"batch_dims": 1}, {"batch_dims": 1, "max_batch": 1}),
+        },
+        without=("progress",),
+    ),
+    "solve_chain": Call(
+        ps.solve_chain,
+        CHAIN,
+        {
+            "step": ({}, {"step": lambda n, x: 0.5 * x}),
+            "x0": ({}, {"x0": 2 * Y}),
+            "n_steps": ({}, {"n_steps": 50}),
+            "vectorized": (
+                {},
+                {"vectorized": False, "step": lambda n, x: x.sum() / (1 + n)},
+                "step: expected to return",
+            ),
+            "tol": ({"tol": 1e-2}, {"tol": 1e-8}),
+            "rtol": ({"rtol": 1e-2}, {"rtol": 1e-9}),
+            "atol": ({"rtol": 0.0, "atol": 1e-2}, {"rtol": 0.0, "atol": 1e-9}),
+            "batch_dims": ({"window": 8}, {"window": 8, "batch_dims": 1}),
+            "window": ({}, {"window": 4}),
+            **{name: GRID[name] for name in ("args", "save")},
+            **{name: WINDOW[name] for name in ("iteration", "max_batch")},
+            "guess": ({"window": 8}, {"window": 8, "guess": lambda n, x: 0 * x + n.to(x)[:, None, None]}),
+            "max_rounds": ({**TRUNCATED, "max_rounds": 2}, TRUNCATED),
+            "throw": (TRUNCATED, {**TRUNCATED, "throw": True}, "limit of rounds"),
         },
         without=("progress",),
     ),

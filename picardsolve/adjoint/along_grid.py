@@ -2,9 +2,10 @@
 
 From ``x[n+1] = Phi_n(x[n])`` follow the cotangents ``l[n] = c[n] + (dPhi_n / dx)^T l[n+1]``. They are solved backward
 by windows, as the chain was forward: all steps of a window are evaluated in one call, and Picard sweeps of
-vector-Jacobian products are repeated until nothing moves. After k sweeps the last k cotangents are exact. The same
-products give the gradients with respect to arguments and parameters. The noise is fixed: for an SDE these are the
-gradients along the path that was taken (discrete adjoint).
+vector-Jacobian products are repeated until nothing moves. After k sweeps the last k cotangents are exact. The steps of
+a discrete chain are nowhere near the identity: their sweeps are Jacobi's, and start from the solution with the whole
+Jacobians where states are small. The same products give the gradients with respect to arguments and parameters. The
+noise is fixed: for an SDE these are the gradients along the path that was taken (discrete adjoint).
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from torch.utils import _pytree as pytree
 from picardsolve.adjoint.recording import Adjoint, GradientSums, Inputs, Refused, pulled
 from picardsolve.integrators.base import DriftChain, Integrator, Rows
 from picardsolve.problem.problem import Problem
+from picardsolve.problem.recurrence import matrix_recurrence
+from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.results.solution import Result, Solution
 
 _SETTLED = 8.0  # units of rounding of the largest cotangent: a sweep may still move cotangents by this
@@ -118,12 +121,16 @@ class _ChainAdjoint(Adjoint):
         with torch.enable_grad():
             images, _ = chain.step(Rows(step, sample, x))
         sums.look(images, x)
-        found = own.flip(0).cumsum(0).flip(0) + following  # as if every step left its state unchanged
-        for sweep in range(min(_SWEEPS, width)):
+        unchanged = own.flip(0).cumsum(0).flip(0) + following  # as if every step left its state unchanged
+        found = unchanged if chain.smooth else _by_jacobians(images, x, own, following)
+        most = _SWEEPS if chain.smooth else max(_SWEEPS, width // 4)
+        for sweep in range(min(most, width)):
             behind = torch.cat([found[1:], following[None]])
             (product,) = pulled(images, [x], behind.reshape(images.shape))
-            beyond = (torch.zeros_like(x) if product is None else product).reshape(own.shape) - behind
-            new = (own + beyond).flip(0).cumsum(0).flip(0) + following
+            carried = (torch.zeros_like(x) if product is None else product).reshape(own.shape)
+            new = own + carried
+            if chain.smooth:
+                new = (new - behind).flip(0).cumsum(0).flip(0) + following
             moved, found = (new - found).abs().max(), new
             if bool(moved <= _SETTLED * torch.finfo(x.dtype).eps * found.abs().max()) or sweep + 1 == width:
                 break
@@ -131,3 +138,29 @@ class _ChainAdjoint(Adjoint):
             return None
         sums.add(images, torch.cat([found[1:], following[None]]).reshape(images.shape))
         return found[0]
+
+
+def _by_jacobians(images: Tensor, x: Tensor, own: Tensor, following: Tensor) -> Tensor:
+    """The cotangents of a window from the Jacobians of its steps, ``(W, B, D)``; ``own`` where states are large.
+
+    Args:
+        images: ``(W B, D)``, the steps' values.
+        x: ``(W B, D)``, their states.
+        own: ``(W, B, D)``, see `_ChainAdjoint._window`.
+        following: ``(B, D)``, the same.
+    """
+    size = x.shape[-1]
+    if size > LARGEST_DENSE or not images.requires_grad:
+        return own
+    units = torch.eye(size).to(x)[:, None].expand(-1, *images.shape)
+    try:
+        (rows,) = pulled(images, [x], units, batched=True)
+    except RuntimeError:  # a function that vmap cannot go back through
+        parts = [pulled(images, [x], unit)[0] for unit in units]
+        rows = None if parts[0] is None else torch.stack([part for part in parts if part is not None])
+    if rows is None or not bool(rows.isfinite().all()):
+        return own
+    transposed = rows.permute(1, 2, 0).reshape(*own.shape, size).flip(0)
+    added = own.flip(0)
+    added[0] += (transposed[0] @ following[..., None])[..., 0]
+    return matrix_recurrence(transposed, added).flip(0)

@@ -195,7 +195,9 @@ class Certificate(AbstractCertificate):
                 f"estimated distance to the sequential solution at the end: {latest(self.error):.1e}, {self.kind} "
                 f"bound {latest(self.bound):.1e}, {rounding}"
             )
-        if bool(self.growth.isnan().any()) and float(self.error.nan_to_num(0).max()) > 0:
+        if self._evidence.seen is not None:
+            text += "; measured by taking every step once more"
+        elif bool(self.growth.isnan().any()) and float(self.error.nan_to_num(0).max()) > 0:
             text += "; how errors grow along the solution is not known, recheck() tells"
         elif float(self.error.nan_to_num(0).max()) > 0:
             text += f"; changes of y0 grow up to {float(self.growth.max()):.2g} times, known within a factor of 10"

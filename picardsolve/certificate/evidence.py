@@ -57,6 +57,7 @@ class Evidence:
         implicit: whether the steps are equations.
         growth: the measured growth of errors along the solution; None: not known.
         exact: whether the sequential solver took every step.
+        seen: ``(N + 1, B)``, the errors that a second look at the whole path has found; None: there was none.
     """
 
     history: History
@@ -70,6 +71,7 @@ class Evidence:
     implicit: bool = False
     growth: Growth | None = None
     exact: bool = False
+    seen: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         given = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -96,7 +98,7 @@ class Evidence:
     @property
     def errors(self) -> Tensor:
         """Estimated root mean square errors of the states that are kept, ``(T, B)``; NaN where not known."""
-        return self.accepted.errors[self.kept]
+        return (self.accepted.errors if self.seen is None else self.seen)[self.kept]
 
     @cached_property
     def growth_since_start(self) -> Tensor:

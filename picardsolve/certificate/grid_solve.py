@@ -13,6 +13,7 @@ from picardsolve.certificate.certificate import Certificate
 from picardsolve.certificate.evidence import Evidence
 from picardsolve.certificate.growth import Growth, measurable
 from picardsolve.certificate.running import Pacing, last_states, result_of, run_rounds
+from picardsolve.certificate.second_look import SecondLook
 from picardsolve.certificate.sharpening import Sharpening
 from picardsolve.fixed_point.automatic_width import ChoosesWidth, Pace
 from picardsolve.fixed_point.error_estimate import ErrorEstimate
@@ -49,8 +50,10 @@ class GridSolve:
         tolerance: the tolerance of errors.
         pace: see `run_rounds`.
         keeps: whether the user wants the state at every time.
+        looks: whether the whole path is looked at once more, see `SecondLook`.
         rounds: rounds so far.
         growth: growth of errors along the solution; None: not known.
+        errors: ``(N + 1, B)``, what a second look has found of them; None: there was none.
         within: whether errors are estimated to be within the tolerance.
         evidence: what a certificate of the solution is made from; None before `solution`.
     """
@@ -63,8 +66,10 @@ class GridSolve:
     tolerance: Tolerance
     pace: Pacing
     keeps: bool
+    looks: bool = False
     rounds: int = 0
     growth: Growth | None = None
+    errors: Tensor | None = None
     within: bool = True
     evidence: Evidence | None = None
 
@@ -90,11 +95,12 @@ class GridSolve:
             ValueError: a tolerance has a wrong value or shape.
         """
         method = iteration_for(iteration, chain)
-        rule = method.stop or stop
+        looks = stop == "error" and not chain.smooth and method.solves_equations  # at the whole path, when it is there
+        rule = method.stop or ("increment" if looks else stop)
         named: Stop = "error" if callable(rule) else rule
         asked, tolerance = (tolerance_of(problem.term, problem.layout, *tolerances, each) for each in (named, "error"))
-        stopping, meter = stopping_of(rule, asked, chain, chain.trusts_slopes, certify), None
-        if method.stop is None and stop != "error" and not asked.nothing:
+        stopping, meter = stopping_of(rule, asked, chain, chain.trusts_slopes, certify and not looks), None
+        if method.stop is None and rule != "error" and not asked.nothing:
             meter = ErrorEstimate(tolerance, chain.length, chain.trusts_slopes, implicit=chain.implicit)
         checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT
         path = y.new_full((chain.length + 1, *y.shape), torch.nan) if keeps or checked else None
@@ -106,7 +112,7 @@ class GridSolve:
         pace: Pacing = "auto" if window == "auto" else "single" if window == 1 else "fixed"
         if method.stop is not None or chain.implicit:  # cores along the grid, and equations that a window iterates
             pace = "fixed"
-        return cls(problem, y, chain, method, machine, tolerance, pace, keeps)
+        return cls(problem, y, chain, method, machine, tolerance, pace, keeps, looks and not asked.nothing)
 
     @torch.no_grad()
     def run(self, max_rounds: int | None, bar: Progress, chooses: Callable[[int], ChoosesWidth] = Pace) -> None:
@@ -120,7 +126,11 @@ class GridSolve:
         self.rounds = run_rounds(self.machine, self.pace, max_rounds, bar, chooses)
         if self.machine.path is not None:
             forget_beyond(self.machine.path, self.machine.begin)
-        if self.method.stop is None and not self.machine.exact:
+        if self.looks:
+            look = SecondLook(self.chain, cast(Window, self.machine), self.y, self.tolerance)
+            self.errors, self.within = look.found(max_rounds)
+            self.rounds += look.rounds
+        elif self.method.stop is None and not self.machine.exact:
             sharpening = Sharpening(self.problem, cast(Window, self.machine), self.y, max_rounds)
             if self.chain.trusts_slopes:
                 sharpening.of_denoiser()
@@ -162,6 +172,7 @@ class GridSolve:
             implicit=chain.implicit,
             growth=self.growth,
             exact=machine.exact,
+            seen=self.errors,
         )
         width = machine.history.widest
         return finished(

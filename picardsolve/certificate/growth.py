@@ -100,7 +100,8 @@ def measured(chain: DriftChain, path: Tensor, scale: Tensor, rates: Tensor, want
     jacobians, many = StepJacobians(chain, path, scale), min(_SEGMENTS, steps)
     ends = np.repeat(np.linspace(0, steps, many + 1).astype(np.int64)[:, None], samples, 1)
     table = torch.full((many + 1, many + 1, samples), torch.nan, dtype=torch.float64)
-    edges = {b: first_edges(rates[:, b], _AIM, _FEWEST) for b in map(int, np.flatnonzero(wanted))}
+    fewest = _FEWEST if chain.smooth else steps
+    edges = {b: first_edges(rates[:, b], _AIM, fewest) for b in map(int, np.flatnonzero(wanted))}
     reach = np.full(samples, _REACH)
     for _ in range(_PASSES):
         edges = {b: own for b, own in edges.items() if places_of(own) <= most}

@@ -73,6 +73,9 @@ class Chain(ABC):
         trusts_slopes: whether slopes along successive changes tell how errors are carried on, as for a denoiser, whose
             steps contract towards the data.
         reads_noise: whether outputs depend on the noise of their steps, see `Rows.noise`.
+        width: steps that a window holds by default.
+        smooth: whether Jacobians of a few steps represent those of the steps between them, as for a differential
+            equation.
     """
 
     length: int
@@ -84,6 +87,8 @@ class Chain(ABC):
     implicit: bool = False
     trusts_slopes: bool = False
     reads_noise: bool = False
+    width: int = 32
+    smooth: bool = True
 
     @abstractmethod
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:

@@ -15,9 +15,10 @@ from picardsolve.results.diagnostics import ConvergenceWarning
 Out = TypeVar("Out")
 MANY = "write it for many states at once and pass vectorized=True (in odeint and sdeint options={'vectorized': True})"
 SINGLE = "pass vectorized=False (in odeint and sdeint leave options['vectorized'] out)"
-# What one call takes: many states with their times; one state and its time; all samples at one time; or a
-# network's states first, then times ``(rows,)``, then further arguments by name.
-Takes: TypeAlias = Literal["rows", "state", "batch", "model"]
+# What one call takes: many states with their times; many states with the numbers of their steps, ``(rows,)``; one state
+# and its time; all samples at one time; or a network's states first, then times ``(rows,)``, then further arguments by
+# name.
+Takes: TypeAlias = Literal["rows", "numbered", "state", "batch", "model"]
 
 
 @dataclass

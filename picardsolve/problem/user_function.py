@@ -153,6 +153,8 @@ class UserFunction:
             return self.lifted(t, y, args, self.dims_of(args))
         if self.takes == "batch":
             return self._apply_to_batches(t, y, args)
+        if self.takes == "numbered":
+            return self.function(t, y, *args)
         deepest = max(len(shape) for shape in self.layout.shapes)
         return self.function(t.reshape(-1, *[1] * deepest), y, *args)
 
@@ -173,11 +175,12 @@ class UserFunction:
         own = " What belongs to a sample is passed in {}, which is given row by row." if rows != 1 else ""
         if self.takes == "model" and rows not in (1, self.layout.batch):
             return f"failed when called with {rows} rows of {self.layout.batch} samples.{own.format('cond={...}')}"
-        if self.takes == "rows" and (rows != self.layout.batch or not self.layout.batched):
+        if self.takes in ("rows", "numbered") and (rows != self.layout.batch or not self.layout.batched):
             own = own.format("args=(...)") if self.layout.batched else ""
+            first = "t of shape (rows, 1, ...)" if self.takes == "rows" else "n of shape (rows,)"
             return (
-                f"failed when called with {rows} states at once; make it accept y of shape (rows, *state) and t of "
-                f"shape (rows, 1, ...), or {SINGLE}.{own}"
+                f"failed when called with {rows} states at once; make it accept states of shape (rows, *state) and "
+                f"{first}, or {SINGLE}.{own}"
             )
         return None
 
@@ -234,7 +237,7 @@ class UserFunction:
         tail = ", m" * (self.trailing or 0)
         expected = [(rows, *shape) for shape in self.layout.shapes]
         wanted = ", ".join(f"({', '.join(map(str, shape))}{tail})" for shape in expected)
-        otherwise = f", or {SINGLE} if it is written for a single state." if self.takes == "rows" else "."
+        otherwise = f", or {SINGLE} if it is written for a single state." if self.takes in ("rows", "numbered") else "."
         return ValueError(
             f"{self.name}: expected to return shape {wanted} for {rows} states at once, got "
             f"{', '.join(map(str, shapes)) or kind}; return one value per state{otherwise}"

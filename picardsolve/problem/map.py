@@ -1,0 +1,34 @@
+"""A discrete chain of the user's own: what `picardsolve.solve_chain` solves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from picardsolve.problem.lifting import Takes
+from picardsolve.problem.terms import Term
+
+
+@dataclass(frozen=True)
+class Map(Term):
+    """The chain ``x[n + 1] = step(n, x[n])``.
+
+    Args:
+        step: called as ``step(n, x, *args)``, with ``n`` of shape ``(rows,)``, int64.
+        vectorized: False: the step is written for one state and a 0-d ``n``, and is lifted by ``torch.func.vmap``.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+    """
+
+    step: Callable[..., Any]
+    vectorized: bool = True
+    takes_complex = True
+    integrators = "it to picardsolve.solve_chain"
+
+    def __post_init__(self):
+        self._check_functions("step")
+
+    @property
+    def takes(self) -> Takes:
+        """Many states with the numbers of their steps, or one."""
+        return "numbered" if self.vectorized else "state"
