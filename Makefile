@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned so that figures can be compared; the package itself supports torch >= 2.4 (make TORCH=torch==2.4.1 ...).
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench bench-robot gpu-check quality trust docs pictures clean
+.PHONY: demo test check bench bench-robot gpu-check quality trust docs pictures dist oldest clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -76,5 +76,23 @@ $(VENV)/installed-docs: $(VENV)/installed
 pictures: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out docs/images
 
+# wheel and sdist in dist/, and the wheel tried in an environment of its own with nothing but what it declares
+dist: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[release]"
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv --clear $(VENV)/tried
+	$(VENV)/tried/bin/python -m pip install --quiet "$(TORCH)" dist/picardsolve-*.whl
+	cd dist && ../$(VENV)/tried/bin/python ../tests/smoke.py
+
+# the oldest torch and diffusers that are supported, on the core, the shims and the digits; needs Python 3.10 to 3.12
+oldest:
+	$(PYTHON) -m venv --clear $(VENV)/oldest
+	$(VENV)/oldest/bin/python -m pip install --quiet torch==2.4.1 "numpy<2" diffusers==0.30.3 "transformers<4.46" \
+		"huggingface-hub<0.26" safetensors torchsde torchdiffeq matplotlib hypothesis pytest pytest-timeout pytest-xdist
+	$(VENV)/oldest/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)/oldest/bin/python tests/smoke.py
+	$(VENV)/oldest/bin/python -m pytest -W default tests/test_parallel_equals_sequential.py tests/test_odeint.py \
+		tests/test_sdeint.py tests/test_solution.py tests/test_readme.py
+
 clean:
-	rm -rf $(VENV) demo-output docs/_build
+	rm -rf $(VENV) demo-output docs/_build dist

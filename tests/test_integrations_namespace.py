@@ -29,3 +29,12 @@ def test_a_package_of_the_users_called_integrations_breaks_nothing(name, tmp_pat
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
+
+
+def test_importing_the_library_imports_nothing_dear():
+    """scipy takes as long as the rest of the import, and only events, gradients of collocation and scipy's users need
+    it."""
+    dear = ("scipy", "matplotlib", "diffusers", "torchsde", "torchdiffeq", "pandas")
+    code = f"import sys, picardsolve; print([name for name in {dear} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr

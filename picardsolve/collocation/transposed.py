@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, gmres
 
 from picardsolve.collocation.adaptive_solve import AdaptiveSolve
 from picardsolve.collocation.nodes import Nodes
@@ -153,6 +152,8 @@ class TransposedWindow:
             mu -= self._carried(pull(self.onto_drift(mu)), nothing, np.zeros_like(following))
             mu *= units
             return mu.ravel()
+
+        from scipy.sparse.linalg import LinearOperator, gmres  # a quarter of a second, which only gradients need
 
         right = (units * self._carried(given, starts, following.copy())).ravel()
         operator = LinearOperator((right.size, right.size), residual, dtype=right.dtype)  # pyright: ignore

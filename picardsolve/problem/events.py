@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -123,4 +122,6 @@ def _number(value: Any) -> float:
 
 def root(function: Callable[[float], float], a: float, b: float) -> float:
     """A zero between two places of about 1 or less, with values of different signs, to the last bits."""
+    from scipy.optimize import brentq  # a quarter of a second, which only events need
+
     return float(brentq(function, a, b, xtol=_LAST_BITS, rtol=_LAST_BITS))  # pyright: ignore[reportArgumentType]
