@@ -5,20 +5,19 @@ import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 
 import pytest
 import torch
 
 import picardsolve as ps
+from picardsolve import integrations
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-ADAPTERS = [
-    f"picardsolve.integrations.{name}"
-    for name in ("diffusers", "diffusion_policy", "lerobot", "policies", "scipy", "torchsde")
-]
+ADAPTERS = [f"picardsolve.integrations.{name}" for _, name, _ in iter_modules(integrations.__path__)]
 LISTED = ["picardsolve", "picardsolve.extend", "picardsolve.theory", "picardsolve.distributed", *ADAPTERS]
 PLAIN = ("picardsolve.grids", "picardsolve.schedules", "picardsolve.presets")  # modules without __all__
 DIRECTIVE = re.compile(r"^\.\. (?:auto\w+|py:data):: (\S+)$", re.MULTILINE)

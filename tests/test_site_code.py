@@ -28,6 +28,7 @@ ELSEWHERE = {  # pages whose blocks another file runs, and compares what they fi
 }
 NOT_RUN = {  # what a block contains, and why it is not run here
     "ProfilerActivity.CUDA": "counts the kernels of a GPU",
+    "from lerobot": "needs lerobot and the network: test_hosted_policies has policies with the same interface",
     "# many.py": "for several processes: test_mesh runs it",
 }
 INSTEAD = {  # small changes, so that a block runs on any machine
