@@ -35,6 +35,7 @@ from picardsolve.integrators import (
     Integrator,
     Midpoint,
     Milstein,
+    StochasticEDM,
     StochasticHeun,
     StochasticMidpoint,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "StochasticEDM",
     "StochasticHeun",
     "StochasticMidpoint",
     "Tsit5",

@@ -39,9 +39,10 @@ from picardsolve.fixed_point.sweep import Memory, Swept
 from picardsolve.fixed_point.window import Settings, Window
 from picardsolve.integrators.base import Chain, DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.linear_multistep import Visit, linear_multistep, linear_multistep_alone
-from picardsolve.integrators.runge_kutta import RungeKutta, RungeKuttaChain, Tableau
+from picardsolve.integrators.runge_kutta import RungeKutta, RungeKuttaChain
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.integrators.step_table import StepTable
+from picardsolve.integrators.tableau import Tableau
 from picardsolve.problem.autocast import without_autocast
 from picardsolve.problem.checks import (
     check_callable,

@@ -96,7 +96,8 @@ def solve(
             `Dopri5`, `Dopri8`, `Tsit5`, which are too, one step after the other, or `Adaptive`, which takes what is
             faster of these; `Euler`, `Midpoint`, `Heun`, `RK4`, `BackwardEuler`. For a `SemilinearODE`: these, or
             `ETD1`, `ETDRK2`, `ETDRK4`. For an `SDE`: `EulerMaruyama`, `Milstein`, `SRA1`, `SRID2`, `StochasticHeun`,
-            `StochasticMidpoint`. For a `Denoiser`: `DDIM`, `DDPM`, `DPMSolver`.
+            `StochasticMidpoint`. For a `Denoiser`: `DDIM`, `DDPM`, `DPMSolver`; `Euler`, `Midpoint`, `Heun`, `RK4`
+            along its probability flow; `StochasticEDM`.
         iteration: how new states follow from a round. The default is `MultiSecant` for a `Denoiser`, `Newton` for
             `BackwardEuler`, `Exponential` for `ETD1`, `ETDRK2` and `ETDRK4`, `Secant` for an `SDE`, `Picard` otherwise.
             `Parareal` has cores along the grid instead of a window, and needs a one-step integrator.

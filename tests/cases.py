@@ -17,7 +17,12 @@ SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 NOISES = ("additive", "diagonal", "scalar", "commutative", "general")
 WIDEST = 24  # of the windows that are drawn
 SDE_METHODS = (ps.EulerMaruyama(), ps.Milstein(), ps.StochasticHeun(), ps.StochasticMidpoint(), ps.SRA1(), ps.SRID2())
-STAGES = {ps.Euler: 1, ps.Heun: 2, ps.RK4: 4, ps.StochasticHeun: 2, ps.StochasticMidpoint: 2, ps.SRA1: 2, ps.SRID2: 3}
+STAGES = {ps.Euler: 1, ps.Midpoint: 2, ps.Heun: 2, ps.RK4: 4} | {
+    ps.StochasticHeun: 2,
+    ps.StochasticMidpoint: 2,
+    ps.SRA1: 2,
+    ps.SRID2: 3,
+}
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -50,6 +55,8 @@ class Case:
         """Of additive noise `SRID2` is `SRA1`."""
         if isinstance(self.integrator, ps.SRID2) and self.term.noise == "additive":
             return 2
+        if isinstance(self.integrator, ps.StochasticEDM):
+            return self.integrator.order
         return STAGES.get(type(self.integrator), 1)
 
     def _arguments(self, more: dict[str, Any]) -> dict[str, Any]:
@@ -369,7 +376,7 @@ class Mixture:
 
 def predicted(prediction: str, x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What a network of this prediction type says where the clean sample is known."""
-    noise = (x - alpha * clean) / sigma
+    noise = torch.where(sigma > 0, (x - alpha * clean) / sigma, 0)
     outputs = {
         "epsilon": lambda: noise,
         "sample": lambda: clean,
@@ -395,6 +402,8 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow")
 SAMPLERS = (
     *(ps.DDIM(), ps.DDIM(0.4), ps.DDIM(1.0), ps.DDPM()),
     *(ps.DPMSolver(1), ps.DPMSolver(2), ps.DPMSolver(3), ps.DPMSolver(1, sde=True), ps.DPMSolver(2, sde=True)),
+    *(ps.Euler(), ps.Midpoint(), ps.Heun(), ps.RK4()),
+    *(ps.StochasticEDM(2.0), ps.StochasticEDM(40.0, 0.3, 2.0, 1.01), ps.StochasticEDM(2.0, order=1, step_scale=1.2)),
 )
 
 
@@ -420,13 +429,14 @@ def denoiser_cases(draw, integrators=SAMPLERS, dtypes=SINGLE_OR_DOUBLE, batches=
     dtype, seed, steps = draw(st.sampled_from(dtypes)), draw(seeds), draw(st.integers(1, 12))
     shape, batch = draw(st.sampled_from([(2,), (4,), (2, 3)])), draw(st.sampled_from(batches))
     known = noise_schedules(seed, steps, draw(st.booleans()))
-    name = draw(st.sampled_from(sorted(known)))
+    integrator = draw(st.sampled_from(integrators))
+    names = ["EDM"] if isinstance(integrator, ps.StochasticEDM) else sorted(known)
+    name = draw(st.sampled_from(names))
     schedule, ts = known[name]
     # without signal the noise says nothing of the sample; in half precision the noise says too little of it
     predictions = PREDICTIONS[1:] if name == "Flow from pure noise" else PREDICTIONS
     prediction = "sample" if dtype in HALF else draw(st.sampled_from(predictions))
     mixture = Mixture(0.7 * randn(generator(seed), 3, math.prod(shape)), 0.8)
-    integrator = draw(st.sampled_from(integrators))
     return Case(
         name=f"{name} {prediction} {dtype} y0 {(batch, *shape)} seed {seed} steps {steps} to {float(ts[-1])}",
         term=mixture_denoiser(mixture, schedule, prediction),

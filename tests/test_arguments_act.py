@@ -137,6 +137,7 @@ CALLS = {
             "x": (torch.ones(2, 4), torch.ones(3, 4)),
             "generator": ({"generator": generator(1), "eta": 1.0}, {"generator": generator(2), "eta": 1.0}),
             "eta": ({"eta": 0.0}, {"eta": 1.0, "generator": generator(1)}),
+            "step_kwargs": ({"step_kwargs": {"eta": 1.0, "generator": generator(1)}}, {}),
             "model_kwargs": ({"shift": 1.0}, None),
             "conditioning": ({"shift": 1.0}, {}),
         },

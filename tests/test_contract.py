@@ -170,11 +170,11 @@ BAD_ARGUMENTS = {
     "DPMSolver for an ODE": (
         lambda f: ode(f, integrator=ps.DPMSolver()), TypeError, "integrator", r"pass Euler\(\), .*RK4\(\)"
     ),
-    "Euler for a Denoiser": (
-        lambda f: denoise(f, integrator=ps.Euler()), TypeError, "integrator", r"or DPMSolver\(\)\."
+    "backward Euler for a Denoiser": (
+        lambda f: denoise(f, integrator=ps.BackwardEuler()), TypeError, "integrator", r"or DPMSolver\(\)\."
     ),
-    "RK4 for a Denoiser": (
-        lambda f: denoise(f, integrator=ps.RK4()), TypeError, "integrator", r"or DPMSolver\(\)\."
+    "Milstein for a Denoiser": (
+        lambda f: denoise(f, integrator=ps.Milstein()), TypeError, "integrator", r"or DPMSolver\(\)\."
     ),
     # what is passed on
     "cond for an ODE": (lambda f: ode(f, cond={"a": 1}), ValueError, "cond", r"pass args=\(\.\.\.\)"),

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from hypothesis import given
 from hypothesis import strategies as st
@@ -233,7 +240,8 @@ def test_joined_outputs():
 
 def by_hand(model, scheduler, x, extra=None, **conditioning):
     for t in scheduler.timesteps:
-        out = model(scheduler.scale_model_input(x, t), t, **conditioning)
+        scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+        out = model(scale(x, t), t, **conditioning)
         x = scheduler.step(getattr(out, "sample", out), t, x, **(extra or {}), return_dict=False)[0]
     return x
 
@@ -315,6 +323,35 @@ def test_denoise_passes_eta_on():
     for eta, agrees in ((1.0, True), (None, False)):
         result, _ = denoise(Model(), scheduler, x, tolerance=0.0, eta=eta, generator=generator(3))
         assert torch.allclose(result, expected) == agrees
+
+
+CHURN = {"s_churn": 8.0, "s_tmin": 0.01, "s_tmax": 50.0, "s_noise": 1.01}
+
+
+@pytest.mark.parametrize("make", [EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
+def test_denoise_passes_the_arguments_of_steps_on(make):
+    """Churn: noise that diffusers draws in the steps of some noise levels."""
+    scheduler = make()
+    scheduler.set_timesteps(12)
+    x = randn(0, 2, 4, dtype=torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
+    found = {}
+    for name, step in (("churn", CHURN), ("none", {})):
+        expected = by_hand(Model(), deepcopy(scheduler), x, {"generator": generator(3), **step})
+        for tolerance in (0.0, 1e-3):
+            found[name], report = denoise(
+                Model(), deepcopy(scheduler), x, tolerance=tolerance, generator=generator(3), step_kwargs=step
+            )
+            assert float((found[name] - expected).norm()) <= 50 * (tolerance + 1e-6) * float(expected.norm())
+            assert report.rounds <= len(scheduler.timesteps)
+    assert float((found["churn"] - found["none"]).norm()) > 0.01 * float(expected.norm())
+
+
+@pytest.mark.parametrize("name", ["s_churn", "sample", "return_dict"])
+def test_arguments_that_a_step_does_not_take_are_refused(name):
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(4)
+    with pytest.raises(TypeError, match=rf"^{name}: DDIMScheduler.step takes none; leave it out"):
+        denoise(Model(), scheduler, randn(0, 1, 4), step_kwargs={name: 1.0})
 
 
 def test_denoise_batches_the_window():

@@ -163,6 +163,7 @@ DENOISES = {
     "ts": ps.grids.uniform(999, -1, 30),
     "integrator": ps.DDPM(),
 }
+NOISY = ps.Denoiser(eps, ps.schedules.EDM(), "sample")
 ODEINT = {"func": drift, "y0": Y[0], "t": TS[::16], "options": {"full_output": True}}
 OPTIONS = {
     "vectorized": (False, True),
@@ -429,6 +430,18 @@ CALLS |= {
     "Polynomial": built(ps.Polynomial, guessed, without=("ts",), degree=1),
     "RK4": built(ps.RK4, lambda rule: solved(integrator=rule), rule="3/8"),
     "DDIM": built(ps.DDIM, denoised, eta=1.0),
+    "StochasticEDM": built(
+        ps.StochasticEDM,
+        lambda made: ps.solve(NOISY, DENOISES["y0"], ps.grids.karras(5.0, 0.1, 8), integrator=made),
+        {"s_churn": 2.0},
+        s_churn=1.0,
+        s_tmin=1.0,
+        s_tmax=1.0,
+        s_noise=1.1,
+        order=1,
+        gamma_max=0.1,
+        step_scale=1.2,
+    ),
     "DPMSolver": built(ps.DPMSolver, denoised, order=1, sde=True),
     "Batcher": built(
         ps.Batcher,

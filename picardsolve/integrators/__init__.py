@@ -4,6 +4,7 @@ from picardsolve.integrators.backward_euler import BackwardEuler
 from picardsolve.integrators.base import Chain, DriftChain, Integrator, Rows
 from picardsolve.integrators.diffusion import DDIM, DDPM
 from picardsolve.integrators.dpm_solver import DPMSolver
+from picardsolve.integrators.edm import StochasticEDM
 from picardsolve.integrators.etd import ETD1, ETDRK2, ETDRK4
 from picardsolve.integrators.ito import SRA1, SRID2, EulerMaruyama, Milstein
 from picardsolve.integrators.runge_kutta import RK4, Euler, Heun, Midpoint
@@ -32,6 +33,7 @@ __all__ = [
     "Milstein",
     "Rows",
     "Steps",
+    "StochasticEDM",
     "StochasticHeun",
     "StochasticMidpoint",
 ]

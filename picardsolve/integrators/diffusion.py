@@ -7,6 +7,7 @@ from torch import Tensor
 
 from picardsolve.brownian.path import placed
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
+from picardsolve.integrators.flow_stages import FlowStages, StageCalls
 from picardsolve.integrators.linear_multistep import linear_multistep
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.integrators.step_table import StepTable, Times
@@ -114,30 +115,54 @@ class DDPM(Integrator):
 
 
 class DiffusionChain(DriftChain):
-    """The chain of a linear multistep sampler; the output of a step is the predicted sample ``D``."""
+    """The chain of a linear multistep sampler; the output of a step is the predicted sample ``D``.
+
+    With stages it is the sample that makes of the step what the stages make of it.
+    """
 
     iteration, trusts_slopes = "multi-secant", True
 
-    def __init__(self, problem: Problem, term: Denoiser, levels: NoiseLevels, coefficients: Coefficients):
+    def __init__(
+        self,
+        problem: Problem,
+        term: Denoiser,
+        levels: NoiseLevels,
+        coefficients: Coefficients,
+        stages: FlowStages | None = None,
+    ):
         self.length = len(problem.ts) - 1
         self.memory = len(coefficients.q) - 1
         self.function = problem.row_function("model", term.model)
-        self._ts, self._coefficients = problem.ts, coefficients
+        self._ts, self._coefficients, self._stages = problem.ts, coefficients, None
         self._brownian = placed(problem.brownian, problem.layout.compute_dtype, problem.layout.device)
-        self.noise_size = problem.layout.size if bool((coefficients.s > 0).any()) else 0
+        added = coefficients.s if stages is None else stages.churn
+        self.noise_size = problem.layout.size if bool((added > 0).any()) else 0
         if self.noise_size:
             self.guess = "sample"
             self._brownian.check(problem.ts[:-1], problem.ts[1:], problem.layout.batch)
-        self._tabulate(problem, term, levels)
+        from_state, from_output = term.sample_map(levels.alpha, levels.sigma)
+        self._times = Times(problem.ts, self.function)
+        self._of_sample = StepTable(torch.stack([from_state, from_output]), problem.layout)
+        linear = coefficients.p + coefficients.q[0] * from_state
+        if stages is not None:
+            self.rounds, self.reads_noise = stages.count, self.noise_size > 0
+            self._stages = StageCalls(problem, self.function, stages, coefficients.p, coefficients.q[0])
+            linear = stages.slopes(stages.own)
+        self._tabulate(problem, term, levels, linear, stages)
 
-    def _tabulate(self, problem: Problem, term: Denoiser, levels: NoiseLevels) -> None:
-        """The coefficients that `evaluate`, `steps`, `extend` and `predict` multiply with, for all steps."""
+    def _tabulate(
+        self, problem: Problem, term: Denoiser, levels: NoiseLevels, linear: Tensor, stages: FlowStages | None
+    ) -> None:
+        """The coefficients that `steps`, `extend` and `predict` multiply with, for all steps."""
         alpha, sigma, variance = levels.alpha, levels.sigma, term.sigma_data**2
         p, q = self._coefficients.p, self._coefficients.q
-        s = self._coefficients.s / problem.ts.diff().abs().sqrt()  # of the increments
-        from_state, from_output = term.sample_map(alpha, sigma)
+        roots = problem.ts.diff().abs().sqrt()
+        s = self._coefficients.s / roots  # of the increments
         gain = alpha * variance / (alpha**2 * variance + sigma**2)  # D / x for data from N(0, sigma_data^2)
-        expected = p + q.sum(0) * gain
+        expected, added = p + q.sum(0) * gain, s
+        if stages is not None:  # which add noise to the state that they start from
+            expected = stages.slopes(stages.expected)
+            added = expected * stages.churn / roots
         self._blind = bool((alpha == 0).any())
         blind = alpha == 0  # a first step from pure noise, where only the predicted sample is known
         share = torch.where(blind, 0, q.sum(0) / torch.where(blind, 1, alpha))  # of (x - sigma epsilon) in the step
@@ -145,16 +170,16 @@ class DiffusionChain(DriftChain):
         def table(*columns: Tensor) -> StepTable:
             return StepTable(torch.stack(columns), problem.layout)
 
-        self._times = Times(problem.ts, self.function)
-        self._of_sample = table(from_state, from_output)
-        self._of_steps = table(p, s, p + q[0] * from_state, expected, _scale(levels), *q)
+        self._of_steps = table(p, s, linear, expected, _scale(levels), *q)
         self._of_levels = table(1 / sigma, -alpha / sigma)  # the predicted noise is (x - alpha D) / sigma
         self._of_noise = table(p + share, -share * sigma, torch.where(blind, q.sum(0), 0), s)
         self._towards_sample = table(p, q.sum(0), s)
-        self._of_prediction = table(expected, s)
+        self._of_prediction = table(expected, added)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The predicted samples, ``(R, D)``, and their derivatives."""
+        if self._stages is not None:
+            return self._stages.samples(self.with_noise(rows))
         states = rows.dual
         output = self.function(self._times.numbers(rows.step), states, rows.sample)
         from_state, from_output = self._of_sample.at(rows.step)
@@ -193,12 +218,14 @@ class DiffusionChain(DriftChain):
     @property
     def deviation(self) -> Tensor | None:
         """The deviation of the noise that each step adds."""
-        return self._coefficients.s if self.noise_size else None
+        return self._coefficients.s if self.noise_size and not self.reads_noise else None
 
     def step_constants(self, lipschitz: Tensor, one_sided: Tensor | None) -> Tensor:
         """``|p| + |q_0| L`` for the state before the step, ``|q_i| L`` for the earlier ones."""
         if one_sided is not None:
             raise TypeError("one_sided: only of use to Euler() on an ODE; leave it out for a Denoiser.")
+        if self._stages is not None:
+            return super().step_constants(lipschitz, one_sided)
         earlier = torch.stack([lipschitz.roll(age) for age in range(self.memory + 1)])
         constants = self._coefficients.q.abs() * earlier
         constants[0] += self._coefficients.p.abs()

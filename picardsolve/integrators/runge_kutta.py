@@ -1,21 +1,21 @@
 """Explicit Runge-Kutta methods: Euler, midpoint, Heun, RK4. Each stage is a round."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from picardsolve.integrators.base import DriftChain, Evaluated, Hold, Index, Integrator, Rows, accepted_term
 from picardsolve.integrators.ito import EulerMaruyama
+from picardsolve.integrators.probability_flow import probability_flow
 from picardsolve.integrators.step_maps import AffineSteps, Steps
 from picardsolve.integrators.step_table import StepTable, Times
+from picardsolve.integrators.tableau import Tableau, nodes
+from picardsolve.problem.denoiser import Denoiser
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.terms import ODE, SDE, SemilinearODE
 from picardsolve.theory.bounds import step_lipschitz
-
-# rows of a, then the weights b (Hairer, Norsett & Wanner 1993, table II.1.2)
-Tableau: TypeAlias = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
 
 _CLASSIC: Tableau = (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 _THREE_EIGHTHS: Tableau = (((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
@@ -24,6 +24,8 @@ _THREE_EIGHTHS: Tableau = (((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 
 class RungeKutta(Integrator):
     """An explicit Runge-Kutta method. A subclass sets `order` and `tableau`.
 
+    On a `Denoiser` it solves the probability flow in the time of the schedule; for `Flow` that is ``dx/dt = v``.
+
     Attributes:
         tableau: the rows of a below the diagonal, and the weights b.
     """
@@ -31,7 +33,10 @@ class RungeKutta(Integrator):
     tableau: Tableau
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of an `ODE` or a `SemilinearODE`."""
+        """The chain of an `ODE`, a `SemilinearODE` or a `Denoiser`."""
+        term = accepted_term(self, problem, ODE, SemilinearODE, Denoiser)
+        if isinstance(term, Denoiser):
+            return probability_flow(problem, term, self.tableau)
         return RungeKuttaChain(self, problem, self.tableau)
 
 
@@ -48,8 +53,8 @@ class Euler(RungeKutta):
     tableau = ((), (1.0,))
 
     def chain(self, problem: Problem) -> DriftChain:
-        """The chain of an `ODE`, a `SemilinearODE` or an Ito `SDE`."""
-        if isinstance(accepted_term(self, problem, ODE, SemilinearODE, SDE), SDE):
+        """The chain of an `ODE`, a `SemilinearODE`, a `Denoiser` or an Ito `SDE`."""
+        if isinstance(accepted_term(self, problem, ODE, SemilinearODE, Denoiser, SDE), SDE):
             return EulerMaruyama().chain(problem)
         return super().chain(problem)
 
@@ -115,8 +120,7 @@ class RungeKuttaChain(DriftChain):
         self._a, self._b = tableau
         self._h = problem.ts.diff()
         self._table = StepTable(self._h, problem.layout)
-        into = [0.0, *(sum(a) for a in self._a)]  # where in the step each stage is
-        self._stages = Times(torch.stack([problem.ts[:-1] + c * self._h for c in into]), self.function)
+        self._stages = Times(torch.stack([problem.ts[:-1] + c * self._h for c in nodes(tableau)]), self.function)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """The slopes, ``(R, D)``, and their derivatives."""

@@ -41,7 +41,7 @@ class Denoiser(Term):
     schedule: Schedule
     prediction: Prediction = "epsilon"
     sigma_data: float = 0.5
-    integrators = "DDIM(), DDPM() or DPMSolver()"
+    integrators = "Euler(), Heun(), StochasticEDM(40), DDIM(), DDPM() or DPMSolver()"
     by_name = True
     recorded_on_grids = False
     by_component = False
@@ -103,3 +103,15 @@ def sample_map(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Te
         norm = alpha**2 + sigma**2
         return alpha / norm, -sigma / norm
     return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+def noise_map(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients ``(c, d)`` with ``epsilon = c x + d output``, as for `sample_map`."""
+    if prediction == "epsilon":
+        return alpha * 0, alpha * 0 + 1
+    if prediction == "sample":
+        return 1 / sigma, -alpha / sigma
+    if prediction == "v_prediction":
+        norm = alpha**2 + sigma**2
+        return sigma / norm, alpha / norm
+    return 1 / (alpha + sigma), alpha / (alpha + sigma)

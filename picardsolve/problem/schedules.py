@@ -25,6 +25,28 @@ class Schedule(ABC):
         """Half the log signal-to-noise ratio, ``log(alpha / sigma)`` (Lu et al. 2022, lambda)."""
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of both levels with respect to time at ``t``; the default differentiates them.
+
+        Raises:
+            TypeError: a level changes with time, but was not computed by operations of torch that have a derivative.
+        """
+        return _derivative(self.alpha, t), _derivative(self.sigma, t)
+
+
+def _derivative(level: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        at = t.clone().requires_grad_()
+        values = level(at)
+        if values.requires_grad:
+            return torch.autograd.grad(values.sum(), at)[0]
+    if bool((values != values.flatten()[0]).any()):
+        raise TypeError(
+            "schedule: expected levels that torch can differentiate with respect to time, got some that change without "
+            "a derivative; compute them with operations of torch, or override rates(t)."
+        )
+    return torch.zeros_like(t)
+
 
 @dataclass(frozen=True)
 class _OfAlphaBar(Schedule):
@@ -106,6 +128,10 @@ class EDM(Schedule):
         """``t`` itself."""
         return t
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """0 and 1."""
+        return torch.zeros_like(t), torch.ones_like(t)
+
 
 @dataclass(frozen=True)
 class Flow(Schedule):
@@ -121,6 +147,10 @@ class Flow(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         """``t`` itself."""
         return t
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """-1 and 1."""
+        return -torch.ones_like(t), torch.ones_like(t)
 
 
 @dataclass(frozen=True)

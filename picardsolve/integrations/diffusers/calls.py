@@ -25,6 +25,7 @@ from picardsolve.integrations.diffusers.sampler import Sampler
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+_STEPS = "model_output", "timestep", "sample"  # what a loop gives a step
 _OURS = tuple(field.name for field in fields(Options))
 
 
@@ -183,6 +184,7 @@ def denoise(
     devices: Sequence[Any] | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     eta: float | None = None,
+    step_kwargs: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **conditioning: Any,
 ) -> tuple[Tensor, Report]:
@@ -204,6 +206,7 @@ def denoise(
         devices: as for `sampler`.
         generator: passed on to ``scheduler.step``.
         eta: passed on to ``scheduler.step``.
+        step_kwargs: further arguments of ``scheduler.step``, such as ``{"s_churn": 40.0}``.
         model_kwargs: passed on to the model without a check: arguments of the model with one of the names above.
         **conditioning: passed on to the model; tensors with leading dimension B are per sample.
 
@@ -211,7 +214,7 @@ def denoise(
         The denoised ``x`` and the report.
 
     Raises:
-        TypeError: the model does not read an argument, or ``scheduler.step`` takes no generator or eta; see `sampler`.
+        TypeError: the model does not read an argument, or ``scheduler.step`` does not take one; see `sampler`.
         ValueError: see `sampler`.
     """
     refuse_tokens(scheduler)
@@ -221,8 +224,9 @@ def denoise(
             f"scheduler: {reason}; write the loop yourself, within picardsolve.integrations.diffusers.sampler."
         )
     module = model if isinstance(model, nn.Module) else _Function(model)
-    accepted = inspect.signature(scheduler.step).parameters
-    extra = {key: value for key, value in {"generator": generator, "eta": eta}.items() if value is not None}
+    own = {key: value for key, value in {"generator": generator, "eta": eta}.items() if value is not None}
+    extra = merged("step_kwargs", step_kwargs, own)
+    accepted = inspect.signature(scheduler.step).parameters.keys() - {*_STEPS, "return_dict"}
     for name in extra:
         if name not in accepted:
             raise TypeError(f"{name}: {type(scheduler).__name__}.step takes none; leave it out.")
