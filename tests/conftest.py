@@ -18,3 +18,11 @@ def nothing_is_decided_by_the_clock():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def no_clock():
+    """The same for all tests of a file, also those that hypothesis repeats."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

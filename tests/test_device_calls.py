@@ -194,6 +194,7 @@ def test_a_score_as_a_reverse_sde():
     agree(scenario, **SINGLE)
 
 
+@pytest.mark.usefixtures("nothing_is_decided_by_the_clock")
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_plans_of_robots():
     """The second plan starts from the first."""

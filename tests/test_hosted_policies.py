@@ -13,6 +13,8 @@ from torch import nn
 
 from picardsolve.integrations import diffusion_policy, lerobot
 
+pytestmark = pytest.mark.usefixtures("no_clock")
+
 TOL = 1e-4
 
 

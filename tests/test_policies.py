@@ -21,6 +21,7 @@ from samplers import SAMPLERS, LeanLoop, diffusers_loop, scheduler_of
 
 # diffusers' schedulers make numpy arrays of tensors, in ways that numpy 2 wants torch to support differently
 pytestmark = [
+    pytest.mark.usefixtures("no_clock"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
 ]

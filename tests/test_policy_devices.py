@@ -1,5 +1,6 @@
 """Plans over several devices, and over the ranks of a mesh."""
 
+import pytest
 import ranks
 import torch
 import torch.distributed as dist
@@ -7,6 +8,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from picardsolve import Result, SolveError
 from picardsolve.integrations.policies import ParallelPolicy
+
+pytestmark = pytest.mark.usefixtures("no_clock")
 
 COSINE = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
 SEEN = torch.linspace(-1, 1, 12).reshape(3, 4)

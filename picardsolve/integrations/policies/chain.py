@@ -28,7 +28,8 @@ class PlanChain(DriftChain):
 
     Args:
         steps: the scheduler's steps, in the dtype and on the device of the states.
-        model: ``model(x, t, sample)`` with states ``(R, D)``, times ``(R,)`` and the number of each row's plan.
+        model: ``model(x, t, sample)`` with states ``(R, D)``, times ``(R,)`` and the number of each row's plan; None:
+            one row for each plan.
         noise: ``(N, B, D)`` noise of all steps; None where none is drawn.
         held: ``(B, D)`` booleans and values: numbers of plans that are put in place before every step and after the
             last one. None: none.
@@ -37,7 +38,7 @@ class PlanChain(DriftChain):
     def __init__(
         self,
         steps: PlanSteps,
-        model: Callable[[Tensor, Tensor, Index], Tensor],
+        model: Callable[[Tensor, Tensor, Index | None], Tensor],
         x: Tensor,
         noise: Tensor | None,
         held: tuple[Tensor, Tensor] | None = None,
@@ -69,6 +70,33 @@ class PlanChain(DriftChain):
         rows = np.zeros(self._plans, dtype=np.int64)
         np.maximum.at(rows, sample, np.arange(len(sample)))
         return self.with_held(self._clipped(samples[torch.from_numpy(rows)]))
+
+    def one_by_one(self, x: Tensor, numbers: list[list[float]]) -> Tensor:
+        """All states ``(N + 1, B, D)``, one step after the other: the sequential plans.
+
+        Args:
+            x: ``(B, D)`` the first states.
+            numbers: see `PlanSteps.numbers`.
+        """
+        path, earlier = x.new_empty(self.length + 1, *x.shape), []
+        path[0] = x
+        times = self._steps.timesteps[:, None].expand(-1, len(x))
+        for n, (c, d, p, r, s, *q) in enumerate(numbers):
+            x = path[n]
+            earlier = [torch.add(c * x, self._model(x, times[n], None), alpha=d), *earlier[: self.memory]]
+            y = torch.mul(x, p, out=path[n + 1])
+            for weight, sample in zip(q, earlier, strict=False):
+                if weight:
+                    y.add_(sample, alpha=weight)
+            if r:
+                y.add_(self._clipped(earlier[0]), alpha=r)
+            if s and self._noise is not None:
+                y.add_(self._noise[n], alpha=s)
+            if self._held is not None:
+                y.copy_(self.with_held(y))
+        self._calls += self.length
+        self._evaluations += path[1:, :, 0].numel()
+        return path
 
     def steps(self, n: Index, x: Tensor, outputs: Tensor, noise: Tensor | None) -> Steps:
         """The step maps of a window."""

@@ -36,6 +36,11 @@ class PlanModel(Job):
             self._number = 0 if self._crew is None else self._crew.enlist(self)
 
     @property
+    def shared(self) -> bool:
+        """Whether rows are shared by several devices or ranks."""
+        return self._crew is not None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for the user about how rows were shared."""
         return () if self._crew is None else tuple(self._crew.notes)
@@ -47,8 +52,10 @@ class PlanModel(Job):
         reach, self._compared = () if self._compared else (self._model,), True
         return self._crew.together(lead, settings, *reach)
 
-    def __call__(self, observation: Any, batch: int, x: Tensor, t: Tensor, sample: Index) -> Tensor:
-        """The model's outputs for states ``(R, D)`` at timesteps ``(R,)`` of plans ``(R,)`` of a batch."""
+    def __call__(self, observation: Any, batch: int, x: Tensor, t: Tensor, sample: Index | None) -> Tensor:
+        """The outputs for states ``(R, D)`` at timesteps ``(R,)`` of plans ``(R,)`` of a batch; None: one of each."""
+        if sample is None:
+            return self.work((x, t, observation))
         of = torch.from_numpy(sample)
 
         def row(leaf: Tensor) -> Tensor:

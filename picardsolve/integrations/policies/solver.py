@@ -10,7 +10,7 @@ from torch import Tensor
 
 from picardsolve import Certificate, FrozenSample, Guess, Iteration, Result, Solution, SolveError, Stats
 from picardsolve.distributed import RankError
-from picardsolve.extend import Carried, ErrorEstimate, Evidence, Increment, Stopping, Tolerance, Window, drive
+from picardsolve.extend import Carried, ErrorEstimate, Evidence, History, Increment, Stopping, Tolerance, Window, drive
 from picardsolve.integrations.policies.chain import PlanChain, TowardsPlan
 
 _ROOM = 2**20  # bytes that a model and its observations may take in a pickle
@@ -109,6 +109,21 @@ class Solver:
         solution = self._solution(window, result, before, estimate.tolerance)
         # a copy may be differentiated, unlike a tensor made in inference mode
         return Plan(plans.clone().reshape(-1, *self.shape), solution, torch.from_numpy(window.failed))
+
+    def one_by_one(self, numbers: list[list[float]]) -> Plan:
+        """Make the plans one step after the other, as lean as it goes; where one failed, states are not told apart."""
+        before = self.steps.counts()
+        with torch.inference_mode():
+            path = self.steps.one_by_one(self.x, numbers)
+            failed = ~path[-1].isfinite().all(1).cpu()
+        calls, evaluations = (now - then for now, then in zip(self.steps.counts(), before, strict=True))
+        history, tolerance = History(), Tolerance(atol=self.tol or torch.finfo(self.x.dtype).eps)
+        evidence = Evidence(history, path, self.steps.length, tolerance, Carried(self, _ROOM), exact=True)
+        states = path.reshape(*path.shape[:2], *self.shape)
+        stats = Stats(self.steps.length, calls, evaluations, calls, 1)
+        certified = partial(Certificate.of, evidence)
+        solution = Solution(self.ts, states, Result.converged, stats, history, _certified=certified)
+        return Plan(path[-1].clone().reshape(-1, *self.shape), solution, failed)
 
     def _window(self, guess: Guess, stopping: Stopping, meter: ErrorEstimate | None = None, *, width: int) -> Window:
         path = self.x.new_full((self.steps.length + 1, *self.x.shape), torch.nan)

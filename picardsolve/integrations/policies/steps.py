@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class PlanSteps:
     def calls(self) -> int:
         """Model calls that follow each other in a step."""
         return 1 if self.stages is None else len(self.stages.weights)
+
+    @cached_property
+    def numbers(self) -> list[list[float]]:
+        """For each step c, d, p, r, s and the q."""
+        return torch.cat([self.levels, self.table[:, :3], self.table[:, 6:]], 1).tolist()
 
     def to(self, like: Tensor) -> "PlanSteps":
         """The same steps in the dtype and on the device of some states."""
