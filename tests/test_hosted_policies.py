@@ -4,6 +4,7 @@
 """
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import hosts
@@ -234,6 +235,9 @@ def test_unknown_versions_are_refused():
         TypeError, match=r"^policy: expected a DiffusionPolicy or MultiTaskDiTPolicy of lerobot, got Net"
     ):
         lerobot.parallelize(policy.network)
+    language = SimpleNamespace(model=SimpleNamespace(denoise_step=None))
+    with pytest.raises(TypeError, match=r"^policy: SimpleNamespace follows its velocity in so few steps"):
+        lerobot.parallelize(language)
     with pytest.raises(TypeError, match=r"^policy: Network has no conditional_sample, model, noise_scheduler"):
         diffusion_policy.parallelize(policy.network)
     policy.diffusion.__class__ = Scaled  # the same arguments, other plans

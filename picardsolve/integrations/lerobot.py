@@ -69,6 +69,11 @@ def _loop_of(policy: Any) -> Loop:
         return _DiffusionLoop(policy.diffusion)
     if isinstance(getattr(policy, "noise_predictor", None), nn.Module):
         return _ObjectiveLoop(policy)
+    if hasattr(getattr(policy, "model", None), "denoise_step"):
+        raise TypeError(
+            f"policy: {type(policy).__name__} follows its velocity in so few steps (ten, if nothing else is said) that "
+            "there is little to save; it is not made parallel here."
+        )
     raise TypeError(
         f"policy: expected a DiffusionPolicy or MultiTaskDiTPolicy of lerobot, got {type(policy).__name__}; pass one "
         "of these, or make a picardsolve.integrations.policies.ParallelPolicy of its network and scheduler."
