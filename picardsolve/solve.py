@@ -275,6 +275,8 @@ def sequential(
 ) -> Solution:
     """Solve a term step by step with the same integrator: the reference of every parallel solve.
 
+        ref = ps.sequential(term, y0, ts, integrator=ps.RK4())
+
     Arguments, result and errors are those of `solve`.
     """
     problem, y = posed(term, y0, ts, integrator, brownian, args, cond, batch_dims, max_batch)

@@ -1,5 +1,6 @@
 """The documentation site has every page and every public name, and no broken link."""
 
+import inspect
 import re
 import sys
 from collections import Counter
@@ -67,6 +68,16 @@ def test_the_reference_has_every_public_name_and_no_other():
     missing = [name for name, value in wanted.items() if not any(value is other for other in held)]
     assert not missing, f"give these a line in docs/api: {missing}"
     assert not [name for name in documented if name not in wanted]
+
+
+def test_every_method_and_call_has_an_example():
+    """Indented lines, as the site shows them; what is only returned, raised or subclassed has none."""
+    returned = {"Cancelled", "ConvergenceWarning", "Guess", "Iteration", "Integrator", "Result", "SolveError", "Stats"}
+    returned |= {"Analysis", "Certificate", "Expected", "Occurrences", "Round", "Solution", "Verification"}
+    shown = {name: inspect.getdoc(getattr(ps, name)) or "" for name in ps.__all__ if name not in returned}
+    modules = {name for name in shown if isinstance(getattr(ps, name), ModuleType)}
+    code = re.compile(r"\n    \S|>>>|ps\.\w+\(")
+    assert [name for name, said in shown.items() if name not in modules and not code.search(said)] == []
 
 
 def test_every_page_is_in_the_table_of_contents():

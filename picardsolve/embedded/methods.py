@@ -111,7 +111,10 @@ class Dopri5(EmbeddedMethod):
 
 @dataclass(frozen=True)
 class Tsit5(EmbeddedMethod):
-    """Adaptive steps of order 5 for an `ODE` (Tsitouras 2011); the arguments are those of `Dopri5`."""
+    """Adaptive steps of order 5 for an `ODE` (Tsitouras 2011); the arguments are those of `Dopri5`.
+
+    sol = ps.solve(ps.ODE(f), y0, ts, integrator=ps.Tsit5(), rtol=1e-5, atol=1e-7)
+    """
 
     pair: ClassVar[Pair] = TSIT5
 
@@ -119,6 +122,8 @@ class Tsit5(EmbeddedMethod):
 @dataclass(frozen=True)
 class Dopri8(EmbeddedMethod):
     """Adaptive steps of order 8 for an `ODE`, for sharp tolerances; the arguments are those of `Dopri5`.
+
+        sol = ps.solve(ps.ODE(f), y0, ts, integrator=ps.Dopri8(), rtol=1e-10, atol=1e-12)
 
     The method is Hairer's DOP853 (Hairer, Norsett & Wanner 1993). torchdiffeq's dopri8 is an older one of that order.
     """

@@ -57,7 +57,10 @@ class ETD1(Integrator):
 
 @dataclass(frozen=True)
 class ETDRK2(Integrator):
-    """`ETD1` with a second stage; order 2, so that a window takes two rounds (Cox & Matthews 2002, eq. 22)."""
+    """`ETD1` with a second stage; order 2, so that a window takes two rounds (Cox & Matthews 2002, eq. 22).
+
+    sol = ps.solve(ps.SemilinearODE(linear, nonlinear), y0, ts, integrator=ps.ETDRK2())
+    """
 
     order = 2
 
@@ -69,6 +72,8 @@ class ETDRK2(Integrator):
 @dataclass(frozen=True)
 class ETDRK4(Integrator):
     """`ETD1` with four stages; order 4, so that a window takes four rounds (Cox & Matthews 2002, eqs. 26 to 29).
+
+        sol = ps.solve(ps.SemilinearODE(linear, nonlinear), y0, ts, integrator=ps.ETDRK4())
 
     The order is lower where N varies along stiff modes (Hochbruck & Ostermann 2005).
     """

@@ -92,6 +92,8 @@ class EulerMaruyama(SDEIntegrator):
 class Milstein(SDEIntegrator):
     """Milstein's method for an `SDE` whose noise commutes.
 
+        sol = ps.solve(ps.SDE(f, g, noise="diagonal"), y0, ts, integrator=ps.Milstein())
+
     A step is ``x + h f + g dW + 1/2 sum_jk (dg_k / dy) g_j (dW_j dW_k - [j = k] h)``; for a Stratonovich equation
     without the last term (Kloeden & Platen 1992, eqs. 10.3.16 and 10.3.21). For additive noise this is Euler-Maruyama.
 
@@ -116,6 +118,8 @@ class Milstein(SDEIntegrator):
 class SRA1(SDEIntegrator):
     """Roessler's method SRA1 of strong order 1.5 for an `SDE` with additive noise.
 
+        sol = ps.solve(ps.SDE(f, g, noise="additive"), y0, ts, integrator=ps.SRA1())
+
     Source: Roessler 2010, SIAM J. Numer. Anal. 48, table 6.3. It reads the space-time Levy area of the path, see
     `BrownianPath.areas`. It has two stages, so that a window takes two rounds, and calls the diffusion twice a step.
     """
@@ -132,6 +136,8 @@ class SRA1(SDEIntegrator):
 @dataclass(frozen=True)
 class SRID2(SDEIntegrator):
     """Roessler's method of strong order 1.5 for an Ito `SDE` with diagonal or scalar noise; for additive noise, `SRA1`.
+
+        sol = ps.solve(ps.SDE(f, g, noise="diagonal"), y0, ts, integrator=ps.SRID2())
 
     Source: Roessler 2010, SIAM J. Numer. Anal. 48; the coefficients are those of "srk" in torchsde. It needs no
     derivative of the diffusion. A step calls the drift three times, so that a window takes three rounds, and the

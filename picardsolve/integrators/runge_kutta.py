@@ -76,6 +76,8 @@ class Midpoint(RungeKutta):
 class Heun(RungeKutta):
     """Heun's method for an `ODE`; order 2, with two stages, so that a window takes two rounds.
 
+        sol = ps.solve(ps.ODE(f), y0, ts, integrator=ps.Heun(), window=64)
+
     Source: Hairer, Norsett & Wanner 1993, table II.1.1.
     """
 

@@ -54,6 +54,8 @@ class StochasticHeun(SDEIntegrator):
 class StochasticMidpoint(SDEIntegrator):
     """The explicit midpoint rule for a Stratonovich `SDE`: drift and diffusion after half an Euler step.
 
+        sol = ps.solve(ps.SDE(f, g, interpretation="stratonovich"), y0, ts, integrator=ps.StochasticMidpoint())
+
     It is "midpoint" in torchsde. Otherwise as `StochasticHeun`.
     """
 

@@ -13,7 +13,10 @@ from picardsolve.problem.terms import SDE
 
 @dataclass(frozen=True)
 class Copy(Guess):
-    """Copies of the last state (Shih et al. 2023, ParaDiGMS, algorithm 1)."""
+    """Copies of the last state (Shih et al. 2023, ParaDiGMS, algorithm 1).
+
+    sol = ps.solve(term, y0, ts, integrator=ps.Euler(), guess=ps.Copy())
+    """
 
     def first(self, entering: Entering) -> Tensor:
         """``start``, L times."""
@@ -27,6 +30,8 @@ class Copy(Guess):
 @dataclass(frozen=True)
 class FrozenOutput(Guess):
     """Steps with the last output held fixed; the default for ODEs, SDEs and `DDIM`.
+
+        sol = ps.solve(model, x, ts, integrator=ps.DDIM(), guess=ps.FrozenOutput())
 
     The output is the drift for an ODE, drift and diffusion for an `SDE`, and the predicted noise for a `Denoiser`.
     """
@@ -43,6 +48,8 @@ class FrozenOutput(Guess):
 @dataclass(frozen=True)
 class FrozenSample(Guess):
     """Steps towards the last predicted clean sample, with their own noise (Lu et al. 2025, ParaSolver).
+
+        sol = ps.solve(model, x, ts, integrator=ps.DDPM(), guess=ps.FrozenSample())
 
     For a `Denoiser` with noise, where no other guess saves as many rounds.
     """

@@ -16,6 +16,8 @@ from picardsolve.problem.recurrence import arriving, propagated, recurrence, rms
 class Picard(Iteration):
     """``delta = y - x``: the sum of the steps' increments (Shih et al. 2023, ParaDiGMS, eq. 8); the default for ODEs.
 
+        sol = ps.solve(term, y0, ts, integrator=ps.RK4(), iteration=ps.Picard(), window=64)
+
     The changes are the running sum of the residuals, ``d[n+1] = d[n] + r[n]``. If a state changed by d in the last
     round, the step map's value has changed by ``d + r``, and the slope of the step is ``1 + <d, r> / <d, d>``. The
     sweep does not use the slope, but reports it for error estimates, from a sample of the numbers of a large state.

@@ -19,6 +19,8 @@ _MOVED = 1e-6  # of the length of a state's change, below which an element's own
 class Secant(Iteration):
     """``delta = c (y - x)``, one number c for each step: the slope of the step between the last two rounds.
 
+        sol = ps.solve(term, y0, ts, integrator=ps.Euler(), iteration=ps.Secant(), window=64)
+
     ``c_n = <dX_n, dF_n> / <dX_n, dX_n>`` is the multiple of the identity that is nearest to the Jacobian of ``Phi_n``
     along the last change. It costs no evaluation. A step in its first round takes the slope that its integrator
     expects: 1 for an ODE or SDE, as in `Picard`, and for a `Denoiser` that of normally distributed data. Slopes are
