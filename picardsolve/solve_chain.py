@@ -56,9 +56,11 @@ def solve_chain(
         iteration: by default `Newton` with the whole Jacobian for states of at most 64 numbers, else `Secant`. `Newton`
             needs a step that `torch.func.jvp` differentiates; `Jacobi` and `Secant` need nothing.
         guess: as for `solve`; copies of the last state by default.
-        window: as for `solve`; 1 takes one step after the other.
-        tol: as for `solve`. A step that jumps, such as one that accepts or rejects, needs 0: near a jump, states that
-            are close have successors that are not.
+        window: number of steps solved at once; by default as many as a few million numbers hold, for every window
+            takes as many rounds, however long it is. 1 takes one step after the other; "auto" as for `solve`.
+        tol: of the distance to the loop, relative to ``1 + |x|`` elementwise; 1e-5 by default, more in half precision.
+            A step that jumps, such as one that accepts or rejects, needs 0 to be sure: where a state is within the
+            tolerance of a jump, it may take the other side.
         rtol: as for `solve`.
         atol: as for `solve`.
         args: passed to the step after ``n, x``; with ``batch_dims=1`` tensors hold an entry per sample.

@@ -25,6 +25,7 @@ from picardsolve.fixed_point.stopping_rules import stopping_of
 from picardsolve.fixed_point.window import Window
 from picardsolve.integrators.base import DriftChain
 from picardsolve.problem.problem import Problem
+from picardsolve.problem.state import LARGEST_DENSE
 from picardsolve.problem.tolerances import Stop, Tolerance
 from picardsolve.problem.validation import tolerance_of
 from picardsolve.results.carried import Carried
@@ -95,11 +96,12 @@ class GridSolve:
             ValueError: a tolerance has a wrong value or shape.
         """
         method = iteration_for(iteration, chain)
-        looks = stop == "error" and not chain.smooth and method.solves_equations  # at the whole path, when it is there
-        rule = method.stop or ("increment" if looks else stop)
+        looks = stop == "error" and method.stop is None and not chain.smooth and y.shape[-1] <= LARGEST_DENSE
+        sharp = looks and method.solves_equations  # changes are errors then
+        rule = method.stop or ("increment" if sharp else stop)
         named: Stop = "error" if callable(rule) else rule
         asked, tolerance = (tolerance_of(problem.term, problem.layout, *tolerances, each) for each in (named, "error"))
-        stopping, meter = stopping_of(rule, asked, chain, chain.trusts_slopes, certify and not looks), None
+        stopping, meter = stopping_of(rule, asked, chain, chain.trusts_slopes, certify and not sharp), None
         if method.stop is None and rule != "error" and not asked.nothing:
             meter = ErrorEstimate(tolerance, chain.length, chain.trusts_slopes, implicit=chain.implicit)
         checked = stop == "error" and measurable(problem, chain, y.shape[-1]) and chain.length * y.numel() <= _KEPT

@@ -13,7 +13,7 @@ from picardsolve.problem.map import Map
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.state import LARGEST_DENSE
 
-_NUMBERS = 2**22  # in the Jacobians, or states, of a window: every window takes as many rounds, however long it is
+_NUMBERS = 2**23  # in the Jacobians, or states, of a window: every window takes as many rounds, however long it is
 
 
 class MapSteps(Integrator):
@@ -38,7 +38,8 @@ class MapChain(DriftChain):
         dense = layout.size <= LARGEST_DENSE
         self.iteration = "newton" if dense else "secant"
         numbers = layout.batch * layout.size * (layout.size + 1 if dense else 1)  # of a step
-        self.width = min(max(_NUMBERS // numbers, 32), self.length)
+        windows = -(-self.length // max(_NUMBERS // numbers, 32))
+        self.width = -(-self.length // windows)
         numbered = Clock(self.length, self.length, 1.0, (torch.int64,))
         self.function = problem.row_function("step", term.step, clock=numbered)
         self._numbers = StepTable(torch.arange(self.length), layout, torch.int64)

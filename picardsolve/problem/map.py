@@ -6,6 +6,7 @@ from typing import Any
 
 from picardsolve.problem.lifting import Takes
 from picardsolve.problem.terms import Term
+from picardsolve.problem.tolerances import Stop
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Map(Term):
 
     def __post_init__(self):
         self._check_functions("step")
+
+    def usual_tol(self, stop: Stop) -> float:
+        """Relative to ``1 + |x|``: elements near zero are not told apart from the others' rounding."""
+        return 1e-5
 
     @property
     def takes(self) -> Takes:
