@@ -62,7 +62,7 @@ def solve(
     rtol: Any = None,
     atol: Any = None,
     stop: Stop | MakesRule = "error",
-    certify: bool = False,
+    certify: bool | None = None,
     brownian: Path | None = None,
     args: Sequence[Any] = (),
     cond: Mapping[str, Any] | None = None,
@@ -124,7 +124,8 @@ def solve(
             this solve; see docs/extending.md.
         certify: look at every state twice. A state leaves the window when it has been within the tolerance in two
             rounds, and errors are taken for twice as large. It takes about as many rounds, of rows for up to two
-            windows, and about a third more evaluations; see docs/certificates.md. For ``stop="error"`` on a grid.
+            windows, and about a third more evaluations; see docs/certificates.md. For ``stop="error"`` on a grid, where
+            it is the default for a `Denoiser`.
         brownian: the Brownian path, by default ``BrownianPath(seed=0)``. `Collocation` refuses it.
         args: passed to the drift after ``t, y``; with ``batch_dims=1`` tensors hold an entry per sample.
         cond: passed to a `Denoiser`'s model by name; tensors hold an entry per sample.
@@ -163,7 +164,8 @@ def solve(
     check_choice("save", save, get_args(Save))
     if not callable(stop):
         check_choice("stop", stop, get_args(Stop))
-    check_flag("certify", certify)
+    if certify is not None:
+        check_flag("certify", certify)
     if window is not None:
         check_width(window)
     check_optional_positive_integer("max_rounds", max_rounds)
@@ -227,7 +229,7 @@ def solve(
 
 
 def _check_alone(
-    method: AdaptiveMethod, guess: object, window: object, stop: object, certify: bool, brownian: object
+    method: AdaptiveMethod, guess: object, window: object, stop: object, certify: bool | None, brownian: object
 ) -> None:
     """Refuse what only grids have."""
     name = type(method).__name__

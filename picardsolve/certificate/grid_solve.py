@@ -87,7 +87,7 @@ class GridSolve:
         stop: Stop | MakesRule,
         tolerances: tuple[Any, Any, Any],
         keeps: bool,
-        certify: bool = False,
+        certify: bool | None = None,
     ) -> "GridSolve":
         """Choose the parts; arguments are those of `picardsolve.solve`, ``tolerances`` is its tol, rtol and atol.
 
@@ -101,6 +101,8 @@ class GridSolve:
         rule = method.stop or ("increment" if sharp else stop)
         named: Stop = "error" if callable(rule) else rule
         asked, tolerance = (tolerance_of(problem.term, problem.layout, *tolerances, each) for each in (named, "error"))
+        if certify is None:
+            certify = rule == "error" and chain.trusts_slopes
         stopping, meter = stopping_of(rule, asked, chain, chain.trusts_slopes, certify and not sharp), None
         if method.stop is None and rule != "error" and not asked.nothing:
             meter = ErrorEstimate(tolerance, chain.length, chain.trusts_slopes, implicit=chain.implicit)

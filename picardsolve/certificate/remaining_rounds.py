@@ -32,13 +32,27 @@ def expected_after(history: Sequence[Round], k: int, steps: int) -> float:
     record = history[k - 1]
     left = steps - record.begin - record.stride
     recent = history[min(max(k - _RECENT, 0), k // 2) : k]
-    to_go = left / torch.stack([r.stride for r in recent]).double().mean(0).clamp(min=1 / _RECENT)
+    reached, came = _reached(record), recent[0].begin
+    if recent[0] is not history[0]:
+        came = _reached(history[k - len(recent) - 1])
+    to_go = (steps - reached) * len(recent) / (reached - came).double().clamp(min=len(recent) / _RECENT)
     before, excess = None if k == 1 else _excess(history[k - 2]), _excess(record)
     slowest = int(torch.where(left > 0, excess, 0).argmax())
     if before is not None and left[slowest] > 0 and record.begin[slowest] + record.width[slowest] == steps:
         fitted = _by_factorial_law(k, float(before[slowest]), float(excess[slowest]))
         to_go = torch.full_like(to_go, fitted).minimum(to_go)
     return k + float(torch.where(left > 0, to_go.clamp(min=1), 0).ceil().max())
+
+
+def _reached(record: Round) -> Tensor:
+    """The step that each sample has come to, ``(B,)``; behind those accepted steps may wait that are within."""
+    accepted = record.begin + record.stride
+    if record.estimates is None:
+        return accepted
+    position = torch.arange(len(record.estimates.excess))[:, None]
+    within = (record.estimates.excess <= 1) | (position < record.stride)
+    come = (within & (position < record.width)).long().cumprod(0).sum(0)
+    return torch.maximum(accepted, record.begin + come)
 
 
 def _excess(record: Round) -> Tensor:
