@@ -1,6 +1,5 @@
 """A solve that goes over to another method where that is faster, or where the first one fails."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from picardsolve.problem.stopwatch import seconds
 from picardsolve.results.solution import Solution, SolveError
 
 _FASTER = 0.6  # of the time that is left: what another method has to be predicted for
-_MANY = 8.0  # steps beyond which the higher order pays
+_FEW = 2.0  # steps that are counted on before the first one is over
 _CHANGES = 3  # at most
 _PIECE = 4  # rows of a sample that show what rows cost
 
@@ -28,23 +27,21 @@ class ChoiceSolve(AdaptiveMachine):
     Attributes:
         costs: what the problem is expected to cost.
         collocation: one contender.
-        pairs: the others, of orders that increase.
+        pair: the other.
         said: what was decided.
     """
 
     most_rounds: ClassVar[int] = 1_000_000
     costs: Costs
     collocation: Contender[AdaptiveSolve]
-    pairs: Sequence[Stepping[EmbeddedSolve]]
+    pair: Stepping[EmbeddedSolve]
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        first = self.pairs[0]
-        self._pair: Stepping[EmbeddedSolve] = first
-        self._left = np.nan  # steps of that pair
+        self._left = np.nan  # steps of the pair
         self._drift_call = np.inf  # seconds of a drift call with a row for each sample
-        steps_first = self.costs.round_itself > first.stages * self.costs.call(0.0)
-        self._now: Contender[Any] = first if steps_first else self.collocation
+        steps_first = self.costs.round_itself > self.pair.stages * self.costs.call(0.0)
+        self._now: Contender[Any] = self.pair if steps_first else self.collocation
 
     @property
     def solver(self) -> AdaptiveMachine:
@@ -76,7 +73,7 @@ class ChoiceSolve(AdaptiveMachine):
         self._began = seconds()
         rows = self.solver.ask()
         if self._now is self.collocation and self._too_dear(rows):
-            self._go(self._pair, "rows are dear")
+            self._go(self.pair, "rows are dear")
             return self.ask()
         return rows
 
@@ -98,43 +95,37 @@ class ChoiceSolve(AdaptiveMachine):
     def _go(self, other: Contender[Any], why: str) -> None:
         self.said.append(f"{other.name} took over: {why}")
         self._now = other
-        if other is not self.collocation:
-            self._pair = other  # pyright: ignore[reportAttributeAccessIssue]
 
     def _after_failure(self) -> None:
         """Let the method solve that was not tried, where this one could not."""
-        others = [each for each in (self.collocation, self._pair) if each is not self._now]
+        others = [each for each in (self.collocation, self.pair) if each is not self._now]
         untried = [each for each in others if not each.started or not each.machine.done]
         if untried and (self.failed or self.beyond):
             self._go(untried[0], f"{self._now.name} did not reach the tolerance")
 
     def _after_stage(self) -> None:
-        """Look whether what is left takes less time with a higher order, or by collocation."""
-        pair, drift = self._pair, self._drift_call
+        """Look whether what is left takes less time by collocation."""
+        pair, drift = self.pair, self._drift_call
         first_look = len(pair.calls) == 3 and not self.collocation.started
         if len(pair.calls) % pair.stages and not first_look:
-            return None  # in the midst of a step
-        if first_look and self.costs.round_itself + drift < pair.stages * self.costs.call(drift):
-            return self._go(self.collocation, f"a call takes {_ms(drift)}")
-        steps = pair.machine.steps_left
+            return  # in the midst of a step
+        steps = _FEW if first_look else pair.machine.steps_left
         if np.isnan(steps):
-            return None
-        self._left = steps
-        last = self.pairs[-1]
-        if steps > _MANY and pair is not last and len(pair.calls) <= 3 * pair.stages:
-            return self._go(last, f"about {steps:.0f} steps of {pair.name} are left")
-        own, left = self.costs.round_itself + drift, steps * pair.stages * pair.whole
-        iterated = self.costs.rounds(steps, pair.order) * max(own, np.nan_to_num(self.collocation.whole))
-        if iterated < _FASTER * left:
-            self._go(self.collocation, f"steps would take {_ms(left)} more")
-        return None
+            return
+        if not first_look:
+            self._left = steps
+        left = steps * pair.stages * pair.whole
+        a_round = max(self.costs.round(drift, pair.whole), np.nan_to_num(self.collocation.whole))
+        if self.costs.rounds(steps, pair.order) * a_round < _FASTER * left:
+            why = f"a call takes {_ms(drift)}" if first_look else f"steps would take {_ms(left)} more"
+            self._go(self.collocation, why)
 
     def _after_round(self) -> None:
         """Look whether what is left takes less time by steps."""
         calls = self.collocation.calls
         if len(calls) < 3 or calls[-1].rows <= 2 * self.costs.samples:
             return
-        pair = self._pair
+        pair = self.pair
         stage = pair.whole if len(pair.calls) > 2 else self.costs.call(self._drift_call)
         steps = self._steps
         left = max(self.costs.rounds(steps, pair.order) - len(calls), 1.0) * self.collocation.whole
@@ -145,7 +136,7 @@ class ChoiceSolve(AdaptiveMachine):
     def _steps(self) -> float:
         """Steps that are left: as the pair said, or as long as the first segments suggest."""
         if np.isnan(self._left):
-            self._left = self.costs.steps(self.collocation.machine.pieces, self._pair.order)
+            self._left = self.costs.steps(self.collocation.machine.pieces, self.pair.order)
         return self._left
 
     def _too_dear(self, rows: Any) -> bool:
@@ -163,7 +154,7 @@ class ChoiceSolve(AdaptiveMachine):
 
     def _pays(self, rows: int, drift: float, row: float) -> bool:
         """Whether rounds of so many rows take less time than steps, where a call and a row more take so long."""
-        steps, pair = self._steps, self._pair
+        steps, pair = self._steps, self.pair
         by_steps = steps * pair.stages * self.costs.call(drift)
         return self.costs.rounds(steps, pair.order) * (drift + row * rows) <= by_steps
 
@@ -185,7 +176,7 @@ class ChoiceSolve(AdaptiveMachine):
 
     def _counted(self, solution: Solution) -> Solution:
         """With the calls of all that was tried."""
-        machines = [each.machine for each in (self.collocation, *self.pairs) if each.started]
+        machines = [each.machine for each in (self.collocation, self.pair) if each.started]
         evaluations = sum(each.function.evaluations for each in machines)
         calls = sum(each.function.calls for each in machines)
         stats = replace(solution.stats, evaluations=evaluations, calls=calls)

@@ -9,7 +9,9 @@ _ROW = 8e-7  # a row,
 _NUMBER = 9e-8  # and a number of a row
 _NODES = 24
 _MORE = 1.8  # segments in flight in a usual round
-_SMALL = 10  # numbers of a state up to which Jacobians are taken at all nodes
+_SMALL = 10  # numbers of a state up to which Jacobians are taken at all nodes;
+_CHECKED = 64  # up to which they are taken to check segments,
+_PART = 12  # at one of so many nodes
 _LEAST_ROUNDS = 2.0
 _PIECES = 3.0  # first segments to a step of a method at a tolerance of 1
 _ROUNDS = 3.8  # times the root of the steps that a method of order 8 takes at a tolerance of 1
@@ -36,8 +38,19 @@ class Costs:
     @property
     def round_itself(self) -> float:
         """Of a usual round of collocation, beside the drift."""
-        rows = self.samples * _NODES * _MORE * (1 + self.numbers if self.numbers <= _SMALL else 1)
+        rows = self.samples * _NODES * _MORE * (1 + self._of_jacobians)
         return _ROUND + rows * (_ROW + self.numbers * _NUMBER)
+
+    @property
+    def _of_jacobians(self) -> float:
+        """Rows of Jacobians for a row."""
+        if self.numbers <= _SMALL:
+            return self.numbers
+        return self.numbers / _PART if self.numbers <= _CHECKED else 0.0
+
+    def round(self, drift: float, stage: float) -> float:
+        """Of a usual round with such a drift call, where a stage takes so long with all beside the call."""
+        return drift + self.round_itself * max((stage - drift) / _CALL, 1.0)
 
     def rounds(self, steps: float, order: int) -> float:
         """How many rounds collocation is expected to take where so many steps of an order are due."""

@@ -10,7 +10,7 @@ from picardsolve.adaptive.choice_solve import ChoiceSolve
 from picardsolve.adaptive.contender import Contender, Stepping
 from picardsolve.adaptive.costs import Costs
 from picardsolve.collocation import Collocation
-from picardsolve.embedded import Dopri5, Dopri8
+from picardsolve.embedded import Dopri8
 from picardsolve.integrators.adaptive import AdaptiveMethod, Given
 from picardsolve.problem.problem import Problem
 from picardsolve.problem.tolerances import Tolerance
@@ -20,9 +20,9 @@ _LEAST, _MOST = 1e-12, 1e-1  # tolerances that costs are predicted for
 
 @dataclass(frozen=True)
 class Adaptive(AdaptiveMethod):
-    """The adaptive method that is fastest here: `Collocation`, `Dopri5` or `Dopri8`.
+    """The adaptive method that is fastest here: `Collocation` or `Dopri8`.
 
-    Collocation takes few rounds with many rows each; a pair takes many calls with one row for each sample. Which one is
+    Collocation takes few rounds with many rows each; steps take many calls with one row for each sample. Which one is
     faster depends on what a call and a row cost. The solve begins with what is cheaper to try, measures its first calls
     by the clock, predicts what is left, and goes over to the other where that is faster, or where the first one fails;
     ``solution.notes`` says what was decided and why. The tolerance is held by all of them, and is about the distance to
@@ -71,13 +71,8 @@ class Adaptive(AdaptiveMethod):
             )
         first, longest = self.first_step, self.max_step
         rest = problem, y, None, tolerance, events, only_last, given
-        pairs = Dopri5(first_step=first, max_step=longest), Dopri8(first_step=first, max_step=longest)
-        steps = [
-            Stepping(
-                type(each).__name__, partial(each.begin, *rest), stages=each.pair.stages - 1, order=each.pair.order
-            )
-            for each in pairs
-        ]
+        steps = Dopri8(first_step=first, max_step=longest)
+        stepping = Stepping("Dopri8", partial(steps.begin, *rest), stages=steps.pair.stages - 1, order=steps.pair.order)
         segments = Collocation(first_step=first, max_step=longest)
         costs = Costs(len(y), y.shape[1], min(max(tolerance.smallest, _LEAST), _MOST))
-        return ChoiceSolve(costs, Contender("Collocation", partial(segments.begin, *rest)), steps)
+        return ChoiceSolve(costs, Contender("Collocation", partial(segments.begin, *rest)), stepping)
