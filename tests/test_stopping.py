@@ -279,7 +279,8 @@ def distances(problems: Iterator[dict[str, Any]], iterations, stop: str, **how: 
 def test_the_true_error_is_near_the_tolerance(problems, count):
     """At most three times it in 95 of 100 solves, and not far below: half the solves use a tenth of it.
 
-    By one look at each state. Measured: median 0.2 (ODEs) and 0.3 (denoisers); 95 of 100 within 0.6 and 1.8, the worst 0.6 and 6.6.
+    By one look at each state. Measured: median 0.2 (ODEs) and 0.3 (denoisers); 95 of 100 within 0.6 and 1.8, the worst
+    0.6 and 6.6.
     """
     found = sorted(distances(problems(count), ITERATIONS, "error", certify=False))
     assert len(found) == 8 * count
