@@ -25,6 +25,7 @@ myst_heading_anchors = 4  # links such as page.md#heading work as they do in a r
 
 default_role = "py:obj"  # `Name` in a docstring links to it where it is public
 highlight_language = "none"
+smartquotes = False  # code in messages has quotes
 add_module_names = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

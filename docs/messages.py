@@ -4,7 +4,6 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "picardsolve"
@@ -134,27 +133,26 @@ def _text(value: ast.expr, said: dict[str, ast.expr]) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = text.strip().rstrip(".")
+    text = re.sub(rf"\.? It raised {OPEN}: {OPEN}", "", text).strip().rstrip(".")
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def lines(group: str) -> Iterator[str]:
-    """The messages of a group, as reStructuredText."""
+    """The messages of a group, as a list in Markdown."""
     if group == "results":
         from picardsolve import Result
 
-        yield from (f"* ``Result.{result.name}``: {_plain(result.value)}" for result in Result)
+        yield from (f"* `Result.{result.name}`: {_plain(result.value)}" for result in Result)
         return
-    chosen = [message for message in messages() if message.group == group]
-    for subject, some in groupby(chosen, key=lambda message: message.subject):
-        yield from (f".. rubric:: {_plain(subject) or 'Others'}", "")
-        for message in some:
-            yield f"* {_plain(message.cause)} *({message.kind})*"
-            yield from ("", f"  **{_plain(message.remedy)}**", "") if message.remedy else ("",)
+    for message in messages():
+        if message.group == group:
+            subject = f"**{_plain(message.subject)}**: " if message.subject.strip(OPEN) else ""
+            yield f"* {subject}{_plain(message.cause)} *({message.kind})*"
+            yield from ("", f"  → {_plain(message.remedy)}", "") if message.remedy else ("",)
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"([\\*`|_])", r"\\\1", text)
+    return re.sub(r"([\\*`|_<\[\]{}])", r"\\\1", text)
 
 
 def setup(app):
