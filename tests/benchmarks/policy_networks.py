@@ -88,7 +88,7 @@ class UNet(nn.Module):
         return self.out(h).transpose(1, 2).flatten(1)
 
 
-def trained(net: nn.Module, iterations: int, batch: int = 256) -> nn.Module:
+def trained(net: nn.Module, iterations: int, batch: int = 64) -> nn.Module:
     """A network that predicts the noise in plans of `policy.expert`."""
     generator, alpha_bar = torch.Generator().manual_seed(0), (1 - cosine_betas()).cumprod(0).float()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
@@ -143,6 +143,7 @@ class Lean:
 
 def diffusers_loop(net: nn.Module, scheduler: Any, observed: Tensor) -> None:
     """The loop of every example of diffusers."""
+    scheduler.set_timesteps(len(scheduler.timesteps))
     x = torch.randn(1, HORIZON * ACTION)
     with torch.no_grad():
         for t in scheduler.timesteps:
@@ -195,7 +196,7 @@ def main() -> None:
     torch.set_num_threads(1)
     nets = {"MLP": trained(Mlp(), 2 * asked.iterations), "U-Net": trained(UNet(), asked.iterations)}
     sizes = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for name, net in nets.items())
-    print(f"picardsolve {ps.__version__}; {sizes}; load {os.getloadavg()[0]:.1f}; two devices: wall clock")
+    print(f"picardsolve {ps.__version__}; {sizes}; load {os.getloadavg()[0]:.1f}; two devices: wall clock", flush=True)
     for threads in asked.threads:
         for name, net in nets.items():
             for sampler in ("ddpm-100", "ddim-15", "dpm-solver++-15"):
