@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import gru
 import sliding_window
 import two_moons
 
@@ -33,3 +34,11 @@ def test_every_frame_of_the_sliding_window_is_a_round():
     assert shown.count('class="now"') == sol.stats.evaluations
     kept = (Path(__file__).parents[1] / "docs" / "images" / "window.svg").read_text()
     assert shown.count("<circle") == kept.count("<circle")
+
+
+def test_a_recurrent_network(monkeypatch, capsys, tmp_path):
+    """All steps at once find the states of the loop."""
+    monkeypatch.setattr(sys, "argv", ["gru.py", "--steps", "100", "--out", str(tmp_path)])
+    gru.main()
+    assert float(capsys.readouterr().out.split("largest difference ")[1]) < 1e-6
+    assert (tmp_path / "gru.png").stat().st_size > 10_000
