@@ -10,6 +10,7 @@ from picardsolve.integrations.policies.solver import Plan
 
 _FEW = 20  # model calls up to which it is tried
 _TRIES = 3  # plans that are made in each way before one of the two is chosen
+_RECENT = 5  # times of each way that count
 
 
 def may_be_tried(calls: int, max_rounds: int | None) -> bool:
@@ -19,11 +20,11 @@ def may_be_tried(calls: int, max_rounds: int | None) -> bool:
 
 @dataclass
 class Faster:
-    """The faster one of two ways to make plans: both are tried, the least time of each counts.
+    """The faster one of two ways to make plans: both are tried, the least of the last times of each counts.
 
     Attributes:
-        alone: seconds of plans made one step after the other.
-        together: seconds of plans made all steps at once.
+        alone: seconds of the last plans made one step after the other.
+        together: seconds of the last plans made all steps at once.
     """
 
     alone: list[float] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Faster:
         one_by_one = min(self.alone) < min(self.together) if tried else len(self.alone) <= len(self.together)
         begun = perf_counter()
         plan = alone() if one_by_one else together()
-        if not tried:
-            (self.alone if one_by_one else self.together).append(perf_counter() - begun)
+        spent = self.alone if one_by_one else self.together
+        spent.append(perf_counter() - begun)
+        del spent[:-_RECENT]  # a lucky time is forgotten, and the other way has its turn if it was better
         return together() if one_by_one and plan.failed.any() else plan

@@ -52,7 +52,7 @@ class ParallelPolicy:
     executed, and with the noise of the new plan. That saves rounds, and changes the plan by no more than the tolerance,
     as far as is estimated. If the size of the batch changes, states start without it.
 
-    Plans of at most 20 model calls, without a budget of rounds, are made one step after the other where the first six
+    Plans of at most 20 model calls, without a budget of rounds, are made one step after the other where the last
     plans have shown that to be faster; not after ``torch.use_deterministic_algorithms(True)``.
 
     The noise goes on from plan to plan, and over `reset` from episode to episode. So a seed determines a sequence of
@@ -121,6 +121,7 @@ class ParallelPolicy:
         self._ts = torch.cat([self._steps.timesteps.double(), torch.tensor([self._steps.end]).double()])
         self._noise = Noise(self._shape, dtype, self._steps.noisy, self._steps.noise_dtype)
         self._noise.begin(seed)
+        self._steps_on: dict[torch.device, PlanSteps] = {}
         self._faster: dict[Any, Faster] = {}
         self._previous: Tensor | None = None
         self._warm = torch.zeros(0, dtype=torch.bool)  # robots that have a plan to start the next one from
@@ -215,7 +216,9 @@ class ParallelPolicy:
         if held is not None:
             held = held[0].to(device).flatten(1), held[1].to(x).flatten(1)
         self._model.stands(device)
-        chain = PlanChain(self._steps.to(x), partial(self._model, observation, batch), x, noise, held)
+        if device not in self._steps_on:
+            self._steps_on[device] = self._steps.to(x)
+        chain = PlanChain(self._steps_on[device], partial(self._model, observation, batch), x, noise, held)
         x = chain.with_held(x)
         guess: Guess = FrozenSample()
         if self._previous is not None and len(self._previous) == batch and self._warm.any():
