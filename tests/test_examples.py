@@ -7,6 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import gru
+import posterior
 import sliding_window
 import two_moons
 
@@ -42,3 +43,24 @@ def test_a_recurrent_network(monkeypatch, capsys, tmp_path):
     gru.main()
     assert float(capsys.readouterr().out.split("largest difference ")[1]) < 1e-6
     assert (tmp_path / "gru.png").stat().st_size > 10_000
+def test_a_posterior_in_parallel_and_step_by_step(monkeypatch, capsys, tmp_path):
+    """With a network that is hardly trained: both ways give the same samples, and the same densities."""
+    small = ["--training", "20", "--samples", "3", "--steps", "24", "--cells", "4", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["posterior.py", *small])
+    posterior.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [float(line.split("parallel, ")[1].split()[0]) < 5e-3 for line in lines[:2]] == [True, True]
+    assert float(lines[2].split("(collocation), ")[1].split()[0]) < 1e-2
+    assert (tmp_path / "posterior.png").stat().st_size > 5_000
+
+
+def test_the_exact_posterior_is_the_simulator_s():
+    """Parameters that are kept where they measure nearly the same lie where the density says."""
+    g = torch.Generator().manual_seed(0)
+    theta = 2 * torch.rand(200_000, 2, generator=g) - 1
+    near = theta[posterior.simulated(theta, g).norm(dim=1) < 0.03]
+    counts = torch.bincount(((near + 1) * 4).long().clamp(0, 7) @ torch.tensor([8, 1]), minlength=64) / len(near)
+    fine = (2 * torch.arange(64) + 1) / 64 - 1
+    density = posterior.exact(torch.cartesian_prod(fine, fine), torch.zeros(1, 2), 0.02).view(8, 8, 8, 8).mean((1, 3))
+    expected = density.flatten() / density.sum()
+    assert float((counts - expected).abs().sum()) < 0.2
