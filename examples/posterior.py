@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import picardsolve as ps
 
 SPREAD = 0.58  # standard deviation of the prior, uniform on [-1, 1] x [-1, 1]
+EDGE = 0.5  # of the plane where densities are drawn
 MOST, LEAST = 5.0, 0.02  # noise levels; the last one blurs what is seen
 SCHEDULE = ps.schedules.EDM()
 
@@ -140,13 +141,13 @@ def picture(theta: Tensor, grid: Tensor, learned: Tensor, known: Tensor) -> Figu
     """Samples, the density that was learned, and the one that is known."""
     figure = Figure(figsize=(10.5, 3.6), layout="constrained")
     for axes, title in zip(figure.subplots(1, 3), ("samples", "density", "exact density"), strict=True):
-        axes.set(title=title, xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+        axes.set(title=title, xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), aspect="equal")
         if title == "samples":
             axes.scatter(*theta.T.numpy(), s=2, alpha=0.5)
         else:
             side = math.isqrt(len(grid))
             values = (learned if title == "density" else known).view(side, side).T.numpy()
-            axes.imshow(values, origin="lower", extent=(-1, 1, -1, 1), vmin=0, vmax=float(known.max()) or 1)
+            axes.imshow(values, origin="lower", extent=(-EDGE, EDGE, -EDGE, EDGE), vmin=0, vmax=float(known.max()) or 1)
     return figure
 
 
@@ -161,7 +162,7 @@ def main() -> None:
     given = parser.parse_args()
     measured = torch.zeros(1, 2)
     net = trained(given.training)
-    middles = (2 * torch.arange(given.cells) + 1) / given.cells - 1
+    middles = EDGE * ((2 * torch.arange(given.cells) + 1) / given.cells - 1)
     grid = torch.cartesian_prod(middles, middles)
     for count in (1, given.samples):
         seconds, found = [], []
@@ -184,8 +185,8 @@ def main() -> None:
     print(f"{float((values[1] - values[0]).abs().max()):.1e} apart in the logarithm")
     # many densities keep the machine busy one step after the other, too
     learned, known = log_density(net, measured, grid, "dopri5").exp(), exact(grid, measured, LEAST)
-    mass = float(learned.mean()) * 4
-    overlap = float(torch.minimum(learned / mass, known / (known.mean() * 4)).mean()) * 4
+    mass = float(learned.mean()) * (2 * EDGE) ** 2
+    overlap = float(torch.minimum(learned / learned.mean(), known / known.mean()).mean())
     print(f"{len(grid)} densities add up to {mass:.3f}; {overlap:.0%} in common with the exact posterior")
     given.out.mkdir(parents=True, exist_ok=True)
     picture(found[1], grid, learned, known).savefig(given.out / "posterior.png", dpi=110)

@@ -43,6 +43,8 @@ def test_a_recurrent_network(monkeypatch, capsys, tmp_path):
     gru.main()
     assert float(capsys.readouterr().out.split("largest difference ")[1]) < 1e-6
     assert (tmp_path / "gru.png").stat().st_size > 10_000
+
+
 def test_a_posterior_in_parallel_and_step_by_step(monkeypatch, capsys, tmp_path):
     """With a network that is hardly trained: both ways give the same samples, and the same densities."""
     small = ["--training", "20", "--samples", "3", "--steps", "24", "--cells", "4", "--out", str(tmp_path)]
