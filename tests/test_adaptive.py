@@ -102,6 +102,15 @@ def test_free_rows_are_taken_by_collocation_and_dear_ones_by_steps(monkeypatch):
     assert free.stats.calls < 30 < dear.stats.calls
 
 
+@pytest.mark.parametrize("tol", [1e-3, 1e-8])
+def test_collocation_is_not_left_when_it_is_almost_done(monkeypatch, tol):
+    """Its last rounds have no segment in flight, which is no sign that few steps are left."""
+    sol = solve(timed(monkeypatch, "predators", 0.05, 0.0), starts(2, 1, 5), 6.0, tol)
+    alone = solve(timed(monkeypatch, "predators", 0.05, 0.0), starts(2, 1, 5), 6.0, tol, integrator=ps.Collocation())
+    assert not any("took over" in note for note in sol.notes), sol.notes
+    assert sol.stats.calls <= alone.stats.calls + 4  # some rows show what rows cost
+
+
 def test_every_drift_call_is_counted(monkeypatch):
     for call, row in ((0.05, 0.0), (0.0, 1e-3), (0.01, 1e-4)):
         drift = timed(monkeypatch, "predators", call, row)

@@ -40,7 +40,7 @@ class ChoiceSolve(AdaptiveMachine):
     def __post_init__(self):
         self._left = np.nan  # steps of the pair
         self._drift_call = np.inf  # seconds of a drift call with a row for each sample
-        steps_first = self.costs.round_itself > self.pair.stages * self.costs.call(0.0)
+        steps_first = self.costs.round_itself > self.pair.stages * self.costs.stage_itself
         self._now: Contender[Any] = self.pair if steps_first else self.collocation
 
     @property
@@ -85,7 +85,8 @@ class ChoiceSolve(AdaptiveMachine):
     def tell(self, outputs: Tensor) -> None:
         """Take the drifts; and decide who goes on."""
         self.solver.tell(outputs)
-        self._now.calls.append(Call(len(outputs), seconds() - self._began))
+        took = seconds() - self._began
+        self._now.calls.append(Call(len(outputs), took, took - self._drift))
         self._drift_call = min(self._drift_call, self._drift)
         if self.done:
             self._after_failure()
@@ -115,8 +116,7 @@ class ChoiceSolve(AdaptiveMachine):
         if not first_look:
             self._left = steps
         left = steps * pair.stages * pair.whole
-        a_round = max(self.costs.round(drift, pair.whole), np.nan_to_num(self.collocation.whole))
-        if self.costs.rounds(steps, pair.order) * a_round < _FASTER * left:
+        if self.costs.rounds(steps, pair.order) * self._round < _FASTER * left:
             why = f"a call takes {_ms(drift)}" if first_look else f"steps would take {_ms(left)} more"
             self._go(self.collocation, why)
 
@@ -125,18 +125,32 @@ class ChoiceSolve(AdaptiveMachine):
         calls = self.collocation.calls
         if len(calls) < 3 or calls[-1].rows <= 2 * self.costs.samples:
             return
-        pair = self.pair
-        stage = pair.whole if len(pair.calls) > 2 else self.costs.call(self._drift_call)
-        steps = self._steps
+        pair, stage, steps = self.pair, self._stage, self._steps
+        if not steps:
+            return  # no segment is in flight: what is left is to look at what was found
         left = max(self.costs.rounds(steps, pair.order) - len(calls), 1.0) * self.collocation.whole
         if steps * pair.stages * stage < _FASTER * left:
             self._go(pair, f"a round of collocation takes {_ms(self.collocation.whole)}, a stage {_ms(stage)}")
 
     @property
+    def _round(self) -> float:
+        """Seconds of a round of collocation: measured, or as on a machine whose stages take what they were seen to."""
+        slower = max(np.nan_to_num(self.pair.beside) / self.costs.stage_itself, 1.0)
+        return max(self._drift_call + self.costs.round_itself * slower, np.nan_to_num(self.collocation.whole))
+
+    @property
+    def _stage(self) -> float:
+        """Seconds of a stage of a step: measured, or as on a machine whose rounds take what they were seen to."""
+        if len(self.pair.calls) > 2:
+            return self.pair.whole
+        slower = max(np.nan_to_num(self.collocation.beside) / self.costs.round_itself, 1.0)
+        return self._drift_call + self.costs.stage_itself * slower
+
+    @property
     def _steps(self) -> float:
-        """Steps that are left: as the pair said, or as long as the first segments suggest."""
+        """Steps that are left: as the pair said, or as the segments in flight suggest."""
         if np.isnan(self._left):
-            self._left = self.costs.steps(self.collocation.machine.pieces, self.pair.order)
+            return self.costs.steps(self.collocation.machine.pieces, self.pair.order)
         return self._left
 
     def _too_dear(self, rows: Any) -> bool:
@@ -155,7 +169,7 @@ class ChoiceSolve(AdaptiveMachine):
     def _pays(self, rows: int, drift: float, row: float) -> bool:
         """Whether rounds of so many rows take less time than steps, where a call and a row more take so long."""
         steps, pair = self._steps, self.pair
-        by_steps = steps * pair.stages * self.costs.call(drift)
+        by_steps = steps * pair.stages * (drift + self._stage - self._drift_call)
         return self.costs.rounds(steps, pair.order) * (drift + row * rows) <= by_steps
 
     def _timed(self, rows: Any) -> tuple[Tensor, float]:

@@ -15,10 +15,11 @@ _RECENT = 8  # calls
 
 
 class Call(NamedTuple):
-    """A call: its rows, and the seconds of the drift with all that is beside it."""
+    """A call: its rows, the seconds of the drift with all that is beside it, and those of what is beside it."""
 
     rows: int
     seconds: float
+    beside: float
 
 
 @dataclass
@@ -48,8 +49,17 @@ class Contender(Generic[M]):
     @property
     def whole(self) -> float:
         """Seconds of a usual call with all that is beside the drift; NaN before the third, for the first warms up."""
-        recent = [call.seconds for call in self.calls[max(2, len(self.calls) - _RECENT) :]]
-        return median(recent) if recent else nan
+        return _usual([call.seconds for call in self.calls])
+
+    @property
+    def beside(self) -> float:
+        """Those of all that is beside the drift."""
+        return _usual([call.beside for call in self.calls])
+
+
+def _usual(times: list[float]) -> float:
+    recent = times[max(2, len(times) - _RECENT) :]
+    return median(recent) if recent else nan
 
 
 @dataclass

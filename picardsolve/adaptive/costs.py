@@ -31,9 +31,10 @@ class Costs:
     numbers: int
     tolerance: float
 
-    def call(self, drift: float) -> float:
-        """Of a stage of a step, whose drift call takes so long."""
-        return drift + _CALL
+    @property
+    def stage_itself(self) -> float:
+        """Of a stage of a step, beside the drift."""
+        return _CALL
 
     @property
     def round_itself(self) -> float:
@@ -47,10 +48,6 @@ class Costs:
         if self.numbers <= _SMALL:
             return self.numbers
         return self.numbers / _PART if self.numbers <= _CHECKED else 0.0
-
-    def round(self, drift: float, stage: float) -> float:
-        """Of a usual round with such a drift call, where a stage takes so long with all beside the call."""
-        return drift + self.round_itself * max((stage - drift) / _CALL, 1.0)
 
     def rounds(self, steps: float, order: int) -> float:
         """How many rounds collocation is expected to take where so many steps of an order are due."""
