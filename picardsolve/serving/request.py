@@ -39,7 +39,7 @@ class Request:
 
     def __init__(self, batcher: "Batcher"):
         self.calls = self.rows = self.steps = 0
-        self.latest = (0, 0.0)
+        self.latest: tuple[int, float] = (0, 0.0)
         self.late = False
         self.pending: Call | None = None
         self.__wrapped__ = batcher.model  # what reads a function's signature, or what it depends on, looks there
