@@ -1,6 +1,6 @@
 """How wide the windows of requests are that share a model: as wide as makes most steps a second of all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from picardsolve.fixed_point.width_costs import Strides
@@ -40,7 +40,7 @@ class Load:
         """A call of the model is over."""
         self.calls.note(rows, seconds)
 
-    def patience(self, rows: int, others: list[tuple[int, int]]) -> float:
+    def patience(self, rows: int, others: Sequence[tuple[int, float]]) -> float:
         """Seconds that rows may wait for those of others: what a shared call saves, and what others do meanwhile.
 
         The work of others is not lost while a call waits for it: Python runs one thread at a time, and a call that is
