@@ -115,13 +115,14 @@ def test_the_end_is_within_the_tolerance_however_errors_grow(name, method):
         assert float((sol.certificate.error / sol.certificate.allowed).max()) <= 1
 
 
-def test_the_estimate_is_the_error_at_sharp_tolerances():
+def test_the_estimate_is_a_few_times_the_error_at_sharp_tolerances():
+    """Eight times, on purpose: where errors grow or cancel it has been as much too small."""
     for name in ("lv", "lorenz_5", "pendulum", "duffing"):
         problem = PROBLEMS[name]
         sol = solve(problem.f, problem.y0, problem.span, ps.Dopri5(), rtol=1e-9, atol=1e-9)
         error = float(((sol.ys[-1] - problem.y1).abs() / (1e-9 * (1 + problem.y1.abs()))).max())
         estimate = float(sol.certificate.error[-1] / sol.certificate.allowed[-1])
-        assert 0.5 <= estimate / error <= 2, name
+        assert 4 <= estimate / error <= 16, name
 
 
 def test_stiffness_is_said_and_not_crawled_through():
@@ -243,3 +244,34 @@ def test_a_shortest_step_is_accepted_wherever_it_begins(method, start):
     given = {"integrator": method(min_step=0.2, first_step=0.05), "rtol": 1e-9, "atol": 1e-9}
     sol = ps.solve(term, y0, ts, throw=False, max_rounds=3000, **given)
     assert sol.stats.calls < 3000
+
+
+def test_samples_of_a_batch_are_within_the_tolerance():
+    """Pendulums about the top and eccentric orbits, whose errors grow unevenly: at most one in a hundred is beyond it.
+
+    Measured: none of 576, 0.92 tolerances at most. By errors as they are estimated 75 were beyond it, 9.7 at most.
+    """
+    gen = torch.Generator().manual_seed(11)
+    angle, speed, e = (torch.rand(32, generator=gen, dtype=torch.float64) for _ in range(3))
+    pendulums = torch.stack([5 * angle - 2.5, 2 * speed - 1], 1)
+    e = 0.1 + 0.6 * e
+    orbits = torch.stack([1 - e, 0 * e, 0 * e, ((1 + e) / (1 - e)).sqrt()], 1)
+    given = (
+        (lambda t, y: torch.stack([y[..., 1], -torch.sin(y[..., 0])], -1), pendulums, 25.0),
+        (
+            lambda t, y: torch.cat([y[..., 2:], -y[..., :2] / y[..., :2].norm(dim=-1, keepdim=True) ** 3], -1),
+            orbits,
+            14.0,
+        ),
+    )
+    for pair in (ps.Dopri5(), ps.Dopri8(), ps.Tsit5()):
+        off = []
+        for f, y0, end in given:
+            ts, how = torch.tensor([0.0, end], dtype=torch.float64), {"batch_dims": 1}
+            right = ps.solve(ps.ODE(f), y0, ts, integrator=ps.Dopri8(), rtol=1e-11, atol=1e-11, **how).ys[-1]
+            for tol in (1e-3, 1e-5, 1e-7):
+                found = ps.solve(ps.ODE(f), y0, ts, integrator=pair, rtol=tol, atol=tol, **how).ys[-1]
+                off.append(((found - right).abs() / (tol * (1 + right.abs()))).amax(1))
+        off = torch.cat(off)
+        assert int((off > 1).sum()) <= len(off) // 100
+        assert off.max() <= 3

@@ -112,7 +112,8 @@ def test_most_doubted_samples_are_not_solved_again(monkeypatch):
         return ps.solve(term, y0, (0.0, 2.0), integrator=method, batch_dims=1, rtol=tol, atol=tol)
 
     def again(sol: ps.Solution) -> int:
-        return int(re.search(r"(\d+) samples were solved again", sol.notes[1])[1])
+        told = re.search(r"(\d+) samples? w\w+ solved again", " ".join(sol.notes))
+        return int(told[1]) if told else 0
 
     loose, exact = solved(ps.Dopri5(), 1e-5), solved(ps.Dopri8(), 1e-10)
     error = (loose.ys[-1] - exact.ys[-1]).abs() / (1e-5 * (1 + exact.ys[-1].abs()))

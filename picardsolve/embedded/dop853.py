@@ -131,5 +131,5 @@ DOP853 = Pair(
     nodes=6,
     window=8,
     cap=1.0,
-    first=0.3,
+    first=0.03,
 )

@@ -17,5 +17,5 @@ DOPRI5 = Pair(
     nodes=4,
     window=5,
     cap=10.0,
-    first=0.3,
+    first=0.03,
 )

@@ -33,6 +33,11 @@ _SHARPER = 1e-2  # times the tolerance of a step, at most, from one march to the
 _FINEST = 4.0  # units of rounding: the least error of a step
 _HOPELESS = 10.0  # tolerances
 _DOUBTED = 100.0  # tolerances up to which an error may be a wrong estimate, so that its steps are halved
+# Errors at the end may be many times what local errors are carried on to, where they grow or cancel. Chosen on
+# pendulums, orbits, Van der Pol and a Brusselator, 96 samples each: of 3456 solves 2 are beyond the tolerance, 1.15 at
+# most, for 15 % more calls; without, 169 are, 7.5 at most.
+_CARRIED = 8.0  # local errors as they were estimated
+_HALVED = 6.0  # those that steps of half the length show
 _AT_ONCE = 2**22  # numbers in the states of steps that are halved together
 
 
@@ -113,7 +118,7 @@ class Marches:
         new = self.march.path.steps()
         plain = new.detached()
         linear = yield from linearised(plain, self.pair, self.asked.allowed, self._unit, len(self._scale))
-        local = local_errors(plain, self.pair, linear.own)
+        local = _CARRIED * local_errors(plain, self.pair, linear.own)
         errors, growth = linear.worst(local)
         merge = self._merging(new, marched)
         found = merge(errors)
@@ -136,7 +141,7 @@ class Marches:
             some = np.arange(first, min(first + most, len(local)))
             beside = None if every is None else every[first : first + most]
             errors, moved = yield from halved(steps, some, self.pair, coefficients, beside, dtype)
-            fine.append(errors)
+            fine.append(_HALVED * errors)
             if beside is not None and moved is not None:
                 linear = linear.growing(some, beside, moved)
         return linear.worst(torch.cat(fine))
