@@ -188,7 +188,7 @@ def analyze(
     chain = integrator.chain(problem)
 
     def start(width: int) -> GridSolve:
-        return GridSolve.of(problem, y, chain, iteration, None, width, "error", (tol, rtol, atol), False)
+        return GridSolve.of(problem, y, chain, iteration, None, width, "error", (tol, rtol, atol), False, False)
 
     narrow = start(1)  # refuses wrong arguments before any work
     if narrow.method.stop is not None:
