@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from picardsolve.fixed_point.iterations.base import Iteration
 from picardsolve.fixed_point.slopes import changes, clipped, expected_slope, from_expected, ones, sampled, slope_along
@@ -53,12 +54,12 @@ class MultiSecant(Iteration):
         seen = _Seen.of(memory, now, expected) if memory else _Seen.at_first(expected)
         residual = torch.sub(images, x[1:], out=scratch)
         size, carried = rms(residual), Recurrence(seen.slope, residual.numel())
-        grouped = len(seen.pairs[0]) // (self.neighbours + 1) * (self.neighbours + 1) if seen.pairs else 0
-        if grouped:  # the steps behind are few, or new
+        if seen.pairs:  # of the first steps; those behind are new
+            count = len(seen.pairs[0])
             d = arriving(carried.of_copy(residual[..., sampled(residual.shape[-1])]))
-            more = self._correction(seen, d[:grouped])
-            residual[:grouped].add_(more)
-            images[:grouped].add_(more)
+            more = self._correction(seen, d[:count])
+            residual[:count].add_(more)
+            images[:count].add_(more)
         y, change = propagated(images, seen.slope, carried(residual))
         numbers = torch.cat([ones(expected.shape, expected.dtype, expected.device), seen.beyond], -1)
         older = seen.pairs or (torch.zeros_like(now),) * self.memory
@@ -67,9 +68,11 @@ class MultiSecant(Iteration):
     def _correction(self, seen: "_Seen", d: Tensor) -> Tensor:
         """What the directions add to the first steps, ``(W, B, D)``; ``d``: changes of their states, sampled."""
         width, samples, _ = d.shape
+        more = -width % (self.neighbours + 1)  # steps that fill the last group; nothing was seen of them
 
         def grouped(*rows: Tensor) -> Tensor:  # m times (W, B, K) to (B groups, m steps in a group, K)
-            cut = [part[:width].unflatten(0, (-1, self.neighbours + 1)).permute(2, 0, 1, 3) for part in rows]
+            full = [pad(part[:width], (0, 0, 0, 0, 0, more)) if more else part[:width] for part in rows]
+            cut = [part.unflatten(0, (-1, self.neighbours + 1)).permute(2, 0, 1, 3) for part in full]
             return torch.cat(cut, 2).flatten(0, 1)
 
         pairs = grouped(*seen.pairs)
@@ -77,8 +80,8 @@ class MultiSecant(Iteration):
         gram = torch.baddbmm(_multiple_of_one(self.ridge, near.shape[1], near.dtype, near.device), near, near.mT)
         weights = torch.linalg.solve_ex(gram, torch.bmm(near, grouped(d).mT))[0].mT  # of directions in steps' changes
         followed = torch.bmm(weights, pairs).unflatten(0, (samples, -1)).flatten(1, 2).transpose(0, 1)
-        along, more = followed.chunk(2, -1)
-        return more.addcmul(seen.beyond[:width], along, value=-1)  # the slope has a part of it already
+        along, beyond = (followed[:width] if more else followed).chunk(2, -1)
+        return beyond.addcmul(seen.beyond[:width], along, value=-1)  # the slope has a part of it already
 
 
 @dataclass(frozen=True)
