@@ -6,7 +6,7 @@ torch.set_num_threads(1)
 
 _slow_ok = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
-    "ci", derandomize=True, deadline=None, max_examples=16, print_blob=True, suppress_health_check=_slow_ok
+    "ci", derandomize=True, deadline=None, max_examples=14, print_blob=True, suppress_health_check=_slow_ok
 )
 # `pytest --hypothesis-profile=search` looks for new counterexamples
 settings.register_profile("search", deadline=None, max_examples=400, print_blob=True, suppress_health_check=_slow_ok)

@@ -337,7 +337,7 @@ def test_a_sample_between_two_modes_is_solved_again(monkeypatch):
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     term = mixture_denoiser(mixture, ps.schedules.from_betas(betas), "epsilon")
     y0, ts = randn(gen, 256, 16)[:56], ps.grids.given([*(20 * n + 1 for n in reversed(range(50))), -1])
-    given = {"integrator": ps.DDIM(), "window": 16, "tol": 3e-3, "certify": False}
+    given = {"integrator": ps.DDIM(), "window": 16, "tol": 5e-3, "certify": False}
     ref = ps.sequential(term, y0, ts, integrator=ps.DDIM()).ys[-1]
     again = ps.solve(term, y0, ts, **given)
     limited = ps.solve(term, y0, ts, **given, max_rounds=15)
