@@ -6,7 +6,6 @@ with parallelize(policy) as run, torch.no_grad():
     action = policy.predict_action(observations)["action"]          # as before
 """
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -100,9 +99,7 @@ class _MaskedLoop(Loop):
 
     def played(self, understudy: nn.Module, given: dict[str, Any]) -> Tensor:
         """The loop of a copy that shares all but the network."""
-        other = copy.copy(self.host)
-        other.__dict__.pop(self.name, None)
-        other._modules = {**self.host._modules, "model": understudy}
+        other = self.copied(model=understudy)
         given = {**given, "generator": None}
         return other.conditional_sample(**given.pop("kwargs"), **given)
 

@@ -6,7 +6,6 @@ with parallelize(policy) as run:
     action = policy.select_action(observation)          # as before
 """
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -118,9 +117,7 @@ class _DiffusionLoop(Loop):
 
     def played(self, understudy: nn.Module, given: dict[str, Any]) -> Tensor:
         """The loop of a copy that shares all but the network."""
-        other = copy.copy(self.host)
-        other.__dict__.pop(self.name, None)
-        other._modules = {**self.host._modules, "unet": understudy}
+        other = self.copied(unet=understudy)
         return other.conditional_sample(**given | {"generator": None})
 
 

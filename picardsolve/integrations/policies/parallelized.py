@@ -1,5 +1,6 @@
 """A policy of another library whose own sampling loop is put aside while its plans are made in parallel."""
 
+import copy
 import inspect
 import warnings
 from abc import ABC, abstractmethod
@@ -72,6 +73,13 @@ class Loop(ABC):
     @abstractmethod
     def played(self, understudy: nn.Module, given: dict[str, Any]) -> Tensor:
         """The plans of the policy's own loop, with another network and torch's own generator."""
+
+    def copied(self, **modules: nn.Module) -> Any:
+        """A copy of the host with its own loop, which shares all but these modules."""
+        other = copy.copy(self.host)
+        other.__dict__.pop(self.name, None)
+        other._modules = {**self.host._modules, **modules}
+        return other
 
 
 class ParallelizedPolicy:
