@@ -231,3 +231,10 @@ def test_the_company_that_widths_depend_on_is_that_under_way():
     at_once(batcher, [request] * 3)
     assert inside == [3, 3, 3]
     assert batcher.company == 1
+
+
+def test_a_call_waits_as_long_as_company_saves_and_others_work():
+    """A shared call saves the fixed part of one; before calls are known two milliseconds are waited."""
+    assert learnt(1.0, 0.01).patience(4, [(4, 0.5)]) == pytest.approx(1.0 + 0.5)
+    assert learnt(0.0, 1.0).patience(4, [(4, 0.0)]) == pytest.approx(0.0)
+    assert Load(64).patience(4, [(4, 0.5)]) == 0.002
